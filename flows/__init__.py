@@ -1,0 +1,1 @@
+"""Orchestration: Prefect flows over DVC's graph, isolated runs, local services and the command line."""

@@ -1,0 +1,73 @@
+"""What a run changes about params.yaml: a profile laid over it, then single values."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from tasks.params import Params, apply_overrides, load_profile, overlay, read_yaml, validate
+
+DEFAULT = "default"  # the profile that is params.yaml as it stands
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Parameters of a run, validated (`params`) and as they stand in YAML (`raw`), and whether they are changed."""
+
+    params: Params
+    raw: dict[str, Any]
+    is_changed: bool
+
+
+@dataclass(frozen=True)
+class Changes:
+    """A profile's name and single values by dotted key, e.g. `{"sft.learning_rate": 1e-5}`."""
+
+    profile: str = DEFAULT
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def resolve(self, root: Path) -> Resolved:
+        """Return what params.yaml of `root` becomes under these changes; the file stays as it is.
+
+        Raises:
+            UserError: unknown profile; unknown, ill-typed or out-of-range value, naming where it stands.
+        """
+        raw = read_yaml(root / "params.yaml")
+        before = params = validate(raw, "params.yaml")
+        if self.profile != DEFAULT:
+            raw = overlay(raw, load_profile(self.profile, root))
+            params = validate(raw, f"profiles/{self.profile}.yaml")
+        if self.overrides:
+            raw = apply_overrides(raw, self.overrides)
+            params = validate(raw, "changed value")
+        return Resolved(params, raw, params != before)
+
+    def label(self) -> str:
+        """A readable name for a run with these changes: `gsm8k-dpo.beta-0.2`."""
+        words = [self.profile] if self.profile != DEFAULT else []
+        words += [f"{'.'.join(key.split('.')[-2:])}-{value}" for key, value in self.overrides.items()]
+        label = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words))
+        return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or "run"
+
+
+def update_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Give the YAML file at `path` the values of `content`, keeping its comments and order."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 4096
+    document = yaml.load(path)
+    _update(document, content)
+    text = StringIO()
+    yaml.dump(document, text)
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _update(document: Any, content: Mapping[str, Any]) -> None:
+    for key, value in content.items():
+        if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):
+            _update(document[key], value)
+        elif key not in document or document[key] != value:
+            document[key] = value

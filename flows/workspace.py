@@ -1,0 +1,197 @@
+"""Where the stages of one run work: the user's checkout, or one of the run's own where parameters differ.
+
+A run with changed parameters never edits the user's params.yaml. It works in `runs/NAME/checkout`, a local
+clone that shares DVC's cache, and ends as the DVC experiment NAME of the user's checkout:
+
+    clone + the user's edits + the changed params.yaml -> stages -> `dvc exp save` -> push one ref -> delete
+
+A failed run keeps its clone, so that the same run started again resumes where it stopped.
+"""
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.changes import Changes, update_yaml
+from rlhf_core.errors import UserError
+
+COPY_BELOW = 1 << 20  # bytes; a larger untracked file is linked
+DATA_KEYS = (("prepare", "path"), ("model", "path"))  # parameters that may name files of the user's own
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where stages run (`checkout`), whose it is (`root`), and the experiment it ends as (None: in place)."""
+
+    root: Path
+    checkout: Path
+    name: str | None = None
+
+    def finish(self, stages: Sequence[str]) -> Path:
+        """Keep what the stages have made and return the folder that holds the rendered report.
+
+        An isolated run becomes an experiment of the user's checkout, and its clone is deleted.
+        """
+        if self.name is None:
+            return self.checkout / "reports"
+        folder = self.checkout.parent
+        save_experiment(self.checkout, self.name, stages)
+        for page in ("report.html", "report.md"):
+            if (self.checkout / "reports" / page).is_file():
+                shutil.copyfile(self.checkout / "reports" / page, folder / page)
+        shutil.rmtree(self.checkout)
+        return folder
+
+
+@contextmanager
+def open_workspace(root: Path, changes: Changes, name: str | None = None) -> Iterator[Workspace]:
+    """Yield the workspace of a run: `root` itself where `changes` change nothing, else a clone of its own.
+
+    Raises:
+        UserError: a bad parameter or name, a name that is taken, nothing committed yet, or the same run is
+            already under way.
+    """
+    wanted = changes.resolve(root)
+    if not wanted.is_changed and name is None:
+        yield Workspace(root, root)
+        return
+    edits = git(root, "diff", "HEAD", "--binary")
+    commit = head(root)
+    fingerprint = hashlib.sha256(b"\0".join([commit.encode(), edits, repr(wanted.params).encode()])).hexdigest()
+    experiment = name or f"{changes.label()}_{fingerprint[:6]}"
+    if name is not None and _experiment_refs(root, name):
+        raise UserError(
+            f"There already is an experiment {name}. Choose another --name, or delete it: `dvc exp remove {name}`."
+        )
+    folder = root / "runs" / experiment
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder):
+        checkout = folder / "checkout"
+        _refuse_other(folder, fingerprint)
+        if not (folder / "fingerprint").is_file():
+            shutil.rmtree(checkout, ignore_errors=True)  # the remains of a clone that was not finished
+            make_clone(root, checkout, edits)
+            _lend_data(root, checkout, wanted.raw)
+            update_yaml(checkout / "params.yaml", wanted.raw)
+            (folder / "fingerprint").write_text(fingerprint)
+        yield Workspace(root, checkout, experiment)
+        (folder / "fingerprint").unlink()
+
+
+def git(folder: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
+    """Run git in `folder` and return what it prints.
+
+    Raises:
+        UserError: git failed; the message holds its last line.
+    """
+    done = subprocess.run(["git", *arguments], cwd=folder, input=stdin, capture_output=True, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
+        raise UserError(f"git {arguments[0]} failed in {folder}: {said[-1]}")
+    return done.stdout
+
+
+def head(root: Path) -> str:
+    """Return the commit checked out in `root`.
+
+    Raises:
+        UserError: there is none yet.
+    """
+    try:
+        return git(root, "rev-parse", "--verify", "HEAD").decode().strip()
+    except UserError as error:
+        raise UserError(
+            f"{root} has no commit to start from. Run `git add -A && git commit` first."
+        ) from error
+
+
+def make_clone(root: Path, checkout: Path, edits: bytes) -> None:
+    """Clone `root` with its uncommitted `edits` and untracked files, sharing its DVC cache."""
+    from dvc.config import Config
+    from dvc.repo import Repo
+
+    git(root, "clone", "--local", "--quiet", str(root), str(checkout))
+    if edits:
+        git(checkout, "apply", "--whitespace=nowarn", stdin=edits)
+    for path in git(root, "ls-files", "--others", "--exclude-standard", "-z").decode().split("\0"):
+        if path:
+            _lend(root / path, checkout / path)
+    local = root / ".dvc" / "config.local"
+    if local.is_file():  # remotes and their credentials
+        shutil.copyfile(local, checkout / ".dvc" / "config.local")
+    with Repo(str(root)) as repo:
+        cache = repo.cache.local.path
+    with Config(str(checkout / ".dvc"), validate=False).edit("local") as config:
+        config.setdefault("cache", {})["dir"] = str(cache)
+
+
+def save_experiment(checkout: Path, name: str, stages: Sequence[str]) -> None:
+    """Save `checkout` as the DVC experiment `name` and push it to where the checkout was cloned from.
+
+    Only `stages` are recorded: without them DVC would also mark stages as up to date that never ran.
+
+    Raises:
+        UserError: DVC or git failed.
+    """
+    command = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name, *stages]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"dvc exp save failed in {checkout}: {done.stderr.strip()}")
+    for reference in _experiment_refs(checkout, name):
+        git(checkout, "push", "--quiet", "origin", f"+{reference}:{reference}")
+
+
+def _experiment_refs(folder: Path, name: str) -> list[str]:
+    """Full names of DVC's references refs/exps/XX/YYYY/NAME, one for each commit that has such an experiment."""
+    names = git(folder, "for-each-ref", "--format=%(refname)", "refs/exps").decode().split()
+    return [full for full in names if full.split("/")[4:] == [name]]
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; a lock of the kernel's, so that none is left behind by a crash."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"The run {folder.name} is already under way. Wait for it, or stop it first.") from None
+        yield
+
+
+def _refuse_other(folder: Path, fingerprint: str) -> None:
+    """Keep an unfinished run from being taken up with other code or parameters."""
+    known = folder / "fingerprint"
+    if known.is_file() and known.read_text() != fingerprint:
+        raise UserError(
+            f"{folder} holds an unfinished run with other code or parameters. "
+            f"Choose another --name, or delete that folder."
+        )
+
+
+def _lend(source: Path, target: Path) -> None:
+    """Make one file or folder of the user's available at `target`: copied if small, since stages may rewrite it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_file() and source.stat().st_size < COPY_BELOW:
+        shutil.copy2(source, target)
+    else:
+        target.symlink_to(source)
+
+
+def _lend_data(root: Path, checkout: Path, parameters: dict[str, Any]) -> None:
+    """Make local data that parameters name available: inside `root` at the same place, outside by full path."""
+    for section, key in DATA_KEYS:
+        value = (parameters.get(section) or {}).get(key)
+        if not isinstance(value, str) or not value or not (root / value).exists():
+            continue  # nothing of the user's own, or an identifier on a hub; the stage says what is missing
+        source = (root / value).resolve()
+        if not source.is_relative_to(root.resolve()):
+            parameters[section][key] = str(source)
+        elif not (checkout / value).exists():
+            _lend(source, checkout / value)

@@ -1,0 +1,1 @@
+"""RLHF algorithms, losses, loops and evaluation on plain torch, transformers and accelerate."""

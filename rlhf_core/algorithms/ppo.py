@@ -1,0 +1,88 @@
+"""PPO: Proximal Policy Optimization for RLHF. Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9;
+Ziegler et al. 2019, arXiv:1909.08593; InstructGPT, arXiv:2203.02155; seeds S0-S4.
+
+The KL to the reference stands in the token reward, r̃_t = -β (log π_old - log π_ref) + 1[t=T] r(x, y), which makes
+π* ∝ π_ref exp(r/β) the optimum. A critic gives GAE; policy and critic take several epochs of clipped minibatch
+steps per rollout. Scores may be scaled to unit variance (Ziegler et al.'s whitening, the mean kept).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rlhf_core.advantages import gae, token_rewards, whiten
+from rlhf_core.algorithms.base import State
+from rlhf_core.batch import Outputs, Rollout
+from rlhf_core.fields import check_bounds, setting
+from rlhf_core.kl import adapted_kl_coef, kl_k1
+from rlhf_core.losses import clipped_surrogate, value_loss
+from rlhf_core.reductions import token_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPO:
+    """PPO-clip with the KL in the token reward, its coefficient fixed or adaptive."""
+
+    group_size: int = setting(1, "responses sampled per prompt", ge=1)
+    kl_coef: float = setting(0.02, "weight of the KL in the token reward (InstructGPT, sec. C.4)", ge=0)
+    kl_target: float | None = setting(
+        None, "nats per response; if set, kl_coef adapts towards it (Ziegler et al. sec. 2.2)", gt=0
+    )
+    kl_horizon: int = setting(10_000, "responses over which an adaptive kl_coef reacts (Ziegler et al.)", ge=1)
+    clip: float = setting(0.2, "ε of the clipped surrogate (Schulman et al. 2017, table 3)", gt=0, lt=1)
+    value_clip: float | None = setting(0.2, "ε of the clipped value loss; null to leave it out", gt=0)
+    value_coef: float = setting(0.1, "c_V, weight of the critic's loss (Ziegler et al.)", ge=0)
+    entropy_coef: float = setting(0.0, "c_e, weight of the entropy bonus", ge=0)
+    gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
+    lam: float = setting(0.95, "λ of GAE (Schulman et al. 2017, table 3)", ge=0, le=1)
+    whiten_advantages: bool = setting(True, "scale advantages to mean 0 and variance 1 over the rollout")
+
+    needs: ClassVar[frozenset[str]] = frozenset({"critic", "entropy"})
+    rows_per_unit: ClassVar[int] = 1
+    on_policy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.kl_target is None and self.kl_horizon != type(self).kl_horizon:
+            raise ValueError("kl_horizon has no effect while kl_target is null; set kl_target or leave kl_horizon out")
+
+    def initial_state(self) -> State:
+        """The KL coefficient, which the adaptive controller moves."""
+        return {"kl_coef": self.kl_coef}
+
+    def targets(self, rollout: Rollout, state: State) -> Rollout:
+        """r̃_t, GAE over it, and the returns G_t = Â_t + V_t that the critic is fitted to."""
+        mask = rollout.response_mask
+        kl = kl_k1(rollout.old_logprobs, rollout.ref_logprobs)
+        rewards = token_rewards(rollout.scores, kl, state["kl_coef"], mask)
+        advantages, returns = gae(rewards, rollout.old_values, mask, self.gamma, self.lam)
+        if self.whiten_advantages:
+            advantages = whiten(advantages, mask)
+        return rollout.with_targets(advantages=advantages, returns=returns, rewards=rewards)
+
+    def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
+        """Clipped surrogate + c_V value loss - c_e entropy, (B, R). Schulman et al. eq. 9."""
+        surrogate = clipped_surrogate(outputs.logprobs, batch.old_logprobs, batch.advantages, self.clip)
+        critic = value_loss(outputs.values, batch.old_values, batch.returns, self.value_clip)
+        return surrogate + self.value_coef * critic - self.entropy_coef * outputs.entropies
+
+    def weights(self, batch: Rollout) -> Tensor:
+        """One token, one vote, (B, R)."""
+        return token_mean(batch.response_mask)
+
+    def statistics(self, outputs: Outputs, batch: Rollout) -> dict[str, Tensor]:
+        """Size of the update, share of clipped tokens, value error, entropy, (B, R)."""
+        logratio = (outputs.logprobs - batch.old_logprobs).detach()
+        return {
+            "clip_fraction": ((logratio.exp() - 1).abs() > self.clip).float(),
+            "update_kl": logratio.exp() - 1 - logratio,
+            "value_loss": (outputs.values - batch.returns).detach().square(),
+            "entropy": outputs.entropies.detach(),
+        }
+
+    def next_state(self, state: State, metrics: dict[str, float], responses: int) -> State:
+        """β for the next rollout."""
+        if self.kl_target is None:
+            return state
+        return {"kl_coef": adapted_kl_coef(state["kl_coef"], metrics["kl"], self.kl_target, self.kl_horizon, responses)}

@@ -1,0 +1,29 @@
+"""Device, precision and processes, through accelerate."""
+
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+
+from rlhf_core.errors import UserError
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "bf16"]
+
+
+def make_accelerator(device: Device, precision: Precision, threads: int) -> Accelerator:
+    """An Accelerator for one process, with the number of CPU threads fixed so that sums round the same way each time.
+
+    Raises:
+        UserError: if CUDA is asked for and absent, or several processes were launched.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("run.device is cuda, and torch sees no CUDA device. Set run.device to auto or cpu.")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    if accelerator.num_processes != 1:
+        raise UserError(
+            f"{accelerator.num_processes} processes were launched; every stage runs in one. Start it without a launcher."
+        )
+    return accelerator

@@ -1,0 +1,30 @@
+"""Hyperparameters as dataclass fields that carry their meaning and their bounds."""
+
+import dataclasses
+from typing import Any
+
+_BOUNDS = {
+    "gt": ("above", lambda value, bound: value > bound),
+    "ge": ("at least", lambda value, bound: value >= bound),
+    "lt": ("below", lambda value, bound: value < bound),
+    "le": ("at most", lambda value, bound: value <= bound),
+}
+
+
+def setting(default: Any, description: str, **bounds: float) -> Any:
+    """A dataclass field with a description and numeric bounds (gt, ge, lt, le).
+
+    The metadata keys are pydantic's, so that a form or a params.yaml built on the dataclass
+    enforces the same bounds as the constructor does (`check_bounds`).
+    """
+    return dataclasses.field(default=default, metadata={"description": description, **bounds})
+
+
+def check_bounds(instance: Any) -> None:
+    """Raise ValueError naming the first field of a dataclass instance that is outside its bounds."""
+    for item in dataclasses.fields(instance):
+        value = getattr(instance, item.name)
+        for key, (word, holds) in _BOUNDS.items():
+            bound = item.metadata.get(key)
+            if bound is not None and value is not None and not holds(value, bound):
+                raise ValueError(f"{item.name} is {value}; it must be {word} {bound}")

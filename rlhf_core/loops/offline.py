@@ -1,0 +1,130 @@
+"""The loop for fixed data: SFT, reward models, DPO and its family."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel
+
+from rlhf_core.algorithms.base import Algorithm
+from rlhf_core.batch import Batch, Example, Outputs, collate
+from rlhf_core.fields import setting
+from rlhf_core.forward import response_logprobs
+from rlhf_core.loops.run import Metrics, Run, is_mark, minibatch_indices
+from rlhf_core.loops.update import GradientStep, OptimizerConfig, microbatches
+from rlhf_core.seeding import seed_everything
+
+# Rows that stand or fall together: one for SFT, (chosen, rejected) for pairs.
+Unit = tuple[Example, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineConfig(OptimizerConfig):
+    """Training on fixed data."""
+
+    epochs: int = setting(1, "passes over the training data", ge=1)
+    max_steps: int | None = setting(None, "stop after this many optimiser steps; null for whole epochs", ge=1)
+    batch_size: int = setting(32, "rows, or pairs, of one optimiser step", ge=1)
+    micro_batch_size: int = setting(32, "rows, or pairs, of one forward pass; lower it to save memory", ge=1)
+    evaluations: int = setting(4, "evenly spaced evaluations on the development split", ge=1)
+    resume_every: int = setting(50, "optimiser steps between two resume states", ge=1)
+
+    def total_steps(self, units: int) -> int:
+        """Optimiser steps of the whole training."""
+        steps = self.epochs * -(-units // self.batch_size)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+def train_offline(
+    accelerator: Accelerator,
+    model: nn.Module,
+    forward: Callable[[nn.Module, Batch], Outputs],
+    algorithm: Algorithm[Batch],
+    units: Sequence[Unit],
+    held_out: Sequence[Unit],
+    config: OfflineConfig,
+    run: Run,
+    pad_id: int,
+    snapshots: int = 0,
+) -> list[Metrics]:
+    """Train `model` in place and return one dict of metrics per optimiser step.
+
+    `held_out` units are evaluated `config.evaluations` times, as `development_*`. A run that was killed goes on from
+    its last resume state and ends with the same bits.
+    """
+    model = accelerator.prepare(model)
+    step_on = GradientStep(
+        accelerator,
+        algorithm,
+        lambda batch: forward(model, batch),
+        [(model, config.learning_rate)],
+        config,
+        config.micro_batch_size,
+    )
+    total = config.total_steps(len(units))
+    history: list[Metrics] = []
+    if state := run.resume.load():
+        model.load_state_dict(state["model"])
+        step_on.load_state_dict(state["optimizer"])
+        history = state["history"]
+    model.train()
+    for step in range(len(history), total):
+        seed_everything(run.seed, run.name, accelerator.process_index, step)
+        chosen = minibatch_indices(step, len(units), config.batch_size, run.seed, run.name)
+        batch = _collate_units([units[index] for index in chosen], pad_id).to(accelerator.device)
+        metrics = step_on(batch, step, total)
+        if held_out and is_mark(step + 1, total, config.evaluations):
+            metrics |= evaluate_offline(accelerator, model, forward, algorithm, held_out, config, pad_id)
+        history.append(metrics)
+        run.report(metrics, step + 1, total, int(batch.attention_mask.sum()))
+        if is_mark(step + 1, total, snapshots):
+            run.snapshot(step + 1)
+        if (step + 1) % config.resume_every == 0:
+            run.resume.save({"model": model.state_dict(), "optimizer": step_on.state_dict(), "history": history})
+    return history
+
+
+@torch.no_grad()
+def evaluate_offline(
+    accelerator: Accelerator,
+    model: nn.Module,
+    forward: Callable[[nn.Module, Batch], Outputs],
+    algorithm: Algorithm[Batch],
+    units: Sequence[Unit],
+    config: OfflineConfig,
+    pad_id: int,
+) -> Metrics:
+    """Loss and statistics on held-out units, averaged with the algorithm's own weights over all of them."""
+    batch = _collate_units(units, pad_id).to(accelerator.device)
+    sums: Metrics = {}
+    for part, weights in microbatches(algorithm, batch, config.micro_batch_size):
+        outputs = forward(model, part)
+        named = {"loss": algorithm.losses(outputs, part), **algorithm.statistics(outputs, part)}
+        for name, value in named.items():
+            key = f"development_{name}"
+            sums[key] = sums.get(key, 0.0) + (value * weights).sum().item()
+    return sums
+
+
+def with_ref_logprobs(
+    accelerator: Accelerator,
+    reference: PreTrainedModel,
+    units: Sequence[Unit],
+    config: OfflineConfig,
+    pad_id: int,
+) -> list[Unit]:
+    """The same units with the reference's log-probabilities, computed once and kept per token."""
+    reference = accelerator.prepare_model(reference, evaluation_mode=True)
+    done: list[Unit] = []
+    for start in range(0, len(units), config.micro_batch_size):
+        part = units[start : start + config.micro_batch_size]
+        batch = _collate_units(part, pad_id).to(accelerator.device)
+        rows = iter(response_logprobs(reference, batch).tolist())
+        done += [tuple(replace(row, ref_logprobs=next(rows)[: len(row.response_ids)]) for row in unit) for unit in part]
+    return done
+
+
+def _collate_units(units: Sequence[Unit], pad_id: int) -> Batch:
+    return collate([example for unit in units for example in unit], pad_id)

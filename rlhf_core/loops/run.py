@@ -1,0 +1,51 @@
+"""What both loops share: the run they belong to, and the order in which data is visited."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from rlhf_core.resume import ResumeStore
+from rlhf_core.seeding import stream_seed
+
+Metrics = dict[str, float]
+
+
+def _no_report(metrics: Metrics, step: int, total: int, tokens: int) -> None:
+    """Report nothing."""
+
+
+def _no_snapshot(step: int) -> None:
+    """Keep no snapshot."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seed and name of a training, where it resumes from, and who is told about it.
+
+    report(metrics, step, total, tokens): called after every step; `tokens` were processed in that step.
+    snapshot(step): called at evenly spaced steps to save the model as it is.
+    """
+
+    seed: int
+    name: str
+    resume: ResumeStore
+    report: Callable[[Metrics, int, int, int], None] = field(default=_no_report)
+    snapshot: Callable[[int], None] = field(default=_no_snapshot)
+
+
+def is_mark(step: int, total: int, marks: int) -> bool:
+    """Whether 1-based `step` is one of `marks` evenly spaced steps, of which the last is `total`."""
+    return marks > 0 and (step * marks) // total > ((step - 1) * marks) // total
+
+
+def minibatch_indices(step: int, count: int, size: int, seed: int, name: str) -> list[int]:
+    """The items that 0-based `step` visits when `count` items are passed over in shuffled epochs.
+
+    A pure function of the step. The last minibatch of an epoch may be smaller; no item is left out.
+    """
+    per_epoch = -(-count // size)
+    epoch, position = divmod(step, per_epoch)
+    generator = torch.Generator().manual_seed(stream_seed(seed, name, "order", epoch))
+    order = torch.randperm(count, generator=generator)
+    return order[position * size : (position + 1) * size].tolist()

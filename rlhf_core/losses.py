@@ -1,0 +1,79 @@
+"""Loss mathematics: pure functions of tensors, one equation each.
+
+Shapes: (B, R) per response token, (B,) per response, (N,) per pair. Nothing is averaged here:
+`rlhf_core.reductions` holds the weights that turn these into one number.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """log π(a_t | s_t) with π = softmax(logits / temperature): (..., V), (...) -> (...).
+
+    Computed in at least float32: log_softmax in bf16 rounds probabilities near 1 to exactly 1.
+    """
+    logits = _full_precision(logits) / temperature
+    chosen = logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+    # Rounding may leave the chosen logit a hair above the log-sum-exp; a log-probability is never above 0.
+    return (chosen - logits.logsumexp(-1)).clamp(max=0.0)
+
+
+def token_entropies(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """H(π(·|s_t)) = -Σ_a π log π in nats, of the tempered distribution: (..., V) -> (...)."""
+    logprobs = F.log_softmax(_full_precision(logits) / temperature, dim=-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def exact_kl(logits: Tensor, ref_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(π(·|s_t) ‖ π_ref(·|s_t)) summed over the vocabulary, in nats: (..., V), (..., V) -> (...)."""
+    logprobs = F.log_softmax(_full_precision(logits) / temperature, dim=-1)
+    ref_logprobs = F.log_softmax(_full_precision(ref_logits) / temperature, dim=-1)
+    return (logprobs.exp() * (logprobs - ref_logprobs)).sum(-1)
+
+
+def _full_precision(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def cross_entropy(logprobs: Tensor) -> Tensor:
+    """-log π(a_t | s_t), per token, (B, R). Seeds S1, S2."""
+    return -logprobs
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """-log σ(r_w - r_l - m), (N,). Bradley & Terry 1952; InstructGPT (arXiv:2203.02155) eq. 1; seeds S0-S4.
+
+    logsigmoid keeps it finite at any gap, where log(1 + exp(...)) overflows.
+    """
+    return -F.logsigmoid(chosen - rejected - margin)
+
+
+def dpo(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float) -> Tensor:
+    """-log σ(β [log-ratio of chosen - log-ratio of rejected]), (N,). Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
+
+    A log-ratio is log π_θ(y|x) - log π_ref(y|x), summed over response tokens.
+    """
+    return -F.logsigmoid(beta * (chosen_logratio - rejected_logratio))
+
+
+def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """-min(ρ Â, clip(ρ, 1-ε, 1+ε) Â) with ρ = π_θ/π_old, per token, (B, R).
+
+    Schulman et al. 2017, arXiv:1707.06347, eq. 7, negated because losses are minimised.
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> Tensor:
+    """(V - G)², per token, (B, R); with `clip`, the larger of it and the loss at V held within ±clip of V_old.
+
+    The clipped form is that of the PPO code base (Huang et al. 2022, "The 37 implementation details of PPO", 9).
+    """
+    loss = (values - returns).square()
+    if clip is not None:
+        held = old_values + (values - old_values).clamp(-clip, clip)
+        loss = torch.maximum(loss, (held - returns).square())
+    return loss

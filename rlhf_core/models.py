@@ -1,0 +1,165 @@
+"""Models on disk and in memory: policies, and models with one scalar per token (reward model, critic).
+
+On disk everything is a plain Hugging Face folder that `AutoModelForCausalLM` or, for scalar models,
+`AutoModelForSequenceClassification` loads without this project. Centring and scale of a reward model stand in its
+config.json (`reward_offset`, `reward_scale`) and are applied by `ScalarModel`, so raw scores stay the library's.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_core.errors import UserError
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder, or of a folder that holds a tokenizer alone."""
+    _require_checkpoint(path, "tokenizer_config.json")
+    return AutoTokenizer.from_pretrained(str(path))
+
+
+def load_policy(path: str | Path) -> PreTrainedModel:
+    """A causal language model with float32 weights and every dropout off.
+
+    Weights stay float32 whatever the compute precision is: a step of 1e-6 vanishes in bf16 (pitfall 24).
+    """
+    _require_checkpoint(path, "config.json")
+    config = without_dropout(AutoConfig.from_pretrained(str(path)))
+    return AutoModelForCausalLM.from_pretrained(str(path), config=config, dtype=torch.float32)
+
+
+def new_policy(config: PretrainedConfig) -> PreTrainedModel:
+    """A causal language model with fresh weights from torch's global generator."""
+    return AutoModelForCausalLM.from_config(without_dropout(config), dtype=torch.float32)
+
+
+class ScalarModel(nn.Module):
+    """A transformer with one scalar per token: (score head - offset) / scale."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def offset(self) -> float:
+        """What is subtracted from raw scores, so that the SFT policy's responses have mean 0."""
+        return float(getattr(self.model.config, "reward_offset", 0.0))
+
+    @property
+    def scale(self) -> float:
+        """What centred scores are divided by."""
+        return float(getattr(self.model.config, "reward_scale", 1.0))
+
+    def set_normalisation(self, offset: float, scale: float) -> None:
+        """Store centring and scale in the config, which is saved with the weights."""
+        self.model.config.reward_offset = offset
+        self.model.config.reward_scale = scale
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """(B, P+R) three times -> scalars at every token, (B, P+R), float32."""
+        transformer: Any = self.model.base_model
+        hidden = transformer(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        return (self.model.score(hidden).squeeze(-1).float() - self.offset) / self.scale
+
+
+def new_scalar_model(policy_path: str | Path) -> ScalarModel:
+    """The policy's transformer with its vocabulary head replaced by a linear layer to one scalar.
+
+    The head is drawn from N(0, 1/(d+1)) out of torch's global generator (Ziegler et al. 2019's reward head).
+    """
+    _require_checkpoint(policy_path, "config.json")
+    config = without_dropout(AutoConfig.from_pretrained(str(policy_path)))
+    config.num_labels = 1
+    model = AutoModelForSequenceClassification.from_pretrained(str(policy_path), config=config, dtype=torch.float32)
+    nn.init.normal_(model.score.weight, std=(model.score.weight.shape[1] + 1) ** -0.5)
+    return ScalarModel(model)
+
+
+def load_scalar_model(path: str | Path) -> ScalarModel:
+    """A reward model saved by `save_scalar_model`, its centring and scale included."""
+    _require_checkpoint(path, "config.json")
+    config = without_dropout(AutoConfig.from_pretrained(str(path)))
+    if not any("SequenceClassification" in name for name in config.architectures or []):
+        raise UserError(f"{path} holds {config.architectures}, not a reward model. Name the folder of a reward stage.")
+    return ScalarModel(
+        AutoModelForSequenceClassification.from_pretrained(str(path), config=config, dtype=torch.float32)
+    )
+
+
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, *, max_new_tokens: int) -> None:
+    """Write weights (safetensors), tokenizer, chat template and generation config to `path`."""
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=list(stop_tokens(model, tokenizer)),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(str(path))
+    tokenizer.save_pretrained(str(path))
+
+
+def save_scalar_model(model: ScalarModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Write a reward model: weights, tokenizer, and a config that holds centring and scale."""
+    model.model.config.pad_token_id = tokenizer.pad_token_id
+    model.model.save_pretrained(str(path))
+    tokenizer.save_pretrained(str(path))
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a response: the tokenizer's end token first, then the generation config's."""
+    listed = model.generation_config.eos_token_id if model.generation_config is not None else None
+    listed = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *listed]))
+
+
+def without_dropout(config: PretrainedConfig) -> PretrainedConfig:
+    """Set every dropout probability of a config to 0.
+
+    RLHF compares log-probabilities of two forward passes; dropout makes the ratio of equal policies differ from 1
+    (pitfall 10; Huang et al. 2024, arXiv:2403.17031).
+    """
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or "pdrop" in name) and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
+    return config
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of weights."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _require_checkpoint(path: str | Path, *files: str) -> None:
+    if not Path(path).is_dir():
+        raise UserError(f"{path} is not a folder. Name a checkpoint folder, such as models/sft.")
+    for name in files:
+        if not (Path(path) / name).is_file():
+            raise UserError(f"{path} holds no {name}, so it is not a checkpoint folder. Name one, such as models/sft.")
+
+
+def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add embedding rows for tokens that the tokenizer has and the model lacks (a pad token), with mean vectors.
+
+    Models whose embedding is larger than the tokenizer, as many are for speed, keep it.
+    """
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

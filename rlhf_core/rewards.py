@@ -1,0 +1,130 @@
+"""Rewards on sampled responses: a reward model, an exact answer, an end token; summed with weights, logged apart."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_core.batch import Batch
+from rlhf_core.errors import UserError
+from rlhf_core.forward import scores
+from rlhf_core.tokens import Messages
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to sample from: its messages, their token ids, and the right answer where the task has one."""
+
+    messages: Messages
+    ids: Sequence[int]
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Responses to be judged: the rows as tensors, whether each ended (B,), the prompts and the texts."""
+
+    batch: Batch
+    ended: Tensor
+    prompts: Sequence[Prompt]
+    texts: Sequence[str]
+
+
+class Reward(Protocol):
+    """Anything that gives each sampled response a number."""
+
+    def __call__(self, sampled: Sampled) -> Tensor:
+        """Scores, (B,), finite."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelReward:
+    """A reward model's score, centred and scaled as its config says, clamped to ±`clamp`."""
+
+    model: nn.Module
+    rows: int = 128
+    clamp: float | None = None
+
+    @torch.no_grad()
+    def __call__(self, sampled: Sampled) -> Tensor:
+        """r_φ(x, y), (B,)."""
+        parts = [
+            scores(self.model, sampled.batch.select(slice(start, start + self.rows)))
+            for start in range(0, sampled.batch.rows, self.rows)
+        ]
+        judged = torch.cat(parts)
+        return judged if self.clamp is None else judged.clamp(-self.clamp, self.clamp)
+
+
+def normal_answer(text: str) -> str:
+    """An answer without spaces, thousands separators, currency signs or a final period."""
+    return re.sub(r"[\s,$]", "", text).rstrip(".").lower()
+
+
+@dataclass(frozen=True)
+class ExactMatch:
+    """1 where the last match of `pattern` in the response is the prompt's answer, else 0."""
+
+    pattern: str
+
+    def __call__(self, sampled: Sampled) -> Tensor:
+        """0 or 1, (B,)."""
+        right = [
+            float(self.correct(text, prompt.answer))
+            for text, prompt in zip(sampled.texts, sampled.prompts, strict=True)
+        ]
+        return torch.tensor(right, device=sampled.ended.device)
+
+    def correct(self, text: str, answer: str | None) -> bool:
+        """Whether `text` states `answer`.
+
+        Raises:
+            UserError: if the prompt has no answer.
+        """
+        if answer is None:
+            raise UserError("a prompt has no answer to compare with. Set prepare.format to question_answer.")
+        found = re.findall(self.pattern, text, flags=re.MULTILINE)
+        return bool(found) and normal_answer(found[-1]) == normal_answer(answer)
+
+
+@dataclass(frozen=True)
+class MissingEnd:
+    """-penalty where a response was cut off before any of its stop tokens."""
+
+    penalty: float
+
+    def __call__(self, sampled: Sampled) -> Tensor:
+        """0 or -penalty, (B,)."""
+        return -self.penalty * (~sampled.ended).float()
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """Σ weight · reward, each part logged under its name."""
+
+    parts: Sequence[tuple[str, float, Reward]]
+
+    def __call__(self, sampled: Sampled) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum and its unweighted parts, (B,) each.
+
+        Raises:
+            UserError: if a part is not finite or has another shape; the part is named.
+        """
+        total = torch.zeros(sampled.batch.rows, device=sampled.ended.device)
+        named = {}
+        for name, weight, reward in self.parts:
+            value = reward(sampled)
+            if value.shape != total.shape:
+                raise UserError(f"reward '{name}' gave shape {tuple(value.shape)} for {len(total)} responses.")
+            if not bool(torch.isfinite(value).all()):
+                row = int((~torch.isfinite(value)).nonzero()[0])
+                raise UserError(
+                    f"reward '{name}' is {value[row].item()} for row {row} of the batch. Mend it to return a number."
+                )
+            total = total + weight * value
+            named[name] = value
+        return total, named

@@ -1,0 +1,73 @@
+"""From chat messages to token ids, once; after that, token ids are what is trained on.
+
+A prompt is the chat template's rendering with the generation prompt; a response is its text's ids and one end token.
+Prompts are never truncated: what does not fit is dropped, and counted, when the data is prepared.
+"""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_core.batch import Example
+from rlhf_core.errors import UserError
+
+Messages = Sequence[dict[str, str]]
+
+# For tokenizers that bring none: role names on lines of their own, the end token after each turn.
+PLAIN_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] }}:\n{{ message['content'] }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant:\n{% endif %}"
+)
+
+
+def ready_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Give a tokenizer what the pipeline needs: a chat template, and a pad token that is not its end token.
+
+    With pad == end, a reward model that looks for the last non-pad token stops one token early, and label masks made
+    from pads hide the end token (pitfalls 3 and 7). The pad token added here is a new id where the tokenizer has none.
+
+    Raises:
+        UserError: if the tokenizer has no end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end token (eos_token), so no response could end. Set eos_token in it.")
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    """Token ids of a prompt, the generation prompt included and exactly one beginning token if there is one.
+
+    Chat templates often write the beginning token that the tokenizer adds again (pitfall 4); rendering to text and
+    encoding without special tokens leaves the template's alone, and one is added where the template has none.
+    """
+    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    bos = tokenizer.bos_token_id
+    if bos is not None and bos != tokenizer.eos_token_id:
+        start = 0
+        while start < len(ids) and ids[start] == bos:
+            start += 1
+        # Only where the tokenizer's own encoding starts with it does the model expect one.
+        wants_bos = start > 0 or list(tokenizer.encode("a"))[:1] == [bos]
+        ids = [bos] * wants_bos + ids[start:]
+    return ids
+
+
+def encode_response(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a response and its end token: the end is part of the response and is trained."""
+    return [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+
+
+def encode_example(tokenizer: PreTrainedTokenizerBase, messages: Messages, response: str) -> Example:
+    """One training row from text."""
+    return Example(encode_prompt(tokenizer, messages), encode_response(tokenizer, response))
+
+
+def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of a response, for people and text judges only; never encoded again for training (pitfall 2)."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

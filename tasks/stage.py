@@ -1,0 +1,180 @@
+"""What every stage does around its work: read its parameters, know its inputs, resume, log, and write all or nothing."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.errors import UserError
+from rlhf_core.loops.run import Run
+from rlhf_core.resume import ResumeStore
+from tasks.params import Params, load_params
+from tasks.tracking import StageRun
+
+RESUME = Path(".resume")
+
+
+@dataclass
+class Stage:
+    """One execution of one stage of dvc.yaml."""
+
+    name: str
+    params: Params
+    sections: dict[str, Any]  # the parameters this stage reads, as plain values
+    inputs: dict[str, str]  # dependency -> DVC digest
+    key: str
+    tracker: StageRun
+    written: list[tuple[Path, Path]] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Git-ignored working folder; its name holds the hash of parameters, code and inputs."""
+        return RESUME / self.key
+
+    def out(self, path: str) -> Path:
+        """Where to write the output that will stand at `path`; it is moved there when the stage succeeds."""
+        working = self.folder / "out" / path
+        working.mkdir(parents=True, exist_ok=True)
+        self.written.append((working, Path(path)))
+        return working
+
+    def training_run(self, name: str = "", snapshot: Callable[[int], None] | None = None) -> Run:
+        """Seed, resume store and reporting for a loop; `name` tells several trainings of a stage apart."""
+        stream = f"{self.name}/{name}" if name else self.name
+        progress = Progress(self.tracker, f"{name}/" if name else "", stream)
+        store = ResumeStore(self.folder / "state" / (name or "main"))
+        return Run(
+            seed=self.params.run.seed,
+            name=stream,
+            resume=store,
+            report=progress,
+            **({} if snapshot is None else {"snapshot": snapshot}),
+        )
+
+    def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Metrics to MLflow, in one call."""
+        self.tracker.log_metrics(metrics, step)
+
+    def finish(self) -> None:
+        """Write each output's manifest and move the outputs into place."""
+        manifest = {"stage": self.name, "key": self.key, "params": self.sections, "inputs": self.inputs}
+        for working, final in self.written:
+            write_json(working / "manifest.json", manifest)
+        for working, final in self.written:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if final.exists():
+                shutil.rmtree(final)
+            working.rename(final)
+        shutil.rmtree(self.folder)
+
+
+class Progress:
+    """Shows a training's progress on the terminal and sends every step's metrics to MLflow."""
+
+    def __init__(self, tracker: StageRun, prefix: str, name: str) -> None:
+        self.tracker, self.prefix, self.name = tracker, prefix, name
+        self.began = self.shown = time.monotonic()
+        self.tokens = self.steps = 0
+
+    def __call__(self, metrics: Mapping[str, float], step: int, total: int, tokens: int) -> None:
+        """Report one step."""
+        self.tokens += tokens
+        self.steps += 1
+        now = time.monotonic()
+        speed = self.tokens / max(now - self.began, 1e-9)
+        logged = {self.prefix + key: value for key, value in metrics.items()}
+        self.tracker.log_metrics({**logged, f"{self.prefix}tokens_per_second": speed}, step)
+        if step == total or now - self.shown > (0.2 if sys.stderr.isatty() else 10):
+            self.shown = now
+            self._show(metrics, step, total, speed, now)
+
+    def _show(self, metrics: Mapping[str, float], step: int, total: int, speed: float, now: float) -> None:
+        left = (total - step) * (now - self.began) / self.steps
+        bar = "█" * (20 * step // total)
+        numbers = "  ".join(f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl", "accuracy") if key in metrics)
+        line = f"{self.name:12} {bar:░<20} {step}/{total}  {speed:,.0f} tokens/s  {left:.0f} s left  {numbers}"
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\033[K{line}" + ("\n" if step == total else ""))
+        else:
+            sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+@contextmanager
+def open_stage(name: str) -> Iterator[Stage]:
+    """Run one stage of dvc.yaml; on success its outputs are moved into place, otherwise nothing is left behind.
+
+    Raises:
+        UserError: for what the user can mend, disk space included.
+    """
+    params = load_params()
+    inputs, section_names = _dependencies(name)
+    sections = {key: _lookup(asdict(params), key) for key in section_names}
+    key = _stage_key(name, sections, inputs)
+    tracker = StageRun(name, key, RESUME / key)
+    stage = Stage(name, params, sections, inputs, key, tracker)
+    shutil.rmtree(stage.folder / "out" / ".partial", ignore_errors=True)
+    with tracker:
+        tracker.log_params(sections)
+        tracker.log_inputs({path: digest for path, digest in inputs.items() if not path.endswith(".py")})
+        yield stage
+        stage.finish()
+
+
+def _dependencies(name: str) -> tuple[dict[str, str], list[str]]:
+    """Digests of a stage's files, and the params.yaml keys it reads, from dvc.yaml by DVC itself."""
+    from dvc.dependency.param import ParamsDependency
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        stage = repo.stage.load_one(path="dvc.yaml", name=name)
+        files = {}
+        keys: list[str] = []
+        for dependency in stage.deps:
+            if isinstance(dependency, ParamsDependency):
+                keys += dependency.params
+                continue
+            if not dependency.exists:
+                raise UserError(f"{dependency.def_path} does not exist. Name an existing file or folder, or run: dvc repro")
+            files[dependency.def_path] = dependency.get_hash().value
+    return files, keys
+
+
+def _lookup(section: Any, key: str) -> Any:
+    for part in key.split("."):
+        section = section[part]
+    return section
+
+
+def _stage_key(name: str, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    import torch
+    import transformers
+
+    content = [name, sections, sorted(inputs.values()), torch.__version__, transformers.__version__]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON with sorted keys and a final newline."""
+    path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(work: Callable[[], None]) -> None:
+    """Run a stage's `work` as a command: a user's mistake is two lines and exit code 1, not a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        work()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC
+            sys.exit(f"error: no space left on the disk while writing {error.filename}. Free some, and run it again.")
+        raise

@@ -1,0 +1,144 @@
+"""MLflow: one run per executed stage, a child of the flow's run where there is one.
+
+Environment: MLFLOW_TRACKING_URI (default: mlflow.db in RLHF_ROOT, or in the checkout), RLHF_PARENT_RUN_ID,
+RLHF_FLOW_RUN_ID.
+"""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+EXPERIMENT = "rlhf"
+
+
+def tracking_root() -> Path:
+    """The checkout whose mlflow.db is written: the user's own, also for runs isolated in another checkout."""
+    return Path(os.environ.get("RLHF_ROOT", ".")).resolve()
+
+
+def tracking_uri() -> str:
+    """Where metrics go."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{tracking_root() / 'mlflow.db'}"
+
+
+def client() -> Any:
+    """An MlflowClient on the tracking store, quiet and without telemetry."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import logging
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    return mlflow.MlflowClient()
+
+
+def experiment_id(mlflow_client: Any) -> str:
+    """The id of the experiment, made where it does not exist."""
+    found = mlflow_client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    artifacts = (tracking_root() / "mlartifacts").as_uri()
+    remote = "://" in tracking_uri() and not tracking_uri().startswith("sqlite")
+    return str(mlflow_client.create_experiment(EXPERIMENT, artifact_location=None if remote else artifacts))
+
+
+def lineage_tags() -> dict[str, str]:
+    """Git commit, whether the tree was dirty, the hash of dvc.lock, and the flow run."""
+    tags = {
+        "git_commit": _git("rev-parse", "HEAD") or "none",
+        "git_dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
+    }
+    if Path("dvc.lock").is_file():
+        tags["dvc_lock_sha256"] = hashlib.sha256(Path("dvc.lock").read_bytes()).hexdigest()
+    if flow_run := os.environ.get("RLHF_FLOW_RUN_ID"):
+        tags["flow_run_id"] = flow_run
+    return tags
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+class StageRun:
+    """The MLflow run of one execution of one stage; a resumed stage goes on in the run it began."""
+
+    def __init__(self, stage: str, key: str, folder: Path) -> None:
+        self.stage, self.key = stage, key
+        self._memory = folder / "mlflow_run_id"
+
+    def __enter__(self) -> Self:
+        self.client = client()
+        self.run_id = self._begun() or self._begin()
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
+        self._memory.write_text(self.run_id, encoding="utf-8")
+        return self
+
+    def _begun(self) -> str | None:
+        if not self._memory.is_file():
+            return None
+        from mlflow.exceptions import MlflowException
+
+        run_id = self._memory.read_text(encoding="utf-8")
+        try:
+            self.client.update_run(run_id, status="RUNNING")
+        except MlflowException:  # another store, or deleted
+            return None
+        return run_id
+
+    def _begin(self) -> str:
+        tags = {"stage": self.stage, "stage_key": self.key, **lineage_tags()}
+        if parent := os.environ.get("RLHF_PARENT_RUN_ID"):
+            tags["mlflow.parentRunId"] = parent
+        run = self.client.create_run(experiment_id(self.client), run_name=self.stage, tags=tags)
+        return str(run.info.run_id)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """The stage's parameters, nested keys dotted."""
+        from mlflow.entities import Param
+
+        flat = [Param(key, str(value)) for key, value in _flatten(params)]
+        self.client.log_batch(self.run_id, params=flat)
+
+    def log_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Data and models that the stage reads, each with its DVC digest."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        self.client.log_inputs(
+            self.run_id,
+            [
+                DatasetInput(
+                    Dataset(name=path, digest=digest[:36], source_type="dvc", source=f'{{"path": "{path}"}}'),
+                    [InputTag("mlflow.data.context", self.stage)],
+                )
+                for path, digest in inputs.items()
+            ],
+        )
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """All metrics of one step in one call."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, metrics=[Metric(key, value, now, step) for key, value in metrics.items()])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        status = "FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED"
+        self.client.set_terminated(self.run_id, status)
+
+
+def _flatten(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in section.items():
+        flat += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return flat

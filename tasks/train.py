@@ -1,0 +1,70 @@
+"""What the stages that train on fixed data share: train, keep snapshots, save, write the learning curve."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_core.algorithms.base import Algorithm
+from rlhf_core.batch import Batch, Outputs
+from rlhf_core.device import make_accelerator
+from rlhf_core.loops.offline import OfflineConfig, Unit, train_offline
+from rlhf_core.loops.run import Metrics
+from rlhf_core.models import save_policy
+from tasks.data import write_jsonl
+from tasks.stage import Stage
+
+
+def accelerator_of(stage: Stage) -> Any:
+    """The Accelerator that params.yaml's section `run` asks for."""
+    run = stage.params.run
+    return make_accelerator(run.device, run.precision, run.threads)
+
+
+def write_curve(folder: Path, history: Sequence[Metrics]) -> None:
+    """metrics.jsonl: one object per step, deterministic numbers only."""
+    write_jsonl(folder / "metrics.jsonl", [{"step": step, **metrics} for step, metrics in enumerate(history, 1)])
+
+
+def snapshot_saver(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, max_new_tokens: int
+) -> Callable[[int], None]:
+    """A callback that saves the policy as it is to `folder`/snapshots/step-NNNNNN."""
+
+    def save(step: int) -> None:
+        save_policy(model, tokenizer, folder / "snapshots" / f"step-{step:06d}", max_new_tokens=max_new_tokens)
+
+    return save
+
+
+def train_and_save_policy(
+    stage: Stage,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    forward: Callable[[nn.Module, Batch], Outputs],
+    algorithm: Algorithm[Batch],
+    units: Sequence[Unit],
+    held_out: Sequence[Unit],
+    config: OfflineConfig,
+    out: str,
+    snapshots: int = 0,
+) -> None:
+    """Train a policy on fixed data and write it as the stage's output `out`."""
+    folder = stage.out(out)
+    longest = stage.params.prepare.max_response_tokens
+    history = train_offline(
+        accelerator_of(stage),
+        model,
+        forward,
+        algorithm,
+        units,
+        held_out,
+        config,
+        stage.training_run(snapshot=snapshot_saver(model, tokenizer, folder, longest)),
+        tokenizer.pad_token_id,
+        snapshots,
+    )
+    save_policy(model, tokenizer, folder, max_new_tokens=longest)
+    write_curve(folder, history)
