@@ -49,7 +49,7 @@ class Changes:
         words = [self.profile] if self.profile != DEFAULT else []
         words += [f"{'.'.join(key.split('.')[-2:])}-{value}" for key, value in self.overrides.items()]
         label = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words))
-        return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or "run"
+        return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or "unchanged"
 
 
 def update_yaml(path: Path, content: Mapping[str, Any]) -> None:

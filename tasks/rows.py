@@ -10,7 +10,7 @@ from rlhf_core.batch import Example
 from rlhf_core.loops.offline import Unit
 from rlhf_core.rewards import Prompt
 from rlhf_core.tokens import encode_prompt, encode_response
-from tasks.data import read_jsonl
+from tasks.jsonl import read_jsonl
 
 Row = dict[str, Any]
 

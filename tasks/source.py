@@ -44,20 +44,26 @@ def model_source(params: ModelParams) -> ModelSource:
             raise UserError(f"model.path {path} holds no config.json, so it is not a checkpoint folder. Name one.")
         return ModelSource(folder=path, name=path.name)
     if not path.is_file():
-        raise UserError(f"model.path {path} does not exist. Name a Hugging Face folder, or a config to train from scratch.")
+        raise UserError(
+            f"model.path {path} does not exist. Name a Hugging Face folder, or a config to train from scratch."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"model.path {path} is not JSON ({error}). Name a config.json, or a checkpoint folder.") from error
+        raise UserError(
+            f"model.path {path} is not JSON ({error}). Name a config.json, or a checkpoint folder."
+        ) from error
     if "model_type" not in config:
-        raise UserError(f"model.path {path} has no model_type. Add it, for example \"model_type\": \"llama\".")
+        raise UserError(f'model.path {path} has no model_type. Add it, for example "model_type": "llama".')
     return ModelSource(config=path)
 
 
 def _from_hub(hub: str) -> ModelSource:
     name, _, revision = hub.partition("@")
     if not revision:
-        raise UserError(f"model.hub is {hub}, which is not pinned. Write it as {hub}@REVISION, a commit of its repository.")
+        raise UserError(
+            f"model.hub is {hub}, which is not pinned. Write it as {hub}@REVISION, a commit of its repository."
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -65,7 +71,9 @@ def _from_hub(hub: str) -> ModelSource:
         folder = snapshot_download(name, revision=revision, ignore_patterns=["*.gguf", "*.onnx", "*.h5", "*.msgpack"])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"model.hub {hub} could not be fetched: {first} Check the id, the revision and the network.") from error
+        raise UserError(
+            f"model.hub {hub} could not be fetched: {first} Check the id, the revision and the network."
+        ) from error
     return ModelSource(folder=Path(folder), name=name, revision=revision)
 
 

@@ -98,7 +98,9 @@ class Progress:
     def _show(self, metrics: Mapping[str, float], step: int, total: int, speed: float, now: float) -> None:
         left = (total - step) * (now - self.began) / self.steps
         bar = "█" * (20 * step // total)
-        numbers = "  ".join(f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl", "accuracy") if key in metrics)
+        numbers = "  ".join(
+            f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl", "accuracy") if key in metrics
+        )
         line = f"{self.name:12} {bar:░<20} {step}/{total}  {speed:,.0f} tokens/s  {left:.0f} s left  {numbers}"
         if sys.stderr.isatty():
             sys.stderr.write(f"\r\033[K{line}" + ("\n" if step == total else ""))
@@ -142,7 +144,9 @@ def _dependencies(name: str) -> tuple[dict[str, str], list[str]]:
                 keys += dependency.params
                 continue
             if not dependency.exists:
-                raise UserError(f"{dependency.def_path} does not exist. Name an existing file or folder, or run: dvc repro")
+                raise UserError(
+                    f"{dependency.def_path} does not exist. Name an existing file or folder, or run: dvc repro"
+                )
             files[dependency.def_path] = dependency.get_hash().value
     return files, keys
 

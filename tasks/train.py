@@ -13,7 +13,7 @@ from rlhf_core.device import make_accelerator
 from rlhf_core.loops.offline import OfflineConfig, Unit, train_offline
 from rlhf_core.loops.run import Metrics
 from rlhf_core.models import save_policy
-from tasks.data import write_jsonl
+from tasks.jsonl import write_jsonl
 from tasks.stage import Stage
 
 

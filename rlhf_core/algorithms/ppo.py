@@ -33,6 +33,7 @@ class PPO:
     clip: float = setting(0.2, "ε of the clipped surrogate (Schulman et al. 2017, table 3)", gt=0, lt=1)
     value_clip: float | None = setting(0.2, "ε of the clipped value loss; null to leave it out", gt=0)
     value_coef: float = setting(0.1, "c_V, weight of the critic's loss (Ziegler et al.)", ge=0)
+    critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
     entropy_coef: float = setting(0.0, "c_e, weight of the entropy bonus", ge=0)
     gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
     lam: float = setting(0.95, "λ of GAE (Schulman et al. 2017, table 3)", ge=0, le=1)

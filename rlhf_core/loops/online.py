@@ -34,7 +34,6 @@ class OnlineConfig(OptimizerConfig):
     minibatch_size: int = setting(64, "responses of one optimiser step", ge=1)
     micro_batch_size: int = setting(64, "responses of one forward pass; lower it to save memory", ge=1)
     epochs: int = setting(1, "passes over each rollout", ge=1)
-    critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic, where there is one", gt=0)
     temperature: float = setting(1.0, "divides the logits for sampling and for every log-probability", gt=0)
     missing_end_penalty: float = setting(1.0, "subtracted from the score of a response that was cut off", ge=0)
     score_clamp: float | None = setting(None, "reward-model scores are held within ± this; null for no limit", gt=0)
@@ -43,12 +42,20 @@ class OnlineConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True)
+class Critic:
+    """A model with one scalar per token, and its peak learning rate."""
+
+    model: nn.Module
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class Models:
     """The models of a run on sampled data; the critic only where the algorithm needs one."""
 
     policy: PreTrainedModel
     reference: PreTrainedModel
-    critic: nn.Module | None
+    critic: Critic | None
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -75,10 +82,10 @@ class OnlineTraining:
         self.tokenizer = models.tokenizer
         self.policy = accelerator.prepare(models.policy)
         self.reference = accelerator.prepare_model(models.reference, evaluation_mode=True)
-        self.critic = None if models.critic is None else accelerator.prepare(models.critic)
+        self.critic = None if models.critic is None else accelerator.prepare(models.critic.model)
         trained = [(self.policy, config.learning_rate)]
-        if self.critic is not None:
-            trained.append((self.critic, config.critic_learning_rate))
+        if models.critic is not None:
+            trained.append((self.critic, models.critic.learning_rate))
         self.step_on: GradientStep[Rollout] = GradientStep(
             accelerator, algorithm, self._forward, trained, config, config.micro_batch_size
         )

@@ -1,0 +1,140 @@
+"""The flow: one Prefect task for each stage of DVC's graph, an MLflow parent run around them.
+
+DVC decides what is up to date, so Prefect's own cache is off. The graph is read, never written here.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from prefect.states import Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.changes import DEFAULT, Changes
+from flows.form import Form, Profile, chosen
+from flows.graph import Stage, read_graph, select
+from flows.lineage import ParentRun, comparison_markdown, read_report
+from flows.services import mlflow_address
+from flows.settings import find_root
+from flows.stages import StageRunner
+from flows.workspace import Workspace, open_workspace
+from rlhf_core.errors import UserError
+
+MISTAKE = "Mistake"  # name of the state of a stage that a person has to mend something for
+
+
+def _may_resume(task: Any, run: TaskRun, state: State[Any]) -> bool:
+    """A stage that was killed resumes; one that met a user's mistake would meet it again."""
+    return state.name != MISTAKE
+
+
+@task(
+    task_run_name="{stage}", retries=1, retry_condition_fn=_may_resume, cache_policy=NO_CACHE, persist_result=False
+)
+def run_stage(stage: str, runner: StageRunner) -> State[None] | None:
+    """Run one stage through DVC, its output line by line in the log."""
+    outcome = runner.run(stage, get_run_logger().info)
+    if outcome.code == 0:
+        return None
+    return Failed(name=MISTAKE if outcome.is_mistake else "Failed", message=outcome.message)
+
+
+def _title() -> str:
+    """Name of the flow run: the experiment's, else what is changed."""
+    given = flow_run.parameters
+    return given.get("name") or _changes(given["profile"], given["parameters"], given["overrides"]).label()
+
+
+@flow(name="rlhf", flow_run_name=_title, persist_result=False)
+def rlhf_pipeline(
+    profile: Profile = DEFAULT,
+    parameters: Form = Form(),  # noqa: B008 - nobody changes it, and Prefect draws it as the form
+    overrides: dict[str, Any] = {},  # noqa: B006 - nobody changes it
+    only: str | None = None,
+    name: str | None = None,
+) -> Any:
+    """Train, align and judge a model.
+
+    Args:
+        profile: A named set of parameters to start from.
+        parameters: Values to change for this run alone; what is left empty stays as it is.
+        overrides: The same by dotted key, for what the form cannot say: {"prepare.limit": null}.
+        only: Run this stage and what it needs, e.g. sft or policy@dpo; empty for all.
+        name: Name of the experiment that a run with changed parameters ends as; empty for one made of the changes.
+    """
+    try:
+        return _run(find_root(), _changes(profile, parameters, overrides), only or None, name or None)
+    except UserError as error:
+        return Failed(name=MISTAKE, message=str(error))
+
+
+def _changes(profile: str, parameters: Any, overrides: dict[str, Any]) -> Changes:
+    return Changes(profile, {**chosen(parameters), **overrides})
+
+
+def _run(root: Path, changes: Changes, only: str | None, name: str | None) -> dict[str, str | None]:
+    """Run the stages and return where the report lies and the experiment's name, if it is one."""
+    logger = get_run_logger()
+    params = changes.resolve(root).params
+    with (
+        open_workspace(root, changes, name) as workspace,
+        ParentRun(workspace.name or changes.label(), params, root, str(flow_run.id)) as parent,
+    ):
+        stages = select(read_graph(workspace.checkout), only)
+        ids = {"RLHF_PARENT_RUN_ID": parent.run_id, "RLHF_FLOW_RUN_ID": str(flow_run.id)}
+        runner = StageRunner(workspace.checkout, {**os.environ, **ids})
+        try:
+            _run_stages(stages, runner, params.run.parallel)
+            # The page shows links and wall times, which no tracked output may hold, so it is drawn afterwards.
+            if (workspace.checkout / "reports" / "report.json").is_file():
+                outcome = runner.call("report page", ["tasks.report", "--render"], logger.info)
+                if outcome.code:
+                    raise UserError(f"The report could not be drawn: {outcome.message}")
+        finally:
+            runner.stop()
+        parent.record(workspace)
+        _publish(parent, workspace)
+        folder = workspace.finish([stage.name for stage in stages])
+    return {"reports": str(folder), "experiment": workspace.name}
+
+
+def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> None:
+    """Run stages as soon as what they need is there, up to `parallel` side by side.
+
+    Raises:
+        UserError: a stage failed; those that need it were not started.
+    """
+    futures: dict[str, PrefectFuture[Any]] = {}
+    with ThreadPoolTaskRunner(max_workers=parallel) as pool:
+        try:
+            for stage in stages:
+                needs = [futures[name] for name in stage.upstream if name in futures]
+                futures[stage.name] = pool.submit(
+                    run_stage, parameters={"stage": stage.name, "runner": runner}, wait_for=needs
+                )
+            for future in futures.values():
+                future.wait()
+        except BaseException:  # stopped by a person or by a signal: the pool would wait for what still runs
+            runner.stop()
+            raise
+    failed = {name: future.state for name, future in futures.items() if future.state.is_failed()}
+    if failed:
+        name, state = next(iter(failed.items()))
+        more = f" ({', '.join(list(failed)[1:])} failed too)" if len(failed) > 1 else ""
+        raise UserError(f"stage {name}: {state.message}{more}")
+
+
+def _publish(parent: ParentRun, workspace: Workspace) -> None:
+    """Show the comparison and links to the MLflow runs on the flow run's page."""
+    if table := comparison_markdown(read_report(workspace.checkout / "reports")):
+        create_markdown_artifact(table, key="comparison", description="Policies compared, best first")
+    address = f"{mlflow_address(workspace.root)}/#/experiments/{parent.experiment_id}/runs/"
+    lines = [f"- [{name}]({address}{run_id})" for name, run_id in parent.family().items()]
+    create_markdown_artifact("\n".join(lines), key="mlflow-runs", description="What each stage logged")

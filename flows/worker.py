@@ -1,0 +1,36 @@
+"""The worker: registers the flow as a deployment that the UI can start, then runs what is started."""
+
+import os
+import sys
+
+POOL = "rlhf"
+
+
+def register() -> None:
+    """Make the work pool and the deployment, or bring them up to date with params.yaml's fields and profiles/."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.flows import EntrypointType
+
+    from flows.pipeline import rlhf_pipeline
+
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
+    deployment = rlhf_pipeline.to_deployment(
+        name="rlhf",
+        work_pool_name=POOL,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        description="Train, align and judge a model. Empty fields keep the value of params.yaml and of the profile.",
+    )
+    deployment.apply()
+
+
+def main() -> None:
+    """Register, then become Prefect's worker."""
+    register()
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Stage `evaluate`: every policy against the SFT model and against reference responses, on held-out prompts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_core.batch import Batch
+from rlhf_core.forward import response_kl
+from rlhf_core.helpdesk.rubric import gold_score
+from rlhf_core.helpdesk.world import World
+from rlhf_core.judges import Answer, ScoreJudge, win_rate
+from rlhf_core.metrics import bootstrap_mean, distinct_n
+from rlhf_core.models import load_policy, load_scalar_model, load_tokenizer
+from rlhf_core.reductions import sequence_sum
+from rlhf_core.rewards import ExactMatch, ModelReward, Prompt, Sampled
+from rlhf_core.sampling import sampled_batch
+from rlhf_core.seeding import stream_seed
+from rlhf_core.tokens import encode_response
+from tasks.jsonl import read_jsonl, write_jsonl
+from tasks.rows import as_prompts, last_user_text
+from tasks.sampling import make_sampler, sample_responses
+from tasks.stage import Stage, main, open_stage, write_json
+from tasks.train import accelerator_of
+
+OUT = "evaluation"
+ROWS = 128  # rows of one forward pass without gradients
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One policy's sampled responses to a set of prompts."""
+
+    batch: Batch
+    ended: torch.Tensor
+    answers: list[Answer]
+    kl: torch.Tensor  # (n,), nats per response against the SFT model
+
+
+class Evaluation:
+    """What all judgements of one evaluation share: prompts, models, judge."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.params = stage, stage.params
+        self.accelerator = accelerator_of(stage)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer("models/sft")
+        self.reference = self._policy("models/sft")
+        self.reward = self._reward_model("models/reward")
+        self.judge = self._judge()
+
+    def _policy(self, path: str | Path) -> PreTrainedModel:
+        return self.accelerator.prepare_model(load_policy(path), evaluation_mode=True)
+
+    def _reward_model(self, path: str) -> ModelReward | None:
+        if (Path(path) / "none.json").is_file():
+            return None
+        return ModelReward(self.accelerator.prepare_model(load_scalar_model(path), evaluation_mode=True), ROWS)
+
+    def _judge(self) -> ScoreJudge:
+        """Gold where it exists, else the second reward model; never the model that was optimised against."""
+        prepare = self.params.prepare
+        if prepare.format == "helpdesk":
+            world = World.load(Path(prepare.path))
+            return _text_judge("gold rubric", lambda prompt, text: gold_score(world, _text(prompt), text))
+        if prepare.format == "question_answer":
+            exact = ExactMatch(prepare.answer_pattern)
+            return _text_judge("exact match", lambda prompt, text: float(exact.correct(text, prompt.answer)))
+        model = self._reward_model("models/judge")
+        assert model is not None, "without gold, stage reward fits a judge"
+        return ScoreJudge("second reward model", lambda prompts, answers: self._score(model, prompts, answers))
+
+    def _batch(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Batch:
+        ids = [answer.ids for answer in answers]
+        batch, _ = sampled_batch([prompt.ids for prompt in prompts], ids, self.tokenizer.pad_token_id)
+        return batch.to(self.accelerator.device)
+
+    def _score(self, model: ModelReward, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[float]:
+        batch = self._batch(prompts, answers)
+        texts = [answer.text for answer in answers]
+        return model(Sampled(batch, torch.ones(batch.rows).bool(), prompts, texts)).tolist()
+
+    def prompts(self, split: str, count: int) -> tuple[list[Prompt], list[Answer]]:
+        """The first `count` prompts of a split, and their reference responses."""
+        rows = read_jsonl(Path(f"data/prepared/prompts_{split}.jsonl"))[:count]
+        references = [Answer(row["response"], encode_response(self.tokenizer, row["response"])) for row in rows]
+        return as_prompts(rows, self.tokenizer), references
+
+    @torch.no_grad()
+    def answers(self, path: str | Path, prompts: Sequence[Prompt], stream: str) -> Answers:
+        """Sample a policy's responses and measure their KL to the SFT model."""
+        policy = self._policy(path)
+        longest, temperature = self.params.prepare.max_response_tokens, self.params.evaluate.temperature
+        sampler = make_sampler(policy, self.tokenizer, longest, temperature)
+        seed = (self.params.run.seed, f"evaluate/{stream}")
+        sampled = sample_responses(policy, self.tokenizer, prompts, sampler, seed)
+        answers = [Answer(response.text, response.ids) for response in sampled]
+        batch = self._batch(prompts, answers)
+        kl = []
+        for start in range(0, batch.rows, ROWS):
+            part = batch.select(slice(start, start + ROWS))
+            kl.append(sequence_sum(response_kl(policy, self.reference, part), part.response_mask))
+        ended = torch.tensor([response.ended for response in sampled])
+        return Answers(batch, ended, answers, torch.cat(kl).cpu())
+
+    def describe(self, prompts: Sequence[Prompt], given: Answers) -> dict[str, Any]:
+        """Reward, KL, length, diversity of one policy's responses."""
+        texts = [answer.text for answer in given.answers]
+        described: dict[str, Any] = {
+            "kl": self._mean(given.kl.tolist()),
+            "mean_length": given.batch.lengths.mean().item(),
+            "ended_fraction": given.ended.float().mean().item(),
+            "distinct_1": distinct_n(texts, 1),
+            "distinct_2": distinct_n(texts, 2),
+            "judge_score": self._mean(self.judge.scores(prompts, given.answers)),
+            "reward": None,
+        }
+        if self.reward is not None:
+            described["reward"] = self._mean(self._score(self.reward, prompts, given.answers))
+        return described
+
+    def _mean(self, values: Sequence[float]) -> dict[str, float]:
+        seed = stream_seed(self.params.run.seed, "evaluate", "mean")
+        value, low, high = bootstrap_mean(values, self.params.evaluate.resamples, seed)
+        return {"value": value, "low": low, "high": high}
+
+    def win_rate(self, prompts: Sequence[Prompt], first: list[Answer], second: list[Answer]) -> dict[str, Any]:
+        """Win rate of the first against the second, with interval and judge."""
+        resamples, seed = self.params.evaluate.resamples, self.params.run.seed
+        return asdict(win_rate(self.judge, prompts, first, second, resamples, seed))
+
+
+def _text(prompt: Prompt) -> str:
+    return last_user_text(prompt.messages)
+
+
+def _text_judge(name: str, score: Callable[[Prompt, str], float]) -> ScoreJudge:
+    return ScoreJudge(
+        name,
+        lambda prompts, answers: [score(p, answer.text) for p, answer in zip(prompts, answers, strict=True)],
+    )
+
+
+def evaluate() -> None:
+    """Judge the final policies on the test split and their snapshots on the development split."""
+    with open_stage("evaluate") as stage:
+        evaluation = Evaluation(stage)
+        folder = stage.out(OUT)
+        results, samples = _judge_policies(evaluation)
+        write_json(folder / "results.json", results)
+        write_jsonl(folder / "samples.jsonl", samples)
+        write_jsonl(folder / "snapshots.jsonl", _judge_snapshots(evaluation))
+        for name, result in results["policies"].items():
+            stage.log(
+                {f"{name}/win_rate_vs_sft": result["win_rate_vs_sft"]["value"], f"{name}/kl": result["kl"]["value"]}
+            )
+
+
+def _judge_policies(evaluation: Evaluation) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    params = evaluation.params
+    prompts, references = evaluation.prompts("test", params.evaluate.prompts)
+    sft = evaluation.answers("models/sft", prompts, "sft")
+    results: dict[str, Any] = {
+        "sft": evaluation.describe(prompts, sft)
+        | {"win_rate_vs_reference": evaluation.win_rate(prompts, sft.answers, references)}
+    }
+    texts = {"reference": references, "sft": sft.answers}
+    for name in params.policy.algorithms:
+        given = evaluation.answers(f"models/policies/{name}", prompts, name)
+        results[name] = evaluation.describe(prompts, given) | {
+            "win_rate_vs_sft": evaluation.win_rate(prompts, given.answers, sft.answers),
+            "win_rate_vs_reference": evaluation.win_rate(prompts, given.answers, references),
+        }
+        texts[name] = given.answers
+    samples = [
+        {"prompt": list(prompt.messages), "responses": {name: answers[row].text for name, answers in texts.items()}}
+        for row, prompt in enumerate(prompts[: params.evaluate.samples])
+    ]
+    baseline = results.pop("sft")
+    return {"judge": evaluation.judge.name, "prompts": len(prompts), "sft": baseline, "policies": results}, samples
+
+
+def _judge_snapshots(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Each snapshot on the development split, so that choosing one never touches the test split."""
+    params = evaluation.params
+    prompts, _ = evaluation.prompts("development", params.evaluate.development_prompts)
+    sft = evaluation.answers("models/sft", prompts, "development/sft")
+    rows = [{"policy": "sft", "step": 0, **evaluation.describe(prompts, sft)}]
+    for name in params.policy.algorithms:
+        for path in sorted(Path(f"models/policies/{name}/snapshots").glob("step-*")):
+            given = evaluation.answers(path, prompts, f"development/{name}/{path.name}")
+            rows.append(
+                {
+                    "policy": name,
+                    "step": int(path.name.removeprefix("step-")),
+                    **evaluation.describe(prompts, given),
+                    "win_rate_vs_sft": evaluation.win_rate(prompts, given.answers, sft.answers),
+                }
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    main(evaluate)
