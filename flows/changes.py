@@ -48,15 +48,21 @@ class Changes:
         """A readable name for a run with these changes: `gsm8k-dpo.beta-0.2`."""
         words = [self.profile] if self.profile != DEFAULT else []
         words += [f"{'.'.join(key.split('.')[-2:])}-{value}" for key, value in self.overrides.items()]
-        label = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words))
+        label = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words))
         return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or "unchanged"
 
 
 def update_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Give the YAML file at `path` the values of `content`, keeping its comments and order."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.representer import RoundTripRepresenter
 
+    class Representer(RoundTripRepresenter):
+        """Writes null as null, where ruamel would leave the value out."""
+
+    Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml = YAML()
+    yaml.Representer = Representer
     yaml.width = 4096
     document = yaml.load(path)
     _update(document, content)

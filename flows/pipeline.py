@@ -35,9 +35,7 @@ def _may_resume(task: Any, run: TaskRun, state: State[Any]) -> bool:
     return state.name != MISTAKE
 
 
-@task(
-    task_run_name="{stage}", retries=1, retry_condition_fn=_may_resume, cache_policy=NO_CACHE, persist_result=False
-)
+@task(task_run_name="{stage}", retries=1, retry_condition_fn=_may_resume, cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: str, runner: StageRunner) -> State[None] | None:
     """Run one stage through DVC, its output line by line in the log."""
     outcome = runner.run(stage, get_run_logger().info)
@@ -55,19 +53,19 @@ def _title() -> str:
 @flow(name="rlhf", flow_run_name=_title, persist_result=False)
 def rlhf_pipeline(
     profile: Profile = DEFAULT,
-    parameters: Form = Form(),  # noqa: B008 - nobody changes it, and Prefect draws it as the form
+    name: str = "",
+    only: str = "",
     overrides: dict[str, Any] = {},  # noqa: B006 - nobody changes it
-    only: str | None = None,
-    name: str | None = None,
+    parameters: Form = Form(),  # noqa: B008 - nobody changes it, and Prefect draws it as the form
 ) -> Any:
     """Train, align and judge a model.
 
     Args:
         profile: A named set of parameters to start from.
-        parameters: Values to change for this run alone; what is left empty stays as it is.
-        overrides: The same by dotted key, for what the form cannot say: {"prepare.limit": null}.
-        only: Run this stage and what it needs, e.g. sft or policy@dpo; empty for all.
         name: Name of the experiment that a run with changed parameters ends as; empty for one made of the changes.
+        only: Run this stage and what it needs, e.g. sft or policy@dpo; empty for all.
+        overrides: Further values by dotted key, e.g. {"prepare.limit": null, "sft.warmup_steps": 20}.
+        parameters: Values to change for this run alone; an empty field keeps the value in brackets, or the profile's.
     """
     try:
         return _run(find_root(), _changes(profile, parameters, overrides), only or None, name or None)
@@ -112,7 +110,8 @@ def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> 
         UserError: a stage failed; those that need it were not started.
     """
     futures: dict[str, PrefectFuture[Any]] = {}
-    with ThreadPoolTaskRunner(max_workers=parallel) as pool:
+    pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=parallel)
+    with pool:
         try:
             for stage in stages:
                 needs = [futures[name] for name in stage.upstream if name in futures]

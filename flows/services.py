@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,14 +61,16 @@ def up(root: Path, wanted: Services) -> Services:
     _require_free(wanted.mlflow_port, "--mlflow-port")
     folder = root / ".rlhf"
     folder.mkdir(exist_ok=True)
+    registered = folder / "registered"
+    registered.unlink(missing_ok=True)
     (folder / "services.json").write_text(json.dumps(asdict(wanted)))
     try:
         prefect = _start(root, "prefect", wanted, _prefect_command(wanted))
         mlflow = _start(root, "mlflow", wanted, _mlflow_command(root, wanted))
-        _wait(root, "prefect", prefect, f"{wanted.prefect}/api/health")
-        worker = _start(root, "worker", wanted, [sys.executable, "-m", "flows.worker"])
-        _wait(root, "mlflow", mlflow, f"{wanted.mlflow}/health")
-        _wait(root, "worker", worker, f"{wanted.prefect}/api/deployments/name/rlhf/rlhf")
+        _wait(root, "prefect", prefect, lambda: _answers(f"{wanted.prefect}/api/health"))
+        worker = _start(root, "worker", wanted, [sys.executable, "-m", "flows.worker", str(registered)])
+        _wait(root, "mlflow", mlflow, lambda: _answers(f"{wanted.mlflow}/health"))
+        _wait(root, "worker", worker, registered.is_file)
     except BaseException:
         down(root)
         raise
@@ -136,20 +138,22 @@ def _start(root: Path, part: str, services: Services, command: Sequence[str]) ->
         )
 
 
-def _wait(root: Path, part: str, process: "subprocess.Popen[bytes]", address: str) -> None:
-    """Wait until `address` answers.
+def _wait(root: Path, part: str, process: "subprocess.Popen[bytes]", is_ready: Callable[[], bool]) -> None:
+    """Wait until a service is ready.
 
     Raises:
         UserError: the process ended, or took too long.
     """
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(address):
+    while not is_ready():
         ended = process.poll() is not None
         if ended or time.monotonic() > deadline:
             log = root / ".rlhf" / f"{part}.log"
             said = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
             happened = "ended at once" if ended else f"did not answer within {START_SECONDS:.0f} s"
-            raise UserError(f"The {part} service {happened}; it last said: {said[-1].strip()}\nSee {log}, then try again.")
+            raise UserError(
+                f"The {part} service {happened}; it last said: {said[-1].strip()}\nSee {log}, then try again."
+            )
         time.sleep(0.3)
 
 
@@ -168,7 +172,9 @@ def _require_free(port: int, flag: str) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise UserError(f"Port {port} of {HOST} is in use. Free it, or choose another: rlhf up {flag} {port + 1}") from error
+            raise UserError(
+                f"Port {port} of {HOST} is in use. Free it, or choose another: rlhf up {flag} {port + 1}"
+            ) from error
 
 
 def _processes(root: Path, parts: Sequence[str]) -> list[tuple[psutil.Process, str]]:

@@ -31,13 +31,17 @@ def find_root() -> Path:
     if given := os.environ.get("RLHF_ROOT"):
         root = Path(given).resolve()
         if not (root / "dvc.yaml").is_file():
-            raise UserError(f"RLHF_ROOT={given} holds no dvc.yaml. Point it at a checkout of the pipeline, or unset it.")
+            raise UserError(
+                f"RLHF_ROOT={given} holds no dvc.yaml. Point it at a checkout of the pipeline, or unset it."
+            )
         return root
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "dvc.yaml").is_file():
             return folder
-    raise UserError(f"{here} is not inside a checkout of the pipeline (no dvc.yaml). Change into one, or set RLHF_ROOT.")
+    raise UserError(
+        f"{here} is not inside a checkout of the pipeline (no dvc.yaml). Change into one, or set RLHF_ROOT."
+    )
 
 
 def set_environment(root: Path) -> None:

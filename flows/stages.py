@@ -12,6 +12,13 @@ from pathlib import Path
 from flows import supervise
 
 MISTAKE = "error: "  # how a stage prints a UserError, and nothing else
+HINTS = (  # DVC's advice after each stage, which would drown the stage's own lines
+    "To track the changes with git, run:",
+    "git add dvc.lock",
+    "To enable auto staging, run:",
+    "dvc config core.autostage true",
+    "Use `dvc push` to send your updates to remote storage.",
+)
 
 
 @dataclass(frozen=True)
@@ -61,14 +68,14 @@ class StageRunner:
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                if text := line.rstrip():
+                if (text := line.rstrip()) and text.strip() not in HINTS:
                     lines.append(text)
                     log(text)
             code = process.wait()
         finally:
             with self._lock:
                 _kill_group(self._running.pop(name))
-        return Outcome(code, *_diagnose(name, lines)) if code else Outcome(code)
+        return Outcome(code, *_diagnose(name, code, lines)) if code else Outcome(code)
 
     def stop(self) -> None:
         """Kill every running stage with all its processes, and start none any more."""
@@ -84,7 +91,7 @@ def _kill_group(process: "subprocess.Popen[str]") -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _diagnose(name: str, lines: list[str]) -> tuple[str, bool]:
+def _diagnose(name: str, code: int, lines: list[str]) -> tuple[str, bool]:
     """Return what went wrong, in one or two lines, and whether it is the user's to mend.
 
     A stage prints its UserError as `error: ...`, then DVC adds `ERROR: failed to reproduce ...`.
@@ -96,4 +103,5 @@ def _diagnose(name: str, lines: list[str]) -> tuple[str, bool]:
         return "\n".join(said[:2]).removeprefix(MISTAKE), True
     if by_dvc:
         return by_dvc[-1].removeprefix("ERROR: "), False
-    return f"{name} ended without a word.", False
+    how = f"was killed (signal {abs(code) % 128})" if code < 0 or code > 128 else f"ended with exit code {code}"
+    return f"{name} {how} and said nothing.", False

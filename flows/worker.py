@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 POOL = "rlhf"
 
@@ -10,13 +11,15 @@ def register() -> None:
     """Make the work pool and the deployment, or bring them up to date with params.yaml's fields and profiles/."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.flows import EntrypointType
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.types.entrypoint import EntrypointType
 
     from flows.pipeline import rlhf_pipeline
 
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
-    deployment = rlhf_pipeline.to_deployment(
+    deployment = RunnerDeployment.from_flow(
+        rlhf_pipeline,
         name="rlhf",
         work_pool_name=POOL,
         entrypoint_type=EntrypointType.MODULE_PATH,
@@ -26,8 +29,9 @@ def register() -> None:
 
 
 def main() -> None:
-    """Register, then become Prefect's worker."""
+    """Register, say so by making the file named in the arguments, then become Prefect's worker."""
     register()
+    Path(sys.argv[1]).touch()
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     os.execv(command[0], command)
 

@@ -10,6 +10,7 @@ A failed run keeps its clone, so that the same run started again resumes where i
 
 import fcntl
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ class Workspace:
             return self.checkout / "reports"
         folder = self.checkout.parent
         save_experiment(self.checkout, self.name, stages)
-        for page in ("report.html", "report.md"):
+        for page in ("report.html", "report.md", "report.json"):
             if (self.checkout / "reports" / page).is_file():
                 shutil.copyfile(self.checkout / "reports" / page, folder / page)
         shutil.rmtree(self.checkout)
@@ -59,11 +60,13 @@ def open_workspace(root: Path, changes: Changes, name: str | None = None) -> Ite
             already under way.
     """
     wanted = changes.resolve(root)
+    if name is not None and (not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or ".." in name or name.endswith(".lock")):
+        raise UserError(f"{name!r} cannot name an experiment. Use letters, digits, '.', '_' and '-'.")
     if not wanted.is_changed and name is None:
         yield Workspace(root, root)
         return
-    edits = git(root, "diff", "HEAD", "--binary")
     commit = head(root)
+    edits = git(root, "diff", "HEAD", "--binary")
     fingerprint = hashlib.sha256(b"\0".join([commit.encode(), edits, repr(wanted.params).encode()])).hexdigest()
     experiment = name or f"{changes.label()}_{fingerprint[:6]}"
     if name is not None and _experiment_refs(root, name):
@@ -107,9 +110,7 @@ def head(root: Path) -> str:
     try:
         return git(root, "rev-parse", "--verify", "HEAD").decode().strip()
     except UserError as error:
-        raise UserError(
-            f"{root} has no commit to start from. Run `git add -A && git commit` first."
-        ) from error
+        raise UserError(f"{root} has no commit to start from. Run `git add -A && git commit` first.") from error
 
 
 def make_clone(root: Path, checkout: Path, edits: bytes) -> None:
@@ -127,7 +128,7 @@ def make_clone(root: Path, checkout: Path, edits: bytes) -> None:
     if local.is_file():  # remotes and their credentials
         shutil.copyfile(local, checkout / ".dvc" / "config.local")
     with Repo(str(root)) as repo:
-        cache = repo.cache.local.path
+        cache = repo.cache.local_cache_dir
     with Config(str(checkout / ".dvc"), validate=False).edit("local") as config:
         config.setdefault("cache", {})["dir"] = str(cache)
 

@@ -25,6 +25,10 @@ class Example:
     ref_logprobs: Sequence[float] | None = None
 
 
+# Rows that stand or fall together: one for SFT, (chosen, rejected) for pairs.
+Unit = tuple[Example, ...]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of prompts and responses.

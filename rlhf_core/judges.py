@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rlhf_core.metrics import bootstrap_mean
-from rlhf_core.rewards import Prompt
 from rlhf_core.seeding import stream_seed
+from rlhf_core.tokens import Prompt
 
 
 @dataclass(frozen=True)

@@ -79,13 +79,14 @@ class ScalarModel(nn.Module):
 def new_scalar_model(policy_path: str | Path) -> ScalarModel:
     """The policy's transformer with its vocabulary head replaced by a linear layer to one scalar.
 
-    The head is drawn from N(0, 1/(d+1)) out of torch's global generator (Ziegler et al. 2019's reward head).
+    The head is drawn out of torch's global generator with a tenth of the std 1/√(d+1) of Ziegler et al. 2019: their
+    head gives unit-variance scores before any training, which a single epoch on few pairs first has to unlearn.
     """
     _require_checkpoint(policy_path, "config.json")
     config = without_dropout(AutoConfig.from_pretrained(str(policy_path)))
     config.num_labels = 1
     model = AutoModelForSequenceClassification.from_pretrained(str(policy_path), config=config, dtype=torch.float32)
-    nn.init.normal_(model.score.weight, std=(model.score.weight.shape[1] + 1) ** -0.5)
+    nn.init.normal_(model.score.weight, std=0.1 * (model.score.weight.shape[1] + 1) ** -0.5)
     return ScalarModel(model)
 
 

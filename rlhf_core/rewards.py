@@ -11,16 +11,7 @@ from torch import Tensor, nn
 from rlhf_core.batch import Batch
 from rlhf_core.errors import UserError
 from rlhf_core.forward import scores
-from rlhf_core.tokens import Messages
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt to sample from: its messages, their token ids, and the right answer where the task has one."""
-
-    messages: Messages
-    ids: Sequence[int]
-    answer: str | None = None
+from rlhf_core.tokens import Prompt
 
 
 @dataclass(frozen=True)

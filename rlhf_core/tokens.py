@@ -5,6 +5,7 @@ Prompts are never truncated: what does not fit is dropped, and counted, when the
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +13,16 @@ from rlhf_core.batch import Example
 from rlhf_core.errors import UserError
 
 Messages = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to sample from: its messages, their token ids, and the right answer where the task has one."""
+
+    messages: Messages
+    ids: Sequence[int]
+    answer: str | None = None
+
 
 # For tokenizers that bring none: role names on lines of their own, the end token after each turn.
 PLAIN_CHAT_TEMPLATE = (

@@ -10,13 +10,13 @@ from rlhf_core.annotators import pairs_from_judgements as pairs_of
 from rlhf_core.helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from rlhf_core.helpdesk.world import World
 from rlhf_core.models import load_policy, load_tokenizer
-from rlhf_core.rewards import Prompt
 from rlhf_core.seeding import stream_seed
+from rlhf_core.tokens import Prompt
+from tasks.accelerator import accelerator_of
 from tasks.jsonl import read_jsonl, write_jsonl
-from tasks.rows import as_prompts, last_user_text
+from tasks.rows import as_prompts, last_user_text, prepared_kind
 from tasks.sampling import Response, make_sampler, sample_responses
 from tasks.stage import Stage, main, open_stage, write_json
-from tasks.train import accelerator_of
 
 OUT = "data/feedback"
 PREPARED = Path("data/prepared")
@@ -26,7 +26,7 @@ SPLITS = ("train", "development", "judge")
 def collect() -> None:
     """Sample K responses per prompt from the SFT model and have every pair judged; or pass preferences on."""
     with open_stage("collect") as stage:
-        if stage.params.prepare.format == "helpdesk":
+        if prepared_kind() == "helpdesk":
             _collect(stage)
         else:
             _pass_on(stage)

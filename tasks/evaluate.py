@@ -16,15 +16,15 @@ from rlhf_core.judges import Answer, ScoreJudge, win_rate
 from rlhf_core.metrics import bootstrap_mean, distinct_n
 from rlhf_core.models import load_policy, load_scalar_model, load_tokenizer
 from rlhf_core.reductions import sequence_sum
-from rlhf_core.rewards import ExactMatch, ModelReward, Prompt, Sampled
+from rlhf_core.rewards import ExactMatch, ModelReward, Sampled
 from rlhf_core.sampling import sampled_batch
 from rlhf_core.seeding import stream_seed
-from rlhf_core.tokens import encode_response
+from rlhf_core.tokens import Prompt, encode_response
+from tasks.accelerator import accelerator_of
 from tasks.jsonl import read_jsonl, write_jsonl
-from tasks.rows import as_prompts, last_user_text
+from tasks.rows import as_prompts, last_user_text, prepared_kind
 from tasks.sampling import make_sampler, sample_responses
 from tasks.stage import Stage, main, open_stage, write_json
-from tasks.train import accelerator_of
 
 OUT = "evaluation"
 ROWS = 128  # rows of one forward pass without gradients
@@ -61,11 +61,11 @@ class Evaluation:
 
     def _judge(self) -> ScoreJudge:
         """Gold where it exists, else the second reward model; never the model that was optimised against."""
-        prepare = self.params.prepare
-        if prepare.format == "helpdesk":
+        prepare, kind = self.params.prepare, prepared_kind()
+        if kind == "helpdesk":
             world = World.load(Path(prepare.path))
             return _text_judge("gold rubric", lambda prompt, text: gold_score(world, _text(prompt), text))
-        if prepare.format == "question_answer":
+        if kind == "question_answer":
             exact = ExactMatch(prepare.answer_pattern)
             return _text_judge("exact match", lambda prompt, text: float(exact.correct(text, prompt.answer)))
         model = self._reward_model("models/judge")

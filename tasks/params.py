@@ -60,6 +60,7 @@ class PrepareParams(_Section):
     hub: str = setting("", "a data set hub id with its revision, org/name@revision; used instead of path")
     answer_pattern: str = setting(r"####\s*(.+)$", "question_answer: where an answer stands in a response")
     demonstrations: int = setting(2000, "helpdesk: demonstrations to write", ge=1)
+    prompts: int = setting(3000, "helpdesk: prompts to collect feedback and to sample on", ge=1)
     threads: int = setting(6000, "helpdesk: raw threads to write for the base model", ge=1)
     limit: int | None = setting(None, "use the first so many rows; null for all", ge=1)
     max_prompt_tokens: int = setting(64, "longer prompts are dropped and counted", ge=1)

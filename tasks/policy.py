@@ -5,18 +5,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.algorithms import policy_algorithm
+from rlhf_core.algorithms.table import policy_algorithm
 from rlhf_core.errors import UserError
 from rlhf_core.forward import policy_outputs
 from rlhf_core.loops.offline import with_ref_logprobs
 from rlhf_core.loops.online import Critic, Models, OnlineTraining
 from rlhf_core.models import load_policy, load_scalar_model, load_tokenizer, save_policy
 from rlhf_core.rewards import ExactMatch, MissingEnd, ModelReward, WeightedSum
+from tasks.accelerator import accelerator_of
 from tasks.jsonl import read_jsonl
-from tasks.rows import as_prompts, preference_units
+from tasks.rows import as_prompts, preference_units, prepared_kind
 from tasks.sampling import make_sampler
 from tasks.stage import Stage, main, open_stage
-from tasks.train import accelerator_of, snapshot_saver, train_and_save_policy, write_curve
+from tasks.train import snapshot_saver, train_and_save_policy, write_curve
 
 FEEDBACK = Path("data/feedback")
 
@@ -88,7 +89,7 @@ def _train_on_samples(stage: Stage, name: str, algorithm: Any, config: Any) -> N
 
 def _reward(stage: Stage, config: Any, accelerator: Any) -> WeightedSum:
     """The trained reward model or, for question-answer data, the exact answer; less a penalty for no end token."""
-    if stage.params.prepare.format == "question_answer":
+    if prepared_kind() == "question_answer":
         if config.score_clamp is not None:
             raise UserError("score_clamp has no effect on exact-match rewards. Set it to null.")
         judged: Any = ("exact_match", 1.0, ExactMatch(stage.params.prepare.answer_pattern))

@@ -5,19 +5,20 @@ from pathlib import Path
 import torch
 
 from rlhf_core.algorithms.bradley_terry import BradleyTerry
-from rlhf_core.batch import collate
+from rlhf_core.batch import Unit, collate
 from rlhf_core.forward import score_outputs
-from rlhf_core.loops.offline import Unit, train_offline
+from rlhf_core.loops.offline import train_offline
 from rlhf_core.metrics import correlation, pair_metrics
 from rlhf_core.models import ScalarModel, load_policy, load_tokenizer, new_scalar_model, save_scalar_model
 from rlhf_core.rewards import ModelReward, Sampled
 from rlhf_core.sampling import sampled_batch
 from rlhf_core.seeding import seed_everything
+from tasks.accelerator import accelerator_of
 from tasks.jsonl import read_jsonl
 from tasks.rows import as_prompts, preference_units
 from tasks.sampling import make_sampler, sample_responses
 from tasks.stage import Stage, main, open_stage, write_json
-from tasks.train import accelerator_of, write_curve
+from tasks.train import write_curve
 
 OUT, JUDGE_OUT = "models/reward", "models/judge"
 FEEDBACK = Path("data/feedback")

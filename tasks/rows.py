@@ -1,15 +1,14 @@
 """Rows on disk as training examples and prompts."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_core.batch import Example
-from rlhf_core.loops.offline import Unit
-from rlhf_core.rewards import Prompt
-from rlhf_core.tokens import encode_prompt, encode_response
+from rlhf_core.batch import Example, Unit
+from rlhf_core.tokens import Prompt, encode_prompt, encode_response
 from tasks.jsonl import read_jsonl
 
 Row = dict[str, Any]
@@ -36,6 +35,11 @@ def preference_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Uni
 def as_prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """Rows {"prompt"[, "answer"]} as prompts to sample from."""
     return [Prompt(row["prompt"], encode_prompt(tokenizer, row["prompt"]), row.get("answer")) for row in rows]
+
+
+def prepared_kind() -> str:
+    """What the prepared data is: helpdesk, preference, demonstration, unpaired or question_answer."""
+    return str(json.loads(Path("data/prepared/card.json").read_text(encoding="utf-8"))["kind"])
 
 
 def last_user_text(messages: Sequence[dict[str, str]]) -> str:

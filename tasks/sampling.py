@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.models import stop_tokens
-from rlhf_core.rewards import Prompt
 from rlhf_core.sampling import Sampler
 from rlhf_core.seeding import seed_everything
-from rlhf_core.tokens import decode_response
+from rlhf_core.tokens import Prompt, decode_response
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,6 @@ def open_stage(name: str) -> Iterator[Stage]:
     key = _stage_key(name, sections, inputs)
     tracker = StageRun(name, key, RESUME / key)
     stage = Stage(name, params, sections, inputs, key, tracker)
-    shutil.rmtree(stage.folder / "out" / ".partial", ignore_errors=True)
     with tracker:
         tracker.log_params(sections)
         tracker.log_inputs({path: digest for path, digest in inputs.items() if not path.endswith(".py")})
@@ -174,6 +173,9 @@ def main(work: Callable[[], None]) -> None:
     """Run a stage's `work` as a command: a user's mistake is two lines and exit code 1, not a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
     try:
         work()
     except UserError as error:

@@ -2,25 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.algorithms.base import Algorithm
-from rlhf_core.batch import Batch, Outputs
-from rlhf_core.device import make_accelerator
-from rlhf_core.loops.offline import OfflineConfig, Unit, train_offline
+from rlhf_core.batch import Batch, Outputs, Unit
+from rlhf_core.loops.offline import OfflineConfig, train_offline
 from rlhf_core.loops.run import Metrics
 from rlhf_core.models import save_policy
+from tasks.accelerator import accelerator_of
 from tasks.jsonl import write_jsonl
 from tasks.stage import Stage
-
-
-def accelerator_of(stage: Stage) -> Any:
-    """The Accelerator that params.yaml's section `run` asks for."""
-    run = stage.params.run
-    return make_accelerator(run.device, run.precision, run.threads)
 
 
 def write_curve(folder: Path, history: Sequence[Metrics]) -> None:

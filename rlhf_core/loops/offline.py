@@ -9,15 +9,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_core.algorithms.base import Algorithm
-from rlhf_core.batch import Batch, Example, Outputs, collate
+from rlhf_core.batch import Batch, Outputs, Unit, collate
 from rlhf_core.fields import setting
 from rlhf_core.forward import response_logprobs
 from rlhf_core.loops.run import Metrics, Run, is_mark, minibatch_indices
 from rlhf_core.loops.update import GradientStep, OptimizerConfig, microbatches
 from rlhf_core.seeding import seed_everything
-
-# Rows that stand or fall together: one for SFT, (chosen, rejected) for pairs.
-Unit = tuple[Example, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

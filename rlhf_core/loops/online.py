@@ -19,10 +19,10 @@ from rlhf_core.forward import policy_outputs, response_logprobs, values
 from rlhf_core.loops.run import Metrics, Run, is_mark, minibatch_indices
 from rlhf_core.loops.update import GradientStep, OptimizerConfig
 from rlhf_core.reductions import sequence_sum
-from rlhf_core.rewards import Prompt, Sampled, WeightedSum
+from rlhf_core.rewards import Sampled, WeightedSum
 from rlhf_core.sampling import Sampler, sampled_batch
 from rlhf_core.seeding import seed_everything, stream_seed
-from rlhf_core.tokens import decode_response
+from rlhf_core.tokens import Prompt, decode_response
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,132 @@
+"""The command line, `rlhf`. Heavy libraries are imported inside the commands that need them."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows.settings import find_root, set_environment
+from rlhf_core.errors import UserError
+
+app = typer.Typer(
+    help="Train, align and judge a language model; every number traceable to the data and code that made it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False)
+
+Profile = Annotated[str, typer.Option(help="A set of parameters from profiles/, laid over params.yaml.")]
+Assignments = Annotated[list[str] | None, typer.Option("--set", help="key=value for this run, repeatable.")]
+
+
+@app.command()
+def run(
+    profile: Profile = "default",
+    assignments: Assignments = None,
+    only: Annotated[str | None, typer.Option(help="Run this stage and what it needs, e.g. sft.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the experiment the run ends as.")] = None,
+) -> None:
+    """Run the pipeline. With changed parameters it runs in a checkout of its own and ends as a DVC experiment."""
+    root = _enter()
+    from flows.run_command import run_pipeline
+
+    run_pipeline(root, profile, assignments or [], only, name, out)
+
+
+@app.command()
+def up(
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's server.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's server.")] = 5000,
+) -> None:
+    """Start Prefect's and MLflow's servers and a worker, all on 127.0.0.1."""
+    root = _enter()
+    from flows.services import Services
+    from flows.services import up as start
+
+    with out.status("Starting Prefect, MLflow and a worker (up to a minute)"):
+        services = start(root, Services(prefect_port, mlflow_port))
+    out.print(f"Prefect  [link]{services.prefect}/deployments[/link]  start a run here: rlhf, then Run")
+    out.print(f"MLflow   [link]{services.mlflow}[/link]  curves and parameters of every run")
+    out.print("Stop them with: rlhf down")
+
+
+@app.command()
+def down() -> None:
+    """Stop what `rlhf up` started, with everything it runs."""
+    root = _enter()
+    from flows.services import down as stop
+
+    stopped = stop(root)
+    out.print(f"Stopped: {', '.join(stopped)}." if stopped else "Nothing was running.")
+
+
+@app.command()
+def report() -> None:
+    """Draw the report page again, with today's links, and say where it lies."""
+    root = _enter()
+    from flows.stages import StageRunner
+
+    if not (root / "reports" / "report.json").is_file():
+        raise UserError(f"{root / 'reports' / 'report.json'} does not exist. Make it with: rlhf run")
+    outcome = StageRunner(root, dict(os.environ)).call("report page", ["tasks.report", "--render"], out.print)
+    if outcome.code:
+        raise UserError(outcome.message)
+    out.print(f"Report: {root / 'reports' / 'report.html'}")
+
+
+@app.command()
+def compare() -> None:
+    """Compare finished runs: which policy is best, and which parameters differed."""
+    _enter()
+    from flows.compare import compare_runs
+
+    compare_runs(out)
+
+
+@app.command()
+def chat(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. models/policies/dpo.")],
+    prompt: Annotated[str | None, typer.Option(help="Answer this and stop, instead of asking for lines.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token.")] = 0.7,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+) -> None:
+    """Talk to a checkpoint."""
+    from flows.chat import talk
+
+    talk(checkpoint, prompt, max_new_tokens, temperature, seed, out)
+
+
+@app.command()
+def doctor(profile: Profile = "default", assignments: Assignments = None) -> None:
+    """Check versions, devices, data, disk and memory for a run before it starts."""
+    root = _enter()
+    from flows.doctor import examine
+
+    if not examine(root, profile, assignments or [], out):
+        raise typer.Exit(1)
+
+
+def _enter() -> Path:
+    """Set the environment for the checkout around here; before any heavy import."""
+    root = find_root()
+    set_environment(root)
+    return root
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is a message of one or two lines, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, highlight=False).print("[bold red]error:[/]", end=" ")
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

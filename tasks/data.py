@@ -1,0 +1,229 @@
+"""Rows made ready for training: what cannot be used is dropped and listed, the rest is split by prompt."""
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from rlhf_core.errors import UserError
+from tasks.formats import Message, RawRow
+
+Row = dict[str, Any]
+CountTokens = Callable[[list[Message], str], tuple[int, int]]
+
+DUPLICATE = "duplicate"
+SURROGATE = re.compile(
+    r"[\ud800-\udfff]"
+)  # half an emoji, left by cutting text between its parts: no tokenizer takes it
+# The kinds that hold preferences; only they have a use for a split `judge`.
+PAIRED_KINDS = ("preference", "unpaired")
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Rows that can be used, and the others as `{"file", "line", "reason"}`; together they are all that were read."""
+
+    rows: list[RawRow] = field(default_factory=list)
+    dropped: list[Row] = field(default_factory=list)
+    prompt_tokens: list[int] = field(default_factory=list)  # one for each row kept
+    response_tokens: list[int] = field(default_factory=list)  # one for each response kept
+
+    @property
+    def read(self) -> int:
+        """How many rows were read."""
+        return len(self.rows) + len(self.dropped)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many rows were dropped for which reason, duplicates included."""
+        return Counter(row["reason"] for row in self.dropped)
+
+
+def clean(
+    rows: Iterable[RawRow],
+    *,
+    count_tokens: CountTokens,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    context: int | None = None,
+) -> Cleaned:
+    """Sort out rows that are empty, equal on both sides, too long, of differing prompts, or there already.
+
+    Args:
+        rows: As read.
+        count_tokens: Tokens of (prompt, response), the generation prompt and the end token included.
+        max_prompt_tokens: The longest prompt.
+        max_response_tokens: The longest response.
+        context: The most that prompt and response may have together, where the model sets such a limit.
+    """
+    cleaned = Cleaned()
+    seen = set()
+    for row in rows:
+        identity = (_canonical(row.prompt), *row.responses, row.label)
+        reason = _fault(row) or (DUPLICATE if identity in seen else "")
+        if not reason:
+            sizes = [count_tokens(row.prompt, response) for response in row.responses]
+            reason = _excess(sizes, max_prompt_tokens, max_response_tokens, context)
+        if reason:
+            cleaned.dropped.append({"file": row.file, "line": row.line, "reason": reason})
+        else:
+            seen.add(identity)
+            cleaned.rows.append(row)
+            cleaned.prompt_tokens.append(sizes[0][0])
+            cleaned.response_tokens.extend(response for _, response in sizes)
+    return cleaned
+
+
+def _fault(row: RawRow) -> str:
+    if not row.prompt or not row.prompt[-1]["content"].strip():
+        return "empty prompt"
+    if not all(response.strip() for response in row.responses):
+        return "empty response"
+    if not row.same_prompt:
+        return "differing prompts"
+    if row.chosen is not None and row.chosen == row.rejected:
+        return "equal on both sides"
+    texts = [*(message["content"] for message in row.prompt), *row.responses]
+    return "not Unicode text" if any(SURROGATE.search(text) for text in texts) else ""
+
+
+def _excess(sizes: Sequence[tuple[int, int]], max_prompt: int, max_response: int, context: int | None) -> str:
+    if sizes[0][0] > max_prompt:
+        return "prompt too long"
+    longest = max(response for _, response in sizes)
+    if longest > max_response:
+        return "response too long"
+    return "longer than the context" if context is not None and sizes[0][0] + longest > context else ""
+
+
+def check_dropped(cleaned: Cleaned, max_dropped: float = 0.05) -> None:
+    """Stop where too large a share of the rows cannot be used. Duplicates don't count: they are no fault of a row.
+
+    Raises:
+        UserError: with the count of every reason and the first row of each.
+    """
+    bad = [row for row in cleaned.dropped if row["reason"] != DUPLICATE]
+    if len(bad) <= max_dropped * cleaned.read:
+        return
+    first: dict[str, Row] = {}
+    for row in bad:
+        first.setdefault(row["reason"], row)
+    reasons = "; ".join(
+        f"{cleaned.reasons[reason]} {reason} (first: {row['file']}, line {row['line']})"
+        for reason, row in first.items()
+    )
+    raise UserError(
+        f"{len(bad)} of {cleaned.read} rows cannot be used, more than prepare.max_dropped {max_dropped:g}: {reasons}. "
+        "Mend the rows, raise the token limits, or raise prepare.max_dropped."
+    )
+
+
+def split_by_prompt(rows: Sequence[RawRow], fractions: Mapping[str, float], seed: int) -> dict[str, list[RawRow]]:
+    """Rows by split: all rows of one prompt in the same one, shares counted in prompts.
+
+    Prompts stand in the order of sha256(seed, prompt) and are dealt out in slices, so neither the order of the rows
+    nor Python's hashing matters. Prompts that differ only in case or spaces count as one here.
+
+    Raises:
+        UserError: if a split with a share stays empty, or the shares are not between 0 and 1 with sum 1.
+    """
+    if min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-9:
+        raise UserError(f"the splits' shares must be at least 0 and sum to 1, not {_shares(fractions)}. Mend prepare.")
+    groups: dict[str, list[RawRow]] = defaultdict(list)
+    for row in rows:
+        groups[prompt_key(row.prompt)].append(row)
+    order = sorted(groups, key=lambda prompt: hashlib.sha256(f"{seed}\n{prompt}".encode()).digest())
+    splits: dict[str, list[RawRow]] = {}
+    start, share = 0, 0.0
+    for name, fraction in fractions.items():
+        share += fraction
+        end = round(share * len(order))
+        splits[name] = [row for prompt in order[start:end] for row in groups[prompt]]
+        if fraction > 0 and start == end:
+            raise UserError(
+                f"{len(order)} different prompts are too few for the splits {_shares(fractions)}: {name} stays empty. "
+                "Give more data, or larger prepare.*_fraction."
+            )
+        start = end
+    return splits
+
+
+def _shares(fractions: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
+
+
+def to_prepared(splits: Mapping[str, Sequence[RawRow]], kind: str) -> dict[str, list[Row]]:
+    """The files of data/prepared by name without `.jsonl`, as docs/architecture.md lists them.
+
+    `splits` holds train, development and test, and judge where the kind has pairs. A chosen response, or one with a
+    good label, is a demonstration and the reference for its prompt. Unpaired rows give a pair for every good and bad
+    response to the same prompt; a bad one alone gives its prompt only. Preference files without rows are left out.
+    """
+    files: dict[str, list[Row]] = {}
+    for split in ("train", "development"):
+        files[f"demonstrations_{split}"] = _distinct(
+            {"prompt": row.prompt, "response": response} for row in splits[split] for response in _good(row)
+        )
+    for split in ("train", "development", "test"):
+        files[f"prompts_{split}"] = _prompts(splits[split], with_response=split != "train")
+    if kind in PAIRED_KINDS:
+        for split in ("train", "development", "judge"):
+            if pairs := _pairs(splits.get(split, ())):
+                files[f"preferences_{split}"] = pairs
+    elif splits.get("judge"):
+        raise ValueError(f"data of kind {kind} holds no preferences, so its split 'judge' must be empty")
+    return files
+
+
+def _good(row: RawRow) -> list[str]:
+    """What a policy should say: the chosen response, or the only one unless it is labelled bad."""
+    text = row.chosen if row.response is None else row.response
+    return [text] if text is not None and row.label is not False else []
+
+
+def _prompts(rows: Iterable[RawRow], with_response: bool) -> list[Row]:
+    """Every prompt once, with its answer if it has one; those to judge on need a reference response."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        good = _good(row)
+        if with_response and not good:
+            continue
+        prompt: Row = {"prompt": row.prompt}
+        if row.answer is not None:
+            prompt["answer"] = row.answer
+        if with_response:
+            prompt["response"] = good[0]
+        found.setdefault(_canonical(row.prompt), prompt)
+    return list(found.values())
+
+
+def _pairs(rows: Iterable[RawRow]) -> list[Row]:
+    """The pairs there are, or for labelled responses all pairs of a good and a bad one to the same prompt."""
+    pairs: list[Row] = []
+    labelled: dict[str, list[RawRow]] = defaultdict(list)
+    for row in rows:
+        if row.chosen is not None:
+            pairs.append({"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected})
+        else:
+            labelled[_canonical(row.prompt)].append(row)
+    for same in labelled.values():
+        good, bad = ([row.response for row in same if row.label is label] for label in (True, False))
+        pairs += [{"prompt": same[0].prompt, "chosen": a, "rejected": b} for a, b in product(good, bad) if a != b]
+    return pairs
+
+
+def _distinct(rows: Iterable[Row]) -> list[Row]:
+    return list({_canonical(row): row for row in rows}.values())
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def prompt_key(prompt: Sequence[Message]) -> str:
+    """What tells prompts apart: roles and text, without case and spacing."""
+    return _canonical([(message["role"], " ".join(message["content"].split()).casefold()) for message in prompt])

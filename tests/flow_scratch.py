@@ -1,0 +1,158 @@
+"""A scratch checkout for tests of flows/: real git, DVC, Prefect and MLflow around stages that take milliseconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+DVC_YAML = """\
+stages:
+  prepare:
+    cmd: python -m tasks.fake prepare data/prepared
+    deps: [tasks/fake.py, "${prepare.path}"]
+    params: [prepare.path]
+    outs: [data/prepared]
+  sft:
+    cmd: python -m tasks.fake sft models/sft
+    deps: [data/prepared]
+    params: [sft.learning_rate]
+    outs: [models/sft]
+  policy:
+    matrix:
+      name: ${policy.algorithms}
+    cmd: python -m tasks.fake ${item.name} models/policies/${item.name}
+    deps: [models/sft]
+    params: ["policy.${item.name}.learning_rate"]
+    outs: ["models/policies/${item.name}"]
+  report:
+    cmd: python -m tasks.report
+    deps: [models/policies]
+    outs: [reports/report.json]
+"""
+
+PARAMS_YAML = """\
+# how everything runs
+run: {parallel: 3}
+model: {}
+prepare:
+  path: rows.jsonl  # the user's own rows
+base: {}
+sft:
+  learning_rate: 0.001  # found by trying
+collect: {}
+reward: {}
+policy:
+  algorithms: [ppo, grpo, dpo]
+  ppo: {learning_rate: 0.1}
+  grpo: {learning_rate: 0.2}
+  dpo: {learning_rate: 0.3}
+evaluate: {}
+"""
+
+# A stage writes its learning rate. The environment makes one of them err, die, or wait for its siblings.
+FAKE = """\
+import os, signal, sys, time
+from pathlib import Path
+import yaml
+
+os.environ.setdefault("RLHF_ROOT", os.getcwd())
+name, out = sys.argv[1], Path(sys.argv[2])
+params = yaml.safe_load(Path("params.yaml").read_text())
+section = params.get(name) or params["policy"][name]
+print("working on", name, flush=True)
+with (Path(os.environ["RLHF_ROOT"]) / ".rlhf" / "calls").open("a") as calls:
+    calls.write(name + chr(10))
+if os.environ.get("FAKE_MISTAKE") == name:
+    sys.exit("error: rows.jsonl, line 3: no field 'prompt'. Add it.")
+if os.environ.get("FAKE_BUG") == name:
+    raise ZeroDivisionError("a bug")
+mark = Path(os.environ["RLHF_ROOT"]) / ".rlhf" / "died"
+if os.environ.get("FAKE_DIE") == name and not mark.exists():
+    mark.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+if "FAKE_MEET" in os.environ and name in ("ppo", "grpo", "dpo"):
+    meeting = Path(os.environ["FAKE_MEET"])
+    (meeting / name).touch()
+    deadline = time.monotonic() + 60
+    while len(list(meeting.iterdir())) < 3:
+        assert time.monotonic() < deadline, "the policies did not run side by side"
+        time.sleep(0.01)
+if os.environ.get("FAKE_HANG") == name:
+    (Path(os.environ["RLHF_ROOT"]) / ".rlhf" / "hanging").write_text(str(os.getpid()))
+    signal.pause()
+out.mkdir(parents=True, exist_ok=True)
+(out / "value").write_text(str(section.get("learning_rate", section.get("path"))))
+"""
+
+REPORT = """\
+import json, os, sys
+from pathlib import Path
+
+page = Path("reports/report.html")
+if sys.argv[1:] == ["--render"]:
+    page.write_text("<h1>parent " + os.environ.get("RLHF_PARENT_RUN_ID", "none") + "</h1>")
+    sys.exit()
+rates = {path.name: float((path / "value").read_text()) for path in sorted(Path("models/policies").iterdir())}
+policies = {
+    name: {
+        "win_rate_vs_sft": {"value": rate, "low": rate - 0.05, "high": rate + 0.05, "n": 300, "judge": "gold"},
+        "kl": 2.5, "reward": 1.25, "mean_length": 20.0,
+    }
+    for name, rate in rates.items()
+}
+page.parent.mkdir(exist_ok=True)
+report = {"policies": policies, "reward_model": {"accuracy": 0.66}}
+Path("reports/report.json").write_text(json.dumps(report, indent=1))
+"""
+
+IGNORED = "/.rlhf/\n/runs/\n/data/\n/models/\n/reports/\n/mlflow.db*\n/mlartifacts/\n__pycache__/\n/rows.jsonl\n"
+
+
+def make_scratch(root: Path, environment: dict[str, str] | None = None) -> Path:
+    """Make a committed checkout with a small graph in `root` and return it."""
+    files = {
+        "dvc.yaml": DVC_YAML,
+        "params.yaml": PARAMS_YAML,
+        "tasks/__init__.py": "",
+        "tasks/fake.py": FAKE,
+        "tasks/report.py": REPORT,
+        "profiles/fast.yaml": "sft:\n  learning_rate: 0.5\n",
+        ".gitignore": IGNORED,
+        "rows.jsonl": "{}\n",
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (root / ".rlhf").mkdir()
+    for command in (["git", "init", "-q", "-b", "main"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=root, check=True)
+    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n    autostage = false\n")
+    commit(root, "start")
+    return root
+
+
+def commit(root: Path, message: str) -> None:
+    """Commit everything that is not ignored."""
+    subprocess.run(["git", "add", "-A"], cwd=root, check=True)
+    author = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    subprocess.run(["git", *author, "commit", "-q", "-m", message], cwd=root, check=True)
+
+
+def rlhf(root: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command line in a checkout; -P, since the scratch checkout's own `tasks` is for its stages."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RLHF_", "PREFECT_", "MLFLOW_"))}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "flows.cli", *arguments],
+        cwd=root,
+        env={**kept, "PYTHONPATH": str(PACKAGE), "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def calls(root: Path) -> list[str]:
+    """Names of the stages that have run, in order, each as often as it was started."""
+    return (root / ".rlhf" / "calls").read_text().split()

@@ -1,0 +1,365 @@
+"""flows/ without a server: the graph, changed parameters, one stage as a process group, isolated checkouts."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from flow_scratch import PARAMS_YAML, calls, commit, make_scratch
+
+from flows import services, supervise
+from flows.changes import Changes, update_yaml
+from flows.form import Form, chosen
+from flows.graph import Stage, read_graph, select
+from flows.lineage import comparison_markdown, figures
+from flows.settings import find_root
+from flows.stages import StageRunner
+from flows.workspace import open_workspace
+from rlhf_core.errors import UserError
+from tasks.params import ROOT, load_params
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RLHF_ROOT", str(tmp_path))
+    monkeypatch.setenv("SHELL", "/bin/sh")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    return make_scratch(tmp_path)
+
+
+def repro(root: Path) -> str:
+    command = [sys.executable, "-m", "dvc", "repro"]
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+# The graph
+
+
+def test_graph_is_dvcs(scratch: Path) -> None:
+    stages = read_graph(scratch)
+    assert [stage.name for stage in stages] == ["prepare", "sft", "policy@ppo", "policy@grpo", "policy@dpo", "report"]
+    assert stages[0].upstream == ()
+    assert stages[2].upstream == ("sft",)
+    assert stages[5].upstream == ("policy@dpo", "policy@grpo", "policy@ppo")
+
+
+STAGES = [Stage("a", ()), Stage("b", ("a",)), Stage("c@x", ("b",)), Stage("c@y", ("b",)), Stage("d", ("a",))]
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        (None, ["a", "b", "c@x", "c@y", "d"]),
+        ("b", ["a", "b"]),
+        ("c@y", ["a", "b", "c@y"]),
+        ("c", ["a", "b", "c@x", "c@y"]),
+        ("d", ["a", "d"]),
+    ],
+)
+def test_only_takes_what_the_stage_needs(only: str | None, expected: list[str]) -> None:
+    assert [stage.name for stage in select(STAGES, only)] == expected
+
+
+def test_unknown_stage_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no stage 'c@z'.*a, b, c@x, c@y, d.*Did you mean c@"):
+        select(STAGES, "c@z")
+
+
+def test_broken_dvc_yaml_is_a_message(scratch: Path) -> None:
+    (scratch / "dvc.yaml").write_text("stages: {a: {cmd: true, deps: 3}}")
+    with pytest.raises(UserError, match=r"dvc\.yaml"):
+        read_graph(scratch)
+
+
+def test_root_is_found_upwards(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RLHF_ROOT")
+    monkeypatch.chdir(scratch / "tasks")
+    assert find_root() == scratch
+    monkeypatch.chdir("/")
+    with pytest.raises(UserError, match=r"no dvc\.yaml"):
+        find_root()
+
+
+# Changed parameters
+
+
+def test_changes_lay_the_profile_first_then_single_values(scratch: Path) -> None:
+    resolved = Changes("fast", {"policy.dpo.beta": 0.7}).resolve(scratch)
+    assert (resolved.params.sft.learning_rate, resolved.params.policy.dpo.beta) == (0.5, 0.7)
+    assert resolved.is_changed
+    assert (scratch / "params.yaml").read_text() == PARAMS_YAML
+
+
+def test_values_as_they_stand_are_no_change(scratch: Path) -> None:
+    assert not Changes().resolve(scratch).is_changed
+    assert not Changes(overrides={"sft.learning_rate": 0.001, "run.seed": 0}).resolve(scratch).is_changed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (Changes("fats"), "no profile 'fats'.*fast"),
+        (Changes(overrides={"sft.learning_rat": 1}), "unknown key 'sft.learning_rat'.*'sft.learning_rate'"),
+        (Changes(overrides={"sft.learning_rate": "high"}), "'sft.learning_rate' is 'high'"),
+        (Changes(overrides={"run.parallel": 0}), "'run.parallel' is 0"),
+    ],
+)
+def test_bad_changes_name_the_key(scratch: Path, changes: Changes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        changes.resolve(scratch)
+
+
+def test_label_says_what_is_changed() -> None:
+    assert Changes().label() == "unchanged"
+    assert Changes("fast", {"policy.dpo.beta": 0.2, "sft.epochs": 2}).label() == "fast-dpo.beta-0.2-sft.epochs-2"
+    assert Changes(overrides={"policy.algorithms": ["ppo", "dpo"]}).label() == "policy.algorithms-ppo-dpo"
+
+
+def test_yaml_keeps_its_comments(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("a:\n  b: 1.0e-3  # tuned\n  c: [1, 2]\nd: null\n")
+    update_yaml(path, {"a": {"b": 0.5, "c": [1, 2]}, "d": None})
+    assert path.read_text() == "a:\n  b: 0.5     # tuned\n  c: [1, 2]\nd: null\n"
+
+
+def test_form_gives_only_what_was_filled_in() -> None:
+    assert chosen(Form()) == {}
+    filled = Form.model_validate({"policy": {"dpo": {"beta": 0.2}}, "run": {"device": "cpu"}})
+    assert chosen(filled) == {"run.device": "cpu", "policy.dpo.beta": 0.2}
+
+
+def test_form_has_bounds_drop_downs_and_meanings() -> None:
+    definitions = Form.model_json_schema()["$defs"]
+    assert definitions["dpo"]["properties"]["beta"]["exclusiveMinimum"] == 0
+    assert definitions["run"]["properties"]["device"]["enum"] == ["auto", "cpu", "cuda"]
+    assert definitions["run"]["properties"]["parallel"] == {
+        "description": f"stages that may run side by side [{load_params(ROOT / 'params.yaml').run.parallel}]",
+        "minimum": 1,
+        "title": "Parallel",
+        "type": "integer",
+    }
+    with pytest.raises(ValueError, match="greater than 0"):
+        Form.model_validate({"policy": {"dpo": {"beta": 0}}})
+
+
+# One stage
+
+
+def run_stage(root: Path, stage: str, **environment: str) -> tuple[object, list[str]]:
+    lines: list[str] = []
+    outcome = StageRunner(root, {**os.environ, **environment}).run(stage, lines.append)
+    return outcome, lines
+
+
+def test_stage_streams_its_lines(scratch: Path) -> None:
+    outcome, lines = run_stage(scratch, "prepare")
+    assert outcome.code == 0
+    assert lines[:3] == [
+        "Running stage 'prepare':",
+        "> python -m tasks.fake prepare data/prepared",
+        "working on prepare",
+    ]
+    assert not any("git add" in line for line in lines)
+
+
+def test_users_mistake_is_told_from_a_bug(scratch: Path) -> None:
+    mistake, _ = run_stage(scratch, "prepare", FAKE_MISTAKE="prepare")
+    assert mistake.code != 0
+    assert mistake.is_mistake
+    assert mistake.message == "rows.jsonl, line 3: no field 'prompt'. Add it."
+    bug, lines = run_stage(scratch, "prepare", FAKE_BUG="prepare")
+    assert not bug.is_mistake
+    assert bug.message.startswith("failed to reproduce 'prepare'")
+    assert "ZeroDivisionError: a bug" in lines
+    assert not (scratch / "dvc.lock").exists()
+
+
+def hanging(root: Path) -> psutil.Process:
+    """The process of the stage that hangs, once it does."""
+    path = root / ".rlhf" / "hanging"
+    deadline = time.monotonic() + 60
+    while not path.is_file() or not path.read_text():
+        assert time.monotonic() < deadline, "the stage did not start"
+        time.sleep(0.02)
+    return psutil.Process(int(path.read_text()))
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended, or does so within 30 s."""
+    psutil.wait_procs([process], timeout=30)
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_stop_kills_the_stage_with_all_it_started(scratch: Path) -> None:
+    runner = StageRunner(scratch, {**os.environ, "FAKE_HANG": "prepare"})
+    outcomes = []
+    thread = threading.Thread(target=lambda: outcomes.append(runner.run("prepare", lambda line: None)))
+    thread.start()
+    process = hanging(scratch)
+    runner.stop()
+    thread.join(30)
+    assert is_gone(process)
+    assert outcomes[0].code != 0
+    assert "was not started" in runner.run("prepare", print).message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's notice of a parent's death is Linux's")
+def test_stage_dies_with_whoever_started_it(scratch: Path) -> None:
+    script = "import os; from flows.stages import StageRunner; from pathlib import Path; "
+    script += "StageRunner(Path.cwd(), dict(os.environ)).run('prepare', print)"
+    path = str(Path(supervise.__file__).parent.parent)
+    environment = {**os.environ, "FAKE_HANG": "prepare", "PYTHONPATH": path}
+    starter = subprocess.Popen([sys.executable, "-P", "-c", script], cwd=scratch, env=environment)
+    process = hanging(scratch)
+    starter.send_signal(signal.SIGKILL)
+    starter.wait()
+    assert is_gone(process)
+
+
+# Isolated checkouts
+
+
+def test_unchanged_run_works_in_place(scratch: Path) -> None:
+    with open_workspace(scratch, Changes()) as workspace:
+        assert workspace.checkout == scratch
+        assert workspace.finish([]) == scratch / "reports"
+    assert not (scratch / "runs").exists()
+
+
+def test_changed_run_ends_as_an_experiment_and_leaves_the_checkout_alone(scratch: Path) -> None:
+    repro(scratch)
+    commit(scratch, "lock")
+    with open_workspace(scratch, Changes(overrides={"policy.dpo.learning_rate": 0.4}), "mine") as workspace:
+        repro(workspace.checkout)
+        stages = [stage.name for stage in read_graph(workspace.checkout)]
+        assert workspace.finish(stages) == scratch / "runs" / "mine"
+    # only DPO and the report ran again: the cache is shared
+    assert calls(scratch) == ["prepare", "sft", "ppo", "grpo", "dpo", "dpo"]
+    assert (scratch / "params.yaml").read_text() == PARAMS_YAML
+    assert (scratch / "models/policies/dpo/value").read_text() == "0.3"
+    assert sorted(path.name for path in (scratch / "runs/mine").iterdir()) == ["lock", "report.json"]
+    dvc(scratch, "exp", "apply", "mine")
+    assert "up to date" in dvc(scratch, "status")
+    assert (scratch / "models/policies/dpo/value").read_text() == "0.4"
+    assert (scratch / "params.yaml").read_text() == PARAMS_YAML.replace("0.3}", "0.4}")
+
+
+def test_edits_and_untracked_files_go_along(scratch: Path) -> None:
+    (scratch / "profiles/fast.yaml").write_text("sft:\n  learning_rate: 0.25\n")
+    (scratch / "notes.txt").write_text("untracked")
+    with open_workspace(scratch, Changes("fast")) as workspace:
+        assert (workspace.checkout / "profiles/fast.yaml").read_text() == "sft:\n  learning_rate: 0.25\n"
+        assert (workspace.checkout / "notes.txt").read_text() == "untracked"
+        assert (workspace.checkout / "rows.jsonl").read_text() == "{}\n"  # ignored by git, named in params.yaml
+        assert re.search("learning_rate: 0.25 +# found by trying", (workspace.checkout / "params.yaml").read_text())
+
+
+def test_data_outside_the_checkout_gets_its_full_path(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "rows.jsonl"
+    outside.write_text("{}\n")
+    relative = os.path.relpath(outside, scratch)
+    with open_workspace(scratch, Changes(overrides={"prepare.path": relative})) as workspace:
+        assert f"path: {outside}" in (workspace.checkout / "params.yaml").read_text()
+        repro(workspace.checkout)
+
+
+def test_failed_run_is_taken_up_again_by_the_same_run_alone(scratch: Path) -> None:
+    changes = Changes(overrides={"sft.learning_rate": 0.4})
+    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes, "mine") as workspace:
+        (workspace.checkout / "half").touch()
+        raise ZeroDivisionError
+    with (
+        pytest.raises(UserError, match=r"other code or parameters.*another --name"),
+        open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.5}), "mine"),
+    ):
+        pass
+    with open_workspace(scratch, changes, "mine") as workspace:
+        assert (workspace.checkout / "half").exists()
+        with pytest.raises(UserError, match="already under way"), open_workspace(scratch, changes, "mine"):
+            pass
+
+
+def test_name_of_an_experiment_is_taken_once(scratch: Path) -> None:
+    changes = Changes(overrides={"sft.learning_rate": 0.4})
+    with open_workspace(scratch, changes, "mine") as workspace:
+        repro(workspace.checkout)
+        workspace.finish(["prepare", "sft"])
+    with pytest.raises(UserError, match="already is an experiment mine"), open_workspace(scratch, changes, "mine"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["a b", "../x", "", "x.lock", "-x", "a..b"])
+def test_bad_names_are_refused(scratch: Path, name: str) -> None:
+    with pytest.raises(UserError, match="cannot name"), open_workspace(scratch, Changes(), name):
+        pass
+
+
+def test_checkout_without_a_commit_is_a_message(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / "params.yaml").write_text(PARAMS_YAML)
+    with pytest.raises(UserError, match="no commit to start from"), open_workspace(tmp_path, Changes(), "x"):
+        pass
+
+
+# What came out
+
+
+def test_comparison_puts_the_best_first() -> None:
+    rate = {"value": 0.6, "low": 0.55, "high": 0.65, "n": 300, "judge": "gold"}
+    report = {
+        "policies": {
+            "ppo": {"win_rate_vs_sft": {**rate, "value": 0.58}, "kl": 1.0},
+            "dpo": {"win_rate_vs_sft": rate, "win_rate_vs_reference": rate, "kl": 12.345, "mean_length": 31.25},
+        },
+        "reward_model": {"accuracy": 0.66},
+    }
+    assert comparison_markdown(report).splitlines()[2:4] == [
+        "| dpo | 0.600 (0.550–0.650) | 0.600 (0.550–0.650) | 12.3 | – | 31.2 |",
+        "| ppo | 0.580 (0.550–0.650) | – | 1 | – | – |",
+    ]
+    numbers = figures(report)
+    assert numbers["policies.dpo.win_rate_vs_sft"] == 0.6
+    assert numbers["policies.dpo.win_rate_vs_sft.low"] == 0.55
+    assert numbers["reward_model.accuracy"] == 0.66
+    assert comparison_markdown({}) == ""
+
+
+# Services
+
+
+def test_port_in_use_names_port_and_flag(scratch: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"Port {port} .* in use.*--mlflow-port"):
+            services.up(scratch, services.Services(prefect_port=free_port(), mlflow_port=port))
+    assert not (scratch / ".rlhf" / "services.json").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_down_stops_everything_that_carries_the_mark(scratch: Path) -> None:
+    assert services.down(scratch) == []
+    environment = {**os.environ, services.MARK: str(scratch), services.PART: "worker"}
+    process = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], env=environment)
+    assert services.down(scratch) == ["worker"]
+    process.wait(30)
+    assert services.down(scratch) == []
+    assert services.find(scratch) is None
