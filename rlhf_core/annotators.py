@@ -160,7 +160,7 @@ def pairs_from_judgements(judgements: Iterable[Judgement]) -> tuple[list[dict[st
         else:
             counts["pairs"] += 1
             better, worse = (0, 1) if judgement.choice == "A" else (1, 0)
-            row = {"prompt": judgement.prompt, "chosen": judgement.responses[better]}
+            row: dict[str, Any] = {"prompt": judgement.prompt, "chosen": judgement.responses[better]}
             row["rejected"] = judgement.responses[worse]
             # What was sampled is trained on as it was sampled; its text might encode to other tokens (pitfall 2).
             if None not in judgement.response_tokens:

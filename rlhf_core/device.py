@@ -24,6 +24,6 @@ def make_accelerator(device: Device, precision: Precision, threads: int) -> Acce
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     if accelerator.num_processes != 1:
         raise UserError(
-            f"{accelerator.num_processes} processes were launched; every stage runs in one. Start it without a launcher."
+            f"{accelerator.num_processes} processes were launched; a stage runs in one. Start it without a launcher."
         )
     return accelerator

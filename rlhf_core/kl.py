@@ -1,6 +1,7 @@
 """KL estimators from samples, and the controllers that move the KL coefficient.
 
-Per token d_t = log π_θ(a_t|s_t) - log π_ref(a_t|s_t), with a_t drawn from π_θ. Schulman 2020, "Approximating KL divergence".
+Per token d_t = log π_θ(a_t|s_t) - log π_ref(a_t|s_t), with a_t drawn from π_θ.
+Schulman 2020, "Approximating KL divergence".
 """
 
 from torch import Tensor

@@ -5,7 +5,6 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from rlhf_core.algorithms.sft import SFT
-from rlhf_core.forward import policy_outputs
 from rlhf_core.models import load_tokenizer, new_policy
 from rlhf_core.seeding import seed_everything
 from tasks.rows import demonstration_units
@@ -41,7 +40,6 @@ def _train(stage: Stage, config_file: Path) -> None:
         stage,
         new_policy(config),
         tokenizer,
-        policy_outputs,
         SFT(),
         demonstration_units(Path("data/prepared/threads.jsonl"), tokenizer),
         demonstration_units(Path("data/prepared/demonstrations_development.jsonl"), tokenizer),

@@ -1,9 +1,10 @@
-"""Stage `collect`: human feedback, here from a panel of simulated annotators; preferences the data holds are passed on."""
+"""Stage `collect`: feedback from a panel of simulated annotators; preferences the data holds are passed on."""
 
 import random
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from rlhf_core.annotators import SIDE_BY_SIDE, Annotator, Judgement, agreement, cyclic_triples, judge, panel
 from rlhf_core.annotators import pairs_from_judgements as pairs_of
@@ -74,7 +75,7 @@ def _collect(stage: Stage) -> None:
 
 
 def _judge_split(
-    stage: Stage, split: str, rows: Sequence[dict], annotators: Sequence[Annotator], world: World
+    stage: Stage, split: str, rows: Sequence[dict[str, Any]], annotators: Sequence[Annotator], world: World
 ) -> list[Judgement]:
     """Every pair of the K responses to each prompt, judged by `collect.judgements` annotators in random order."""
     params = stage.params
@@ -84,7 +85,7 @@ def _judge_split(
     sampler = make_sampler(policy, tokenizer, params.prepare.max_response_tokens, params.collect.temperature)
     responses = sample_responses(policy, tokenizer, prompts, sampler, (params.run.seed, f"collect/{split}"))
     rng = random.Random(stream_seed(params.run.seed, "collect", split, "judgements"))
-    judgements = []
+    judgements: list[Judgement] = []
     size = params.collect.responses
     for start in range(0, len(prompts), size):
         for pair in combinations(responses[start : start + size], 2):
@@ -127,7 +128,7 @@ def _verdict(
 
 def _agreement_with_gold(judgements: Sequence[Judgement], world: World) -> float:
     """Share of verdicts that prefer the response with the higher gold score, ties of either left out."""
-    right = []
+    right: list[bool] = []
     for judgement in judgements:
         text = last_user_text(judgement.prompt)
         first, second = (gold_score(world, text, response) for response in judgement.responses)

@@ -52,7 +52,8 @@ class Evaluation:
         self.judge = self._judge()
 
     def _policy(self, path: str | Path) -> PreTrainedModel:
-        return self.accelerator.prepare_model(load_policy(path), evaluation_mode=True)
+        policy: PreTrainedModel = self.accelerator.prepare_model(load_policy(path), evaluation_mode=True)
+        return policy
 
     def _reward_model(self, path: str) -> ModelReward | None:
         if (Path(path) / "none.json").is_file():

@@ -1,5 +1,6 @@
 """params.yaml as validated dataclasses: one section per stage, every key with its meaning and bounds."""
 
+import contextlib
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -228,10 +229,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text}: unknown key '{key}'. {_nearest(key)}")
     parsed = yaml.safe_load(value)
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-5 as text
-        try:
+        with contextlib.suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     return key, parsed
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from rlhf_core.algorithms.table import policy_algorithm
 from rlhf_core.errors import UserError
-from rlhf_core.forward import policy_outputs
 from rlhf_core.loops.offline import with_ref_logprobs
 from rlhf_core.loops.online import Critic, Models, OnlineTraining
 from rlhf_core.models import load_policy, load_scalar_model, load_tokenizer, save_policy
@@ -47,7 +46,6 @@ def _train_on_pairs(stage: Stage, name: str, algorithm: Any, config: Any) -> Non
         stage,
         load_policy("models/sft"),
         tokenizer,
-        policy_outputs,
         algorithm,
         with_ref_logprobs(accelerator, reference, train, config, tokenizer.pad_token_id),
         with_ref_logprobs(accelerator, reference, held_out, config, tokenizer.pad_token_id),

@@ -36,6 +36,6 @@ def sample_responses(
 ) -> list[Response]:
     """One response per prompt, drawn from the stream (run seed, name)."""
     seed_everything(*stream)
-    policy.eval()
+    policy.eval()  # type: ignore[no-untyped-call]
     drawn = sampler.responses(policy, [prompt.ids for prompt in prompts])
     return [Response(ids, sampler.ended(ids), decode_response(tokenizer, ids)) for ids in drawn]

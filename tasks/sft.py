@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from rlhf_core.algorithms.sft import SFT
-from rlhf_core.forward import policy_outputs
 from rlhf_core.models import fit_vocabulary, load_policy, load_tokenizer
 from tasks.rows import demonstration_units
 from tasks.source import start_checkpoint
@@ -23,7 +22,6 @@ def sft() -> None:
             stage,
             model,
             tokenizer,
-            policy_outputs,
             SFT(),
             demonstration_units(Path("data/prepared/demonstrations_train.jsonl"), tokenizer),
             demonstration_units(Path("data/prepared/demonstrations_development.jsonl"), tokenizer),

@@ -1,4 +1,4 @@
-"""What every stage does around its work: read its parameters, know its inputs, resume, log, and write all or nothing."""
+"""What every stage does around its work: parameters, inputs, resuming, logging, and writing all or nothing."""
 
 import hashlib
 import json
@@ -65,7 +65,7 @@ class Stage:
     def finish(self) -> None:
         """Write each output's manifest and move the outputs into place."""
         manifest = {"stage": self.name, "key": self.key, "params": self.sections, "inputs": self.inputs}
-        for working, final in self.written:
+        for working, _ in self.written:
             write_json(working / "manifest.json", manifest)
         for working, final in self.written:
             final.parent.mkdir(parents=True, exist_ok=True)

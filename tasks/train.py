@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.algorithms.base import Algorithm
-from rlhf_core.batch import Batch, Outputs, Unit
+from rlhf_core.batch import Batch, Unit
+from rlhf_core.forward import policy_outputs
 from rlhf_core.loops.offline import OfflineConfig, train_offline
 from rlhf_core.loops.run import Metrics
 from rlhf_core.models import save_policy
@@ -36,7 +36,6 @@ def train_and_save_policy(
     stage: Stage,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    forward: Callable[[nn.Module, Batch], Outputs],
     algorithm: Algorithm[Batch],
     units: Sequence[Unit],
     held_out: Sequence[Unit],
@@ -50,7 +49,7 @@ def train_and_save_policy(
     history = train_offline(
         accelerator_of(stage),
         model,
-        forward,
+        policy_outputs,
         algorithm,
         units,
         held_out,

@@ -37,7 +37,7 @@ class OfflineConfig(OptimizerConfig):
 def train_offline(
     accelerator: Accelerator,
     model: nn.Module,
-    forward: Callable[[nn.Module, Batch], Outputs],
+    forward: Callable[..., Outputs],
     algorithm: Algorithm[Batch],
     units: Sequence[Unit],
     held_out: Sequence[Unit],
@@ -87,7 +87,7 @@ def train_offline(
 def evaluate_offline(
     accelerator: Accelerator,
     model: nn.Module,
-    forward: Callable[[nn.Module, Batch], Outputs],
+    forward: Callable[..., Outputs],
     algorithm: Algorithm[Batch],
     units: Sequence[Unit],
     config: OfflineConfig,

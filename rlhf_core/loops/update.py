@@ -30,7 +30,7 @@ class OptimizerConfig:
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, total: int) -> float:
-    """The factor on the learning rate at optimiser step 0 <= step < total: a pure function, so resuming needs no state."""
+    """The factor on the learning rate at optimiser step 0 <= step < total: a pure function, nothing to resume."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     if config.schedule == "constant":
