@@ -11,6 +11,7 @@ from rlhf_core.errors import UserError
 from tasks import tracking
 
 RATE = "win_rate_vs_sft"
+BEFORE_POLICIES = ("run.", "model.", "prepare.", "base.", "sft.")  # what an SFT model depends on
 NOT_RESULTS = frozenset({"run.parallel"})  # bears on the time a run takes, not on what comes out
 
 
@@ -47,6 +48,8 @@ def compare_runs(out: Console) -> None:
     differing = differences(runs)
     if differing:
         out.print(_parameters(runs, differing))
+        if any(key.startswith(BEFORE_POLICIES) for key in differing):
+            out.print("The runs have SFT models of their own: a win rate says how far a policy is above its own.")
     elif len(runs) > 1:
         out.print("All ran with the same parameters; code or data differed.")
     name, (policy, _) = runs[0].name, runs[0].best() or ("", 0.0)

@@ -73,7 +73,8 @@ class ScalarModel(nn.Module):
         hidden = transformer(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
-        return (self.model.score(hidden).squeeze(-1).float() - self.offset) / self.scale
+        head: Any = self.model.score
+        return (head(hidden).squeeze(-1).float() - self.offset) / self.scale
 
 
 def new_scalar_model(policy_path: str | Path) -> ScalarModel:

@@ -64,7 +64,12 @@ class Stage:
 
     def finish(self) -> None:
         """Write each output's manifest and move the outputs into place."""
-        manifest = {"stage": self.name, "key": self.key, "params": self.sections, "inputs": self.inputs}
+        manifest = {
+            "stage": self.name,
+            "key": self.key,
+            "params": {key: _portable(value) for key, value in self.sections.items()},
+            "inputs": {_portable(path): digest for path, digest in self.inputs.items()},
+        }
         for working, _ in self.written:
             write_json(working / "manifest.json", manifest)
         for working, final in self.written:
@@ -156,11 +161,24 @@ def _lookup(section: Any, key: str) -> Any:
     return section
 
 
+def _portable(value: Any) -> Any:
+    """A value without absolute paths: outputs are the same whatever folder a user's file stands in."""
+    if isinstance(value, Mapping):
+        return {key: _portable(inner) for key, inner in value.items()}
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def _stage_key(name: str, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     import torch
     import transformers
 
-    content = [name, sections, sorted(inputs.values()), torch.__version__, transformers.__version__]
+    content = [
+        name,
+        {key: _portable(value) for key, value in sections.items()},
+        sorted(inputs.values()),
+        torch.__version__,
+        transformers.__version__,
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -175,7 +193,8 @@ def main(work: Callable[[], None]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         work()
     except UserError as error:
