@@ -127,7 +127,9 @@ def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> 
     if failed:
         name, state = next(iter(failed.items()))
         more = f" ({', '.join(list(failed)[1:])} failed too)" if len(failed) > 1 else ""
-        raise UserError(f"stage {name}: {state.message}{more}")
+        raise UserError(
+            f"stage {name}: {state.message}{more}\nThe same run, started again, goes on where this one stopped."
+        )
 
 
 def _publish(parent: ParentRun, workspace: Workspace) -> None:

@@ -11,6 +11,7 @@ from flows.changes import Changes
 from flows.graph import read_graph, select
 from flows.lineage import number_text, ranked, rate_text, read_report
 from flows.services import find
+from flows.workspace import require_free_name
 from rlhf_core.errors import UserError
 from tasks.params import parse_override
 
@@ -33,6 +34,8 @@ def run_pipeline(
     """
     changes = Changes(profile, dict(parse_override(text) for text in assignments))
     changes.resolve(root)
+    if name is not None:
+        require_free_name(root, name)
     select(read_graph(root), only)
     services = find(root)
     os.environ.update(TERMINAL)
@@ -49,7 +52,7 @@ def run_pipeline(
         out.print("Stopped. The same command goes on where it stopped.")
         raise
     if not state.is_completed():
-        raise UserError(f"{state.message}\nMend that and run it again: it goes on where it stopped.")
+        raise UserError(str(state.message))
     result = state.result()
     _say_where(Path(result["reports"]), result["experiment"], services is not None, out)
 

@@ -100,7 +100,7 @@ def _diagnose(name: str, code: int, lines: list[str]) -> tuple[str, bool]:
     starts = [index for index, line in enumerate(lines) if line.startswith(MISTAKE)]
     if starts:
         said = [line for line in lines[starts[-1] :] if not line.startswith("ERROR: ")]
-        return "\n".join(said[:2]).removeprefix(MISTAKE), True
+        return " ".join(said[:2]).removeprefix(MISTAKE), True
     if by_dvc:
         return by_dvc[-1].removeprefix("ERROR: "), False
     how = f"was killed (signal {abs(code) % 128})" if code < 0 or code > 128 else f"ended with exit code {code}"

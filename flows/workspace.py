@@ -60,8 +60,8 @@ def open_workspace(root: Path, changes: Changes, name: str | None = None) -> Ite
             already under way.
     """
     wanted = changes.resolve(root)
-    if name is not None and (not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or ".." in name or name.endswith(".lock")):
-        raise UserError(f"{name!r} cannot name an experiment. Use letters, digits, '.', '_' and '-'.")
+    if name is not None:
+        require_free_name(root, name)
     if not wanted.is_changed and name is None:
         yield Workspace(root, root)
         return
@@ -69,10 +69,6 @@ def open_workspace(root: Path, changes: Changes, name: str | None = None) -> Ite
     edits = git(root, "diff", "HEAD", "--binary")
     fingerprint = hashlib.sha256(b"\0".join([commit.encode(), edits, repr(wanted.params).encode()])).hexdigest()
     experiment = name or f"{changes.label()}_{fingerprint[:6]}"
-    if name is not None and _experiment_refs(root, name):
-        raise UserError(
-            f"There already is an experiment {name}. Choose another --name, or delete it: `dvc exp remove {name}`."
-        )
     folder = root / "runs" / experiment
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
@@ -86,6 +82,16 @@ def open_workspace(root: Path, changes: Changes, name: str | None = None) -> Ite
             (folder / "fingerprint").write_text(fingerprint)
         yield Workspace(root, checkout, experiment)
         (folder / "fingerprint").unlink()
+
+
+def require_free_name(root: Path, name: str) -> None:
+    """Raise UserError where `name` cannot name an experiment or names one already."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or ".." in name or name.endswith(".lock"):
+        raise UserError(f"{name!r} cannot name an experiment. Use letters, digits, '.', '_' and '-'.")
+    if _experiment_refs(root, name):
+        raise UserError(
+            f"There already is an experiment {name}. Choose another --name, or delete it: `dvc exp remove {name}`."
+        )
 
 
 def git(folder: Path, *arguments: str, stdin: bytes | None = None) -> bytes:

@@ -1,6 +1,7 @@
 """A scratch checkout for tests of flows/: real git, DVC, Prefect and MLflow around stages that take milliseconds."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,19 @@ def rlhf(root: Path, *arguments: str, **environment: str) -> "subprocess.Complet
         text=True,
         check=False,
     )
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    """Run a dvc command that has to succeed, and return what it prints."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def calls(root: Path) -> list[str]:

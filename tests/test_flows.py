@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from flow_scratch import PARAMS_YAML, calls, commit, make_scratch
+from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch
 
 from flows import services, supervise
 from flows.changes import Changes, update_yaml
@@ -32,16 +32,6 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHELL", "/bin/sh")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     return make_scratch(tmp_path)
-
-
-def repro(root: Path) -> str:
-    command = [sys.executable, "-m", "dvc", "repro"]
-    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
-
-
-def dvc(root: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
 # The graph
@@ -239,10 +229,10 @@ def test_unchanged_run_works_in_place(scratch: Path) -> None:
 
 
 def test_changed_run_ends_as_an_experiment_and_leaves_the_checkout_alone(scratch: Path) -> None:
-    repro(scratch)
+    dvc(scratch, "repro")
     commit(scratch, "lock")
     with open_workspace(scratch, Changes(overrides={"policy.dpo.learning_rate": 0.4}), "mine") as workspace:
-        repro(workspace.checkout)
+        dvc(workspace.checkout, "repro")
         stages = [stage.name for stage in read_graph(workspace.checkout)]
         assert workspace.finish(stages) == scratch / "runs" / "mine"
     # only DPO and the report ran again: the cache is shared
@@ -272,7 +262,7 @@ def test_data_outside_the_checkout_gets_its_full_path(scratch: Path, tmp_path_fa
     relative = os.path.relpath(outside, scratch)
     with open_workspace(scratch, Changes(overrides={"prepare.path": relative})) as workspace:
         assert f"path: {outside}" in (workspace.checkout / "params.yaml").read_text()
-        repro(workspace.checkout)
+        dvc(workspace.checkout, "repro")
 
 
 def test_failed_run_is_taken_up_again_by_the_same_run_alone(scratch: Path) -> None:
@@ -294,7 +284,7 @@ def test_failed_run_is_taken_up_again_by_the_same_run_alone(scratch: Path) -> No
 def test_name_of_an_experiment_is_taken_once(scratch: Path) -> None:
     changes = Changes(overrides={"sft.learning_rate": 0.4})
     with open_workspace(scratch, changes, "mine") as workspace:
-        repro(workspace.checkout)
+        dvc(workspace.checkout, "repro")
         workspace.finish(["prepare", "sft"])
     with pytest.raises(UserError, match="already is an experiment mine"), open_workspace(scratch, changes, "mine"):
         pass
@@ -347,12 +337,6 @@ def test_port_in_use_names_port_and_flag(scratch: Path) -> None:
         with pytest.raises(UserError, match=rf"Port {port} .* in use.*--mlflow-port"):
             services.up(scratch, services.Services(prefect_port=free_port(), mlflow_port=port))
     assert not (scratch / ".rlhf" / "services.json").exists()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_down_stops_everything_that_carries_the_mark(scratch: Path) -> None:
