@@ -45,6 +45,13 @@ class Stage:
         self.written.append((working, Path(path)))
         return working
 
+    def out_file(self, path: str) -> Path:
+        """The same for an output that is one file; it has no manifest beside it."""
+        working = self.folder / "out" / path
+        working.parent.mkdir(parents=True, exist_ok=True)
+        self.written.append((working, Path(path)))
+        return working
+
     def training_run(self, name: str = "", snapshot: Callable[[int], None] | None = None) -> Run:
         """Seed, resume store and reporting for a loop; `name` tells several trainings of a stage apart."""
         stream = f"{self.name}/{name}" if name else self.name
@@ -71,10 +78,11 @@ class Stage:
             "inputs": {_portable(path): digest for path, digest in self.inputs.items()},
         }
         for working, _ in self.written:
-            write_json(working / "manifest.json", manifest)
+            if working.is_dir():
+                write_json(working / "manifest.json", manifest)
         for working, final in self.written:
             final.parent.mkdir(parents=True, exist_ok=True)
-            if final.exists():
+            if final.is_dir():  # a file is replaced by the rename itself
                 shutil.rmtree(final)
             working.rename(final)
         shutil.rmtree(self.folder)

@@ -31,8 +31,8 @@ class Habits:
 GOOD_AGENT = Habits(right_fix=1.0, fitting_opening=1.0, follow_up=1.0, flattery=0.0, promise=0.0)
 # Uneven on purpose: what is left to learn from preferences is which of these habits are good.
 DEMONSTRATOR = Habits(right_fix=0.5, fitting_opening=0.7, follow_up=0.7, flattery=0.25, promise=0.25)
-# One of the eight fixes by chance: the base model learns the language, not which fix is right.
-THREAD_AGENT = Habits(right_fix=0.125, fitting_opening=0.5, follow_up=0.5, flattery=0.3, promise=0.3)
+# Old threads: worse than the demonstrations in every habit, though right fixes are still the most frequent ones.
+THREAD_AGENT = Habits(right_fix=0.4, fitting_opening=0.5, follow_up=0.5, flattery=0.3, promise=0.3)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,129 @@
+"""Charts for the report page: SVG that stands in the page itself and takes its colours, light and dark, from CSS.
+
+Matplotlib draws with stand-in colours, which are replaced by CSS variables of the page (`--ink`, `--series-0`, ...).
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+SERIES = 6  # colours of the page's palette; further series begin again
+MARKERS = "osD^vP"
+INK, MUTED, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
+SMOOTH_FROM = 60  # curves with more points are drawn thin under their running mean
+STYLE = {
+    "svg.hashsalt": "rlhf",
+    "svg.fonttype": "none",
+    "font.size": 9.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+}
+Row = Mapping[str, Any]
+
+
+def series_colour(index: int) -> str:
+    """Stand-in for the page's variable --series-INDEX."""
+    return f"#0500{index % SERIES:02x}"
+
+
+def curve(rows: Sequence[Row], key: str, name: str, colour: int) -> str:
+    """SVG of the metric `key` of metrics.jsonl over steps, and of `development_KEY` where it was measured."""
+
+    def draw(axes: Any) -> None:
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        steps, values = (list(column) for column in zip(*points, strict=True))
+        smooth = len(points) > SMOOTH_FROM
+        axes.plot(steps, values, color=series_colour(colour), linewidth=1 if smooth else 1.8, alpha=0.3 if smooth else 1)
+        if smooth:
+            width = len(points) // 20
+            axes.plot(steps, running_mean(values, width), color=series_colour(colour), linewidth=1.8)
+        held_out = [(row["step"], row[f"development_{key}"]) for row in rows if f"development_{key}" in row]
+        if held_out:
+            axes.plot(*zip(*held_out, strict=True), "o", color=INK, markersize=5, label="development split")
+            axes.legend(loc="best", fontsize=8.5)
+        axes.set_xlabel("step")
+
+    return _svg(draw, f"{name}: {key} over steps", (3.7, 2.35))
+
+
+def tradeoff(snapshots: Sequence[Row], best: Mapping[str, int | None], key: str, label: str) -> str:
+    """SVG of `key` against KL for each policy in `best`, from the SFT model on; stars are the best snapshots.
+
+    Rows are those of evaluation/snapshots.jsonl; vertical lines are 95 % intervals.
+    """
+    start = [row for row in snapshots if row["policy"] == "sft"]
+
+    def draw(axes: Any) -> None:
+        for index, (name, step) in enumerate(best.items()):
+            own = sorted((row for row in snapshots if row["policy"] == name), key=lambda row: row["step"])
+            path = [(_x(row), row[key]["value"]) for row in start + own]
+            spread = [(_x(row), row[key]["low"], row[key]["high"]) for row in own]
+            style = {"color": series_colour(index), "linewidth": 1.8}
+            marks = {"marker": MARKERS[index % len(MARKERS)], "markersize": 5, "label": name.upper()}
+            axes.plot(*zip(*path, strict=True), **style, **marks)
+            axes.vlines(*zip(*spread, strict=True), color=style["color"], linewidth=1.2, alpha=0.45) if spread else None
+            stars = [(_x(row), row[key]["value"]) for row in own if row["step"] == step]
+            for x, y in stars:
+                axes.plot(x, y, "*", color=style["color"], markersize=15, markeredgecolor=PAGE, zorder=5)
+        for row in start:
+            axes.plot(0.0, row[key]["value"], "o", color=INK, markersize=6, zorder=6)
+            axes.annotate("SFT", (0.0, row[key]["value"]), (6, -11), textcoords="offset points", fontsize=9)
+        axes.set_xlabel("KL to the SFT model, nats per response")
+        axes.set_ylabel(label)
+        axes.legend(loc="best", fontsize=9)
+
+    return _svg(draw, f"{label} against KL", (5.2, 3.5))
+
+
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """Mean over up to `width` values on either side of each, fewer at the ends but as many on both sides."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    means = []
+    for index in range(len(values)):
+        reach = min(width, index, len(values) - 1 - index)
+        means.append((sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1))
+    return [float(mean) for mean in means]
+
+
+def _x(row: Row) -> float:
+    """KL of a snapshot; the SFT model's KL to itself is 0."""
+    return 0.0 if row["policy"] == "sft" else float(row["kl"]["value"])
+
+
+def _svg(draw: Callable[[Any], None], title: str, size: tuple[float, float]) -> str:
+    """Draw on fresh axes, `size` in inches, and return an <svg> element that may stand in HTML beside others."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        written = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(written, format="svg", transparent=True, metadata=nothing)
+    return _for_page(written.getvalue(), title)
+
+
+def _for_page(svg: str, title: str) -> str:
+    """Ids made unique by the chart's title, stand-in colours made CSS variables, no declarations and no addresses."""
+    prefix = re.sub(r"\W+", "-", title.lower())
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", svg)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    names = {INK: "ink", MUTED: "muted", GRID: "line", PAGE: "page"}
+    names |= {series_colour(index): f"series-{index}" for index in range(SERIES)}
+    for colour, name in names.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
