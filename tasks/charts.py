@@ -3,6 +3,7 @@
 Matplotlib draws with stand-in colours, which are replaced by CSS variables of the page (`--ink`, `--series-0`, ...).
 """
 
+import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ SERIES = 6  # colours of the page's palette; further series begin again
 MARKERS = "osD^vP"
 INK, MUTED, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
 SMOOTH_FROM = 60  # curves with more points are drawn thin under their running mean
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "rlhf",
     "svg.fonttype": "none",
     "font.size": 9.5,
@@ -44,14 +45,15 @@ def curve(rows: Sequence[Row], key: str, name: str, colour: int) -> str:
         points = [(row["step"], row[key]) for row in rows if key in row]
         steps, values = (list(column) for column in zip(*points, strict=True))
         smooth = len(points) > SMOOTH_FROM
-        axes.plot(steps, values, color=series_colour(colour), linewidth=1 if smooth else 1.8, alpha=0.3 if smooth else 1)
+        axes.plot(
+            steps, values, color=series_colour(colour), linewidth=1 if smooth else 1.8, alpha=0.3 if smooth else 1
+        )
         if smooth:
             width = len(points) // 20
             axes.plot(steps, running_mean(values, width), color=series_colour(colour), linewidth=1.8)
         held_out = [(row["step"], row[f"development_{key}"]) for row in rows if f"development_{key}" in row]
         if held_out:
-            axes.plot(*zip(*held_out, strict=True), "o", color=INK, markersize=5, label="development split")
-            axes.legend(loc="best", fontsize=8.5)
+            axes.plot(*zip(*held_out, strict=True), "o", color=INK, markersize=5)
         axes.set_xlabel("step")
 
     return _svg(draw, f"{name}: {key} over steps", (3.7, 2.35))
@@ -68,17 +70,17 @@ def tradeoff(snapshots: Sequence[Row], best: Mapping[str, int | None], key: str,
         for index, (name, step) in enumerate(best.items()):
             own = sorted((row for row in snapshots if row["policy"] == name), key=lambda row: row["step"])
             path = [(_x(row), row[key]["value"]) for row in start + own]
-            spread = [(_x(row), row[key]["low"], row[key]["high"]) for row in own]
             style = {"color": series_colour(index), "linewidth": 1.8}
             marks = {"marker": MARKERS[index % len(MARKERS)], "markersize": 5, "label": name.upper()}
             axes.plot(*zip(*path, strict=True), **style, **marks)
-            axes.vlines(*zip(*spread, strict=True), color=style["color"], linewidth=1.2, alpha=0.45) if spread else None
-            stars = [(_x(row), row[key]["value"]) for row in own if row["step"] == step]
-            for x, y in stars:
-                axes.plot(x, y, "*", color=style["color"], markersize=15, markeredgecolor=PAGE, zorder=5)
+            for row in own:
+                axes.vlines(_x(row), row[key]["low"], row[key]["high"], color=style["color"], linewidth=1.2, alpha=0.45)
+                if row["step"] == step:
+                    star = {"markersize": 15, "markeredgecolor": PAGE, "zorder": 5}
+                    axes.plot(_x(row), row[key]["value"], "*", color=style["color"], **star)
         for row in start:
             axes.plot(0.0, row[key]["value"], "o", color=INK, markersize=6, zorder=6)
-            axes.annotate("SFT", (0.0, row[key]["value"]), (6, -11), textcoords="offset points", fontsize=9)
+            axes.annotate("SFT", (0.0, row[key]["value"]), (9, -4), textcoords="offset points", fontsize=9)
         axes.set_xlabel("KL to the SFT model, nats per response")
         axes.set_ylabel(label)
         axes.legend(loc="best", fontsize=9)
@@ -87,13 +89,12 @@ def tradeoff(snapshots: Sequence[Row], best: Mapping[str, int | None], key: str,
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Mean over up to `width` values on either side of each, fewer at the ends but as many on both sides."""
+    """Mean over each value and up to `width` values on either side of it, fewer at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    means = []
-    for index in range(len(values)):
-        reach = min(width, index, len(values) - 1 - index)
-        means.append((sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1))
-    return [float(mean) for mean in means]
+    index = np.arange(len(values))
+    first, last = np.maximum(index - width, 0), np.minimum(index + width + 1, len(values))
+    means: list[float] = ((sums[last] - sums[first]) / (last - first)).tolist()
+    return means
 
 
 def _x(row: Row) -> float:
@@ -126,4 +127,4 @@ def _for_page(svg: str, title: str) -> str:
     names |= {series_colour(index): f"series-{index}" for index in range(SERIES)}
     for colour, name in names.items():
         svg = svg.replace(colour, f"var(--{name})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)

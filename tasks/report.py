@@ -18,14 +18,23 @@ from tasks.stage import main, open_stage, write_json
 OUT = "reports/report.json"
 RESULTS, SNAPSHOTS = "evaluation/results.json", "evaluation/snapshots.jsonl"
 CARD, FEEDBACK = "data/prepared/card.json", "data/feedback/summary.json"
-FOLDERS = ("data/prepared", "models/base", "models/sft", "data/feedback", "models/reward")
+FOLDERS = (
+    "data/prepared",
+    "models/base",
+    "models/sft",
+    "data/feedback",
+    "models/reward",
+    "models/judge",
+    "evaluation",
+)
 INTERVALS = ("kl", "reward", "judge_score")  # figures that evaluate writes with a 95 % interval
 
 
 def report() -> None:
     """Write report.json, then the page."""
     with open_stage("report") as stage:
-        write_json(stage.out_file(OUT), build_report())
+        own = {"key": stage.key, "params": stage.sections, "inputs": stage.inputs, "outputs": [OUT]}
+        write_json(stage.out_file(OUT), build_report(own))
     # After the stage: its own MLflow run has ended then, and the page can link it.
     render_page()
 
@@ -42,10 +51,11 @@ def render_page() -> None:
         sys.stdout.write(f"{path}\n")
 
 
-def build_report() -> dict[str, Any]:
+def build_report(own: Mapping[str, Any]) -> dict[str, Any]:
     """All figures and where they come from: numbers, names and hashes of inputs, the same for the same outputs.
 
-    Intervals of KL (nats per response), reward and judge score stand beside them as NAME_low and NAME_high, 95 %.
+    `own` is this stage's entry in `sources.stages`. Intervals of KL (nats per response), reward and judge score stand
+    beside them as NAME_low and NAME_high, 95 %.
     """
     results = _read(RESULTS)
     snapshots = read_jsonl(Path(SNAPSHOTS))
@@ -75,7 +85,7 @@ def build_report() -> dict[str, Any]:
         "judge_model": judge_model,
         "sft": _flat(results["sft"]),
         "policies": policies,
-        "sources": {"stages": _stages(list(policies)), "figures": origins},
+        "sources": {"stages": _stages(list(policies)) | {"report": own}, "figures": origins},
     }
 
 
@@ -103,11 +113,12 @@ def _scalar_model(folder: str) -> tuple[dict[str, Any] | None, str | None, str]:
 
 
 def _stages(policies: list[str]) -> dict[str, Any]:
-    """What made each output: the stage's key, parameters and input digests, and the output's folder, in order."""
-    stages = {}
-    for folder in (*FOLDERS, *(f"models/policies/{name}" for name in sorted(policies)), "evaluation"):
-        manifest = _read(f"{folder}/manifest.json")
-        stages[manifest.pop("stage")] = manifest | {"output": folder, "order": len(stages)}
+    """What made the outputs: each stage's key, parameters, input digests and output folders."""
+    stages: dict[str, Any] = {}
+    for folder in (*FOLDERS, *(f"models/policies/{name}" for name in policies)):
+        made = _read(f"{folder}/manifest.json")
+        entry = {"key": made["key"], "params": made["params"], "inputs": made["inputs"], "outputs": []}
+        stages.setdefault(made["stage"], entry)["outputs"].append(folder)
     return stages
 
 

@@ -5,6 +5,7 @@ RLHF_FLOW_RUN_ID.
 """
 
 import hashlib
+import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -110,17 +111,20 @@ class StageRun:
     def log_inputs(self, inputs: Mapping[str, str]) -> None:
         """Data and models that the stage reads, each with its DVC digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
-        self.client.log_inputs(
-            self.run_id,
-            [
-                DatasetInput(
-                    Dataset(name=path, digest=digest[:36], source_type="dvc", source=f'{{"path": "{path}"}}'),
-                    [InputTag("mlflow.data.context", self.stage)],
-                )
-                for path, digest in inputs.items()
-            ],
-        )
+        rows = [
+            DatasetInput(
+                Dataset(name=path, digest=digest[:36], source_type="dvc", source=json.dumps({"path": path})),
+                [InputTag("mlflow.data.context", self.stage)],
+            )
+            for path, digest in inputs.items()
+        ]
+        try:
+            self.client.log_inputs(self.run_id, rows)
+        except MlflowException:
+            # A stage beside this one entered the same data set first, between look-up and insertion; now it is there.
+            self.client.log_inputs(self.run_id, rows)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """All metrics of one step in one call."""

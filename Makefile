@@ -1,0 +1,55 @@
+# `make demo` runs the whole pipeline on the embedded default; `make test` checks everything that is not slow.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Quiet, and never online unless a hub id is asked for.
+export DO_NOT_TRACK = true
+export DVC_NO_ANALYTICS = 1
+export MLFLOW_DISABLE_TELEMETRY = true
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo install check test test-slow test-browser test-data test-all bench-gpu format
+
+demo: install
+	rlhf run
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+check: install
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+test: check
+	pytest -m "not slow and not browser and not data"
+
+test-slow: install
+	pytest -m slow
+
+test-browser: install
+	pytest -m browser
+
+# Public data in a folder of yours: make test-data DATA=/path/to/data (hh_rlhf, gsm8k, llamafactory).
+test-data: install
+	@test -n "$(DATA)" || { echo "error: DATA is not set. Run: make test-data DATA=FOLDER"; exit 1; }
+	DATA="$(abspath $(DATA))" pytest -m data
+
+test-all: check
+	pytest -m "not data"
+
+# One step of every stage on CUDA; without a GPU it says so.
+bench-gpu: install
+	python benchmarks/gpu_smoke.py
+
+format: install
+	ruff check --fix .
+	ruff format .

@@ -1,0 +1,67 @@
+"""dvc.yaml is the graph: its dependencies on code are the scripts' import closures, its parameters are those read."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from closure import ROOT, closure
+
+from rlhf_core.algorithms.table import POLICY_ALGORITHMS
+from tasks.params import all_keys, load_params
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+# Files the tables name as text, so that no stage depends on algorithms it doesn't run.
+ALGORITHM = "rlhf_core/algorithms/${item.algorithm}.py"
+ALGORITHM_FILES = {f"rlhf_core/algorithms/{name}.py" for name in POLICY_ALGORITHMS}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_dependencies_are_the_import_closure(stage):
+    named = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")} - {ALGORITHM}
+    if stage == "policy":  # and what its algorithms import, which the table names as text
+        expected = closure("tasks/policy.py", *ALGORITHM_FILES) - ALGORITHM_FILES
+    else:
+        expected = closure(f"tasks/{stage}.py")
+    assert named == expected
+
+
+def test_every_named_file_exists():
+    for stage in STAGES.values():
+        for dep in stage["deps"]:
+            if dep.endswith(".py") and "$" not in dep:
+                assert (ROOT / dep).is_file(), dep
+
+
+def sections_read(script: str) -> set[str]:
+    """Keys of the form params.SECTION[.KEY] that a script's own text names."""
+    text = (ROOT / script).read_text()
+    return set(re.findall(r"params\.((?:run|model|prepare|base|sft|collect|reward|policy|evaluate)(?:\.\w+)?)", text))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_parameters_read_are_named(stage):
+    named = [key.replace("${item.algorithm}", "") for key in STAGES[stage].get("params", [])]
+    for key in sections_read(f"tasks/{stage}.py"):
+        assert any(key.startswith(name.rstrip(".")) or name.startswith(key + ".") for name in named), (stage, key)
+
+
+def test_params_yaml_names_every_key():
+    """A default in code then never bears on a result: DVC sees every value."""
+    load_params(ROOT / "params.yaml")
+
+    def keys(section, prefix=""):
+        for key, value in section.items():
+            yield prefix + key
+            if isinstance(value, dict):
+                yield from keys(value, f"{prefix}{key}.")
+
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert set(keys(raw)) == set(all_keys())
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in Path(ROOT / "profiles").glob("*.yaml")))
+def test_profiles_are_valid(profile):
+    from tasks.params import load_profile, overlay, read_yaml, validate
+
+    validate(overlay(read_yaml(ROOT / "params.yaml"), load_profile(profile, ROOT)), profile)
