@@ -49,8 +49,9 @@ def model_shape(config: Any) -> ModelShape:
     import torch
     from transformers import AutoModelForCausalLM
 
+    factory: Any = AutoModelForCausalLM  # untyped in transformers
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = factory.from_config(config)
     text = config.get_text_config()
     return ModelShape(
         weights=sum(parameter.numel() for parameter in model.parameters()),
@@ -79,7 +80,7 @@ def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[N
 
 
 def _policy(shape: ModelShape, params: Params, name: str) -> Need:
-    """A policy stage: the policy is trained, with a critic where there is one; reference and reward model are frozen."""
+    """A policy is trained, with a critic where there is one; reference and reward model are frozen."""
     algorithm, section = policy_algorithm(name), getattr(params.policy, name)
     trained = 2 if "critic" in algorithm.needs else 1
     frozen = 2 if algorithm.on_policy else 1

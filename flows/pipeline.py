@@ -26,6 +26,7 @@ from flows.settings import find_root
 from flows.stages import StageRunner
 from flows.workspace import Workspace, open_workspace
 from rlhf_core.errors import UserError
+from tasks.params import Params
 
 MISTAKE = "Mistake"  # name of the state of a stage that a person has to mend something for
 
@@ -86,8 +87,7 @@ def _run(root: Path, changes: Changes, only: str | None, name: str | None) -> di
         ParentRun(workspace.name or changes.label(), params, root, str(flow_run.id)) as parent,
     ):
         stages = select(read_graph(workspace.checkout), only)
-        ids = {"RLHF_PARENT_RUN_ID": parent.run_id, "RLHF_FLOW_RUN_ID": str(flow_run.id)}
-        runner = StageRunner(workspace.checkout, {**os.environ, **ids})
+        runner = StageRunner(workspace.checkout, _environment(params, parent))
         try:
             _run_stages(stages, runner, params.run.parallel)
             # The page shows links and wall times, which no tracked output may hold, so it is drawn afterwards.
@@ -101,6 +101,17 @@ def _run(root: Path, changes: Changes, only: str | None, name: str | None) -> di
         _publish(parent, workspace)
         folder = workspace.finish([stage.name for stage in stages])
     return {"reports": str(folder), "experiment": workspace.name}
+
+
+def _environment(params: Params, parent: ParentRun) -> dict[str, str]:
+    """The environment of the stages: no network unless a hub is named, and which runs they belong to."""
+    names_hub = bool(params.model.hub or params.prepare.hub)
+    return {
+        **({} if names_hub else {"HF_HUB_OFFLINE": "1"}),
+        **os.environ,
+        "RLHF_PARENT_RUN_ID": parent.run_id,
+        "RLHF_FLOW_RUN_ID": str(flow_run.id),
+    }
 
 
 def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> None:

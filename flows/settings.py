@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlhf_core.errors import UserError
 
-# No analytics, no version checks, no look-ups of models by network: what runs here stays here.
+# No analytics, no version checks: what runs here stays here.
 QUIET = {
     "DO_NOT_TRACK": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -53,8 +53,9 @@ def set_environment(root: Path) -> None:
         os.environ[name] = value
     os.environ["RLHF_ROOT"] = str(root)
     # A home of its own: nothing of the user's Prefect profiles is read or touched.
-    os.environ["PREFECT_HOME"] = str(root / ".rlhf" / "prefect")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    home = root / ".rlhf" / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["PREFECT_HOME"] = str(home)
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
     # dvc.yaml says `python`: that has to be the interpreter that runs this.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -56,12 +56,18 @@ class Sampler:
         for row, prompt in enumerate(prompts):
             input_ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
             attention_mask[row, width - len(prompt) :] = 1
+        # What the model's own generation config sets (a repetition penalty, a minimum length, ...) would fill in
+        # whatever ours leaves open, and the samples would come from another distribution than the log-probabilities.
+        own, policy.generation_config = policy.generation_config, GenerationConfig()
         generate: Any = policy.generate  # untyped in transformers
-        sequences = generate(
-            input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            generation_config=self._generation_config(),
-        )
+        try:
+            sequences = generate(
+                input_ids.to(device),
+                attention_mask=attention_mask.to(device),
+                generation_config=self._generation_config(),
+            )
+        finally:
+            policy.generation_config = own
         return [self._until_end(row) for row in sequences[:, width:].tolist()]
 
     def _until_end(self, ids: list[int]) -> list[int]:

@@ -36,9 +36,10 @@ stages:
 PARAMS_YAML = """\
 # how everything runs
 run: {parallel: 3}
-model: {}
+model: {path: model.json}
 prepare:
   path: rows.jsonl  # the user's own rows
+  format: auto
 base: {}
 sft:
   learning_rate: 0.001  # found by trying
@@ -121,7 +122,8 @@ def make_scratch(root: Path, environment: dict[str, str] | None = None) -> Path:
         "tasks/report.py": REPORT,
         "profiles/fast.yaml": "sft:\n  learning_rate: 0.5\n",
         ".gitignore": IGNORED,
-        "rows.jsonl": "{}\n",
+        "rows.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
+        "model.json": (PACKAGE / "rlhf_core/helpdesk/model.json").read_text(),
     }
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

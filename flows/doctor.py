@@ -1,0 +1,228 @@
+"""`rlhf doctor`: what could stop a run, looked at before it starts, each finding with its mend."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from flows.changes import Changes
+from flows.graph import read_graph
+from flows.memory import FROZEN, TRAINED, ModelShape, Need, estimate, model_shape
+from flows.services import find
+from flows.workspace import head
+from rlhf_core.errors import UserError
+from tasks.params import Params, parse_override
+from tasks.readers import read_rows
+from tasks.source import model_source
+
+DISTRIBUTION = "rlhf-pipeline"
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: `is_ok` is None where it does not stop a run but is worth knowing."""
+
+    subject: str
+    is_ok: bool | None
+    detail: str
+
+
+def examine(root: Path, profile: str, assignments: list[str], out: Console) -> bool:
+    """Print the findings for a run of this profile with these values, and return whether it may start."""
+    findings = list(_environment(root))
+    try:
+        params = Changes(profile, dict(parse_override(text) for text in assignments)).resolve(root).params
+        findings.append(Finding("parameters", True, f"valid, profile {profile}"))
+    except UserError as error:
+        return _show([*findings, Finding("parameters", False, str(error))], [], 0, out)
+    os.chdir(root)  # paths in params.yaml start there
+    findings += [_look("data", lambda: _data(params)), *_devices(params)]
+    try:
+        shape, is_from_scratch = _model(params)
+        needs = estimate(shape, params, is_from_scratch)
+        size = f"{shape.weights / 1e6:,.1f} M weights, {shape.layers} layers of width {shape.width}"
+        findings.append(Finding("model", True, f"{size}{', trained from scratch' if is_from_scratch else ''}"))
+        findings += [_memory(needs, params), _disk(root, shape, params)]
+    except UserError as error:
+        needs = []
+        findings.append(Finding("model", False, str(error)))
+    return _show(findings, needs, _free_memory(params), out)
+
+
+def _environment(root: Path) -> Iterator[Finding]:
+    """Versions, git, DVC's graph, services."""
+    yield _python()
+    yield _packages(root)
+    yield _look("git", lambda: f"commit {head(root)[:10]}")
+    yield _look("stages", lambda: ", ".join(stage.name for stage in read_graph(root)))
+    services = find(root)
+    running = (
+        f"Prefect {services.prefect}, MLflow {services.mlflow}" if services else "not running; rlhf up starts them"
+    )
+    yield Finding("services", True, running)
+
+
+def _look(subject: str, check: Callable[[], str]) -> Finding:
+    """Turn a check that returns what it saw, or raises UserError, into a finding."""
+    try:
+        return Finding(subject, True, check())
+    except UserError as error:
+        return Finding(subject, False, str(error))
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    is_ok = (3, 11) <= sys.version_info[:2] < (3, 13)
+    return Finding("Python", is_ok, version if is_ok else f"{version}; make the environment with Python 3.11 or 3.12")
+
+
+def _packages(root: Path) -> Finding:
+    """Compare what is installed with what is required (else nothing works) and with the tested set (worth knowing)."""
+    from packaging.requirements import Requirement
+
+    try:
+        required = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or [] if "extra ==" not in text]
+    except metadata.PackageNotFoundError:
+        return Finding("packages", False, "the project is not installed. Run: pip install -c constraints.txt -e .")
+    mend = "Run: pip install -c constraints.txt -e ."
+    wrong = []
+    for requirement in required:
+        have = _installed(requirement.name)
+        if have is None or not requirement.specifier.contains(have, prereleases=True):
+            wrong.append(f"{requirement.name} {have or 'missing'} (needs {requirement.specifier})")
+    if wrong:
+        return Finding("packages", False, f"{', '.join(wrong)}. {mend}")
+    tested = _constraints(root / "constraints.txt")
+    other = [
+        f"{item.name} {_installed(item.name)} (tested {tested[item.name]})"
+        for item in required
+        if item.name in tested and (_installed(item.name) or "").split("+")[0] != tested[item.name]
+    ]
+    if other:
+        return Finding("packages", None, f"not the tested versions: {', '.join(other)}. {mend}")
+    return Finding("packages", True, f"all {len(required)} as tested")
+
+
+def _constraints(path: Path) -> dict[str, str]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return dict(line.strip().split("==") for line in lines if "==" in line)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _data(params: Params) -> str:
+    """Read the data as stage prepare will, and say what is there."""
+    section = params.prepare
+    if section.hub:
+        return f"{section.hub}, fetched when stage prepare first runs"
+    if section.format == "helpdesk":
+        from rlhf_core.helpdesk.world import World
+
+        World.load(Path(section.path))
+        return f"{section.path}, the help desk"
+    rows = read_rows(Path(section.path), "", section.format, section.answer_pattern)
+    return f"{section.path}, {len(rows):,} rows of kind {rows[0].kind}"
+
+
+def _devices(params: Params) -> Iterator[Finding]:
+    """Whether the chosen device is there, and whether threads outnumber cores."""
+    import torch
+
+    cores = os.cpu_count() or 1
+    if params.run.device == "cuda" and not torch.cuda.is_available():
+        yield Finding("device", False, "run.device is cuda and torch sees none. Set run.device to auto or cpu.")
+    elif _on_gpu(params):
+        yield Finding("device", True, f"CUDA: {torch.cuda.get_device_name()}")
+    else:
+        yield Finding("device", True, f"CPU, {cores} cores")
+    busy = params.run.threads * params.run.parallel
+    if busy > cores:
+        yield Finding("threads", None, f"run.threads × run.parallel is {busy} on {cores} cores; lower one of them.")
+
+
+def _on_gpu(params: Params) -> bool:
+    import torch
+
+    return params.run.device != "cpu" and torch.cuda.is_available()
+
+
+def _model(params: Params) -> tuple[ModelShape, bool]:
+    """Sizes of the chosen model, and whether it is trained from scratch."""
+    from transformers import AutoConfig
+
+    if params.model.hub:  # the config alone: a look must not fetch gigabytes
+        name, _, revision = params.model.hub.partition("@")
+        try:
+            return model_shape(AutoConfig.from_pretrained(name, revision=revision or None)), False
+        except OSError as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"model.hub {params.model.hub}: {first} Check the id and the network.") from error
+    source = model_source(params.model)
+    config = AutoConfig.from_pretrained(str(source.config or source.folder))
+    if source.config is not None:
+        config.vocab_size = params.model.vocabulary
+    return model_shape(config), source.config is not None
+
+
+def _free_memory(params: Params) -> float:
+    """Bytes that stages may take on the device they will run on."""
+    import torch
+
+    return float(torch.cuda.mem_get_info()[0]) if _on_gpu(params) else float(psutil.virtual_memory().available)
+
+
+def _memory(needs: list[Need], params: Params) -> Finding:
+    """Whether the largest stage fits, or all policies that run side by side."""
+    policies = sorted((need for need in needs if need.stage.startswith("policy@")), key=lambda need: -need.total)
+    together = policies[: params.run.parallel]
+    largest = max(needs, key=lambda need: need.total)
+    need, who = max(
+        (largest.total, largest.stage),
+        (sum(policy.total for policy in together), " and ".join(policy.stage for policy in together)),
+    )
+    free = _free_memory(params)
+    if need <= free:
+        return Finding("memory", True, f"about {need / GB:.1f} GB for {who}; {free / GB:.1f} GB free")
+    mend = "Lower run.parallel, a micro_batch_size or prepare.max_response_tokens, or choose a smaller model."
+    return Finding("memory", False, f"about {need / GB:.1f} GB for {who}, {free / GB:.1f} GB free. {mend}")
+
+
+def _disk(root: Path, shape: ModelShape, params: Params) -> Finding:
+    """Whether checkpoints, snapshots and resume states fit."""
+    policies = [getattr(params.policy, name) for name in params.policy.algorithms]
+    checkpoints = 4 + sum(1 + policy.snapshots for policy in policies)  # base, sft, reward, judge
+    need = (FROZEN * checkpoints + TRAINED * params.run.parallel) * shape.weights + GB
+    free = shutil.disk_usage(root).free
+    said = f"about {need / GB:.1f} GB for {checkpoints} checkpoints and the rest, {free / GB:.1f} GB free"
+    mend = "Free some, or lower policy.*.snapshots."
+    return Finding("disk", need <= free, said if need <= free else f"{said}. {mend}")
+
+
+def _show(findings: list[Finding], needs: list[Need], free: float, out: Console) -> bool:
+    """Print findings and the estimate of memory per stage; return whether nothing stops a run."""
+    marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]![/]"}
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    for finding in findings:
+        table.add_row(marks[finding.is_ok], finding.subject, finding.detail)
+    out.print(table)
+    if needs:
+        stages = Table("stage", "models (GB)", "one batch (GB)", "in all (GB)", title="Memory, estimated")
+        for need in needs:
+            colour = "red" if need.total > free else "none"
+            numbers = [f"{value / GB:.2f}" for value in (need.models, need.activations, need.total)]
+            stages.add_row(need.stage, *numbers, style=colour)
+        out.print(stages)
+    return all(finding.is_ok is not False for finding in findings)
