@@ -6,6 +6,8 @@ Schulman 2020, "Approximating KL divergence".
 
 from torch import Tensor
 
+from rlhf_core.errors import UserError
+
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """d: unbiased, may be negative, (B, R)."""
@@ -30,6 +32,11 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, re
     """One step of the adaptive controller of Ziegler et al. 2019 (arXiv:1909.08593, sec. 2.2).
 
     e = clip(KL/target - 1, ±0.2); β <- β (1 + e · responses/horizon). `kl` and `target` are in nats per response.
+
+    Raises:
+        UserError: if the horizon is shorter than one rollout: β could overshoot, and even turn negative.
     """
+    if horizon < responses:
+        raise UserError(f"kl_horizon is {horizon}, less than the {responses} responses of one rollout. Raise it.")
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return kl_coef * (1.0 + error * responses / horizon)

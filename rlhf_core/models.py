@@ -164,5 +164,11 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     Models whose embedding is larger than the tokenizer, as many are for speed, keep it.
     """
     embeddings: Any = model.get_input_embeddings()
-    if len(tokenizer) > embeddings.weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    known = embeddings.weight.shape[0]
+    if len(tokenizer) <= known:
+        return
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        weight: Any = table.weight
+        with torch.no_grad():
+            weight[known:] = weight[:known].mean(0)

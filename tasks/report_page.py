@@ -78,7 +78,7 @@ def summary(report: Report, ranked: Report) -> list[str]:
     """Three sentences: which policy is best, by how much and judged by whom; the others; what they learnt from."""
     (best, figures), *others = ranked.items()
     won = figures["win_rate_vs_sft"]
-    sure = "" if won["low"] > 0.5 else ", which is too wide to call it better"
+    sure = "" if won["low"] > 0.5 else ", which does not show it to be better"
     first = (
         f"{label(best)} is the best policy: it wins {percent(won['value'])} of {won['n']} held-out prompts against the "
         f"SFT model (95 % interval {percent(won['low'])} to {percent(won['high'])}{sure}), judged by: {won['judge']}."

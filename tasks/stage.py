@@ -83,8 +83,9 @@ class Stage:
         for working, final in self.written:
             final.parent.mkdir(parents=True, exist_ok=True)
             if final.is_dir():  # a file is replaced by the rename itself
-                shutil.rmtree(final)
+                final.rename(self.folder / "replaced")
             working.rename(final)
+            shutil.rmtree(self.folder / "replaced", ignore_errors=True)
         shutil.rmtree(self.folder)
 
 

@@ -1,10 +1,13 @@
 """A scratch checkout for tests of flows/: real git, DVC, Prefect and MLflow around stages that take milliseconds."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -112,8 +115,17 @@ Path("reports/report.json").write_text(json.dumps(report, indent=1))
 IGNORED = "/.rlhf/\n/runs/\n/data/\n/models/\n/reports/\n/mlflow.db*\n/mlartifacts/\n__pycache__/\n/rows.jsonl\n"
 
 
-def make_scratch(root: Path, environment: dict[str, str] | None = None) -> Path:
+def make_scratch(root: Path) -> Path:
     """Make a committed checkout with a small graph in `root` and return it."""
+    shutil.copytree(_template().name, root, dirs_exist_ok=True)
+    return root
+
+
+@cache
+def _template() -> "TemporaryDirectory[str]":
+    """The checkout that others are copies of, since `dvc init` takes a second."""
+    folder = TemporaryDirectory()
+    root = Path(folder.name)
     files = {
         "dvc.yaml": DVC_YAML,
         "params.yaml": PARAMS_YAML,
@@ -133,7 +145,7 @@ def make_scratch(root: Path, environment: dict[str, str] | None = None) -> Path:
         subprocess.run(command, cwd=root, check=True)
     (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n    autostage = false\n")
     commit(root, "start")
-    return root
+    return folder
 
 
 def commit(root: Path, message: str) -> None:

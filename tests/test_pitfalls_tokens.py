@@ -3,10 +3,11 @@
 import dataclasses
 
 import pytest
+import tiny
 import torch
+from tiny import ASSISTANT, BEGIN, END, PAD, STOP, USER
 from transformers import GenerationConfig
 
-import tiny
 from rlhf_core.annotators import Judgement, pairs_from_judgements
 from rlhf_core.batch import Example, collate
 from rlhf_core.errors import UserError
@@ -17,7 +18,6 @@ from rlhf_core.sampling import Sampler, sampled_batch
 from rlhf_core.tokens import encode_example, encode_prompt, encode_response, ready_tokenizer
 from tasks.jsonl import write_jsonl
 from tasks.rows import preference_units
-from tiny import ASSISTANT, BEGIN, END, PAD, STOP, USER
 
 MESSAGES = [{"role": "user", "content": "a b"}]
 
@@ -126,7 +126,7 @@ def test_pitfall_03_the_model_gets_an_embedding_for_the_new_pad(family):
 
 
 def test_pitfall_03_the_final_end_token_is_trained(tokenizer):
-    """"c d" ends and is three tokens with its end; "e" is two; the third column of the second row is padding."""
+    """ "c d" ends and is three tokens with its end; "e" is two; the third column of the second row is padding."""
     rows = [encode_example(tokenizer, MESSAGES, "c d"), encode_example(tokenizer, MESSAGES, "e")]
     batch = collate(rows, tokenizer.pad_token_id)
     assert batch.response_ids.tolist() == [[8, 9, END], [10, END, PAD]]

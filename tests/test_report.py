@@ -291,7 +291,7 @@ def test_summary_says_what_the_intervals_allow() -> None:
     sentences = summary({"reward_model": model, "feedback": {"agreement_with_gold": 0.78}}, figures)
     assert sentences == [
         "A is the best policy: it wins 60.0 % of 300 held-out prompts against the SFT model "
-        "(95 % interval 49.0 % to 71.0 %, which is too wide to call it better), judged by: gold rubric.",
+        "(95 % interval 49.0 % to 71.0 %, which does not show it to be better), judged by: gold rubric.",
         "After A: B 55.0 %, C 40.0 %; against the reference responses it wins 70.0 %. "
         "Its interval overlaps with that of B: their order may be chance.",
         "The reward model is right on 66.0 % of 50 held-out pairs; the verdicts themselves agree with gold on 78.0 %.",

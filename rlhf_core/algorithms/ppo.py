@@ -47,6 +47,8 @@ class PPO:
         check_bounds(self)
         if self.kl_target is None and self.kl_horizon != type(self).kl_horizon:
             raise ValueError("kl_horizon has no effect while kl_target is null; set kl_target or leave kl_horizon out")
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("kl_target has no effect while kl_coef is 0, which never adapts; raise kl_coef")
 
     def initial_state(self) -> State:
         """The KL coefficient, which the adaptive controller moves."""

@@ -77,6 +77,8 @@ class OnlineTraining:
             raise ValueError(
                 f"rollout_size {config.rollout_size} is not a multiple of group_size {algorithm.group_size}"
             )
+        if sampler.temperature != config.temperature:
+            raise ValueError(f"sampling at temperature {sampler.temperature}, training at {config.temperature}")
         self.accelerator, self.algorithm, self.reward = accelerator, algorithm, reward
         self.prompts, self.sampler, self.config, self.run = prompts, sampler, config, run
         self.tokenizer = models.tokenizer

@@ -1,0 +1,173 @@
+"""The whole pipeline, tiny and real: DVC's graph, every stage, MLflow's store, on two copies of the working tree."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from checkout import environment, make_checkout, run, stages_run
+
+STAGES = [
+    "prepare",
+    "base",
+    "sft",
+    "collect",
+    "reward",
+    "policy@ppo",
+    "policy@grpo",
+    "policy@dpo",
+    "evaluate",
+    "report",
+]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, str]:
+    """A checkout in which `dvc repro` has run once, and what that printed."""
+    folder = make_checkout(tmp_path_factory.mktemp("checkout"))
+    return folder, run(folder, "dvc", "repro").stdout
+
+
+def set_param(folder, *keys, value):
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    section = params
+    for key in keys[:-1]:
+        section = section[key]
+    section[keys[-1]] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def test_every_stage_runs_once_in_order(done):
+    ran = stages_run(done[1])
+    assert sorted(ran) == sorted(STAGES)
+    assert ran[:5] == STAGES[:5]
+    assert ran[-2:] == STAGES[-2:]
+
+
+def test_report_holds_the_promised_figures(done):
+    report = json.loads((done[0] / "reports/report.json").read_text())
+    assert {"accuracy", "log_loss", "ece"} <= set(report["reward_model"])
+    assert set(report["policies"]) == {"ppo", "grpo", "dpo"}
+    for policy in report["policies"].values():
+        for against in ("win_rate_vs_sft", "win_rate_vs_reference"):
+            rate = policy[against]
+            assert set(rate) == {"value", "low", "high", "n", "judge"}
+            assert 0 <= rate["low"] <= rate["value"] <= rate["high"] <= 1
+            assert rate["n"] == 16
+            assert rate["judge"] == "gold rubric"
+        assert policy["kl"] >= 0
+        assert policy["mean_length"] >= 1
+    assert (done[0] / "reports/report.html").is_file()
+    assert (done[0] / "reports/report.md").is_file()
+
+
+def test_nothing_that_dvc_tracks_names_the_machine(done):
+    """No absolute path, run id or time in an output: then a second clone gives the same hashes."""
+    for folder in ("data", "models", "evaluation"):
+        for path in (done[0] / folder).rglob("*"):
+            if path.is_file() and path.suffix in {".json", ".jsonl", ".md", ".jinja"}:
+                text = path.read_text(encoding="utf-8")
+                assert str(done[0]) not in text, path
+                assert "run_id" not in text, path
+
+
+def test_a_second_repro_does_nothing(done):
+    again = run(done[0], "dvc", "repro").stdout
+    assert stages_run(again) == []
+    assert "Data and pipelines are up to date" in again
+
+
+def test_resume_folder_is_gone_after_success(done):
+    assert not list((done[0] / ".resume").glob("*"))
+
+
+def test_mlflow_holds_one_run_per_stage_with_lineage(done):
+    """Read back in a fresh process from the checkout's own store."""
+    script = (
+        "import json, mlflow\n"
+        "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
+        "client = mlflow.MlflowClient()\n"
+        "runs = client.search_runs([client.get_experiment_by_name('rlhf').experiment_id])\n"
+        "print(json.dumps([[r.data.tags, r.data.params, r.data.metrics, [d.dataset.name for d in r.inputs.dataset_inputs],"
+        " r.info.status] for r in runs]))\n"
+    )
+    runs = json.loads(run(done[0], "python", "-c", script).stdout.splitlines()[-1])
+    assert sorted(tags["stage"] for tags, *_ in runs) == sorted(STAGES)
+    for tags, params, metrics, inputs, status in runs:
+        assert status == "FINISHED"
+        assert len(tags["stage_key"]) == 32
+        assert len(tags["git_commit"]) == 40
+        if tags["stage"] == "policy@ppo":
+            assert params["policy.ppo.clip"] == "0.2"
+            assert {"score", "kl", "loss", "value_loss"} <= set(metrics)
+            assert {"models/sft", "models/reward", "data/prepared"} <= set(inputs)
+
+
+def test_changing_beta_runs_dpo_evaluate_and_report_only(done, tmp_path):
+    folder = done[0]
+    before = (folder / "params.yaml").read_text()
+    lock = (folder / "dvc.lock").read_text()
+    set_param(folder, "policy", "dpo", "beta", value=0.2)
+    assert stages_run(run(folder, "dvc", "repro").stdout) == ["policy@dpo", "evaluate", "report"]
+    (folder / "params.yaml").write_text(before)
+    run(folder, "dvc", "repro")  # everything comes back from the run cache
+    assert (folder / "dvc.lock").read_text() == lock
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (("sft", "learning_rate"), "fast", "'sft.learning_rate' is 'fast'"),
+        (("prepare", "path"), "nowhere.json", "nowhere.json"),
+        (("model", "path"), "docs.txt", "docs.txt"),
+    ],
+)
+def test_a_users_mistake_is_two_lines_and_leaves_everything_as_it_was(done, key, value, message):
+    folder = done[0]
+    before = (folder / "params.yaml").read_text()
+    lock = (folder / "dvc.lock").read_text()
+    set_param(folder, *key, value=value)
+    failed = run(folder, "dvc", "repro", check=False)
+    (folder / "params.yaml").write_text(before)
+    assert failed.returncode != 0
+    assert message in failed.stdout + failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert (folder / "dvc.lock").read_text() == lock
+    assert "up to date" in run(folder, "dvc", "status").stdout
+
+
+@pytest.mark.slow
+def test_a_second_clone_ends_with_the_same_hashes(done, tmp_path):
+    """An empty cache, another folder: every output, checkpoints included, bit for bit."""
+    other = make_checkout(tmp_path)
+    run(other, "dvc", "repro")
+    assert (other / "dvc.lock").read_text() == (done[0] / "dvc.lock").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["base", "policy@ppo"])
+def test_pitfall_25_killed_stage_goes_on_and_ends_with_the_same_bits(done, tmp_path, stage):
+    """SIGKILL after the second resume state; `dvc repro` again ends with the same hash for the stage's output."""
+    import os
+    import signal
+    import subprocess
+
+    other = make_checkout(tmp_path)
+    if stage != "base":
+        run(other, "dvc", "repro", "reward")
+    process = subprocess.Popen(
+        ["dvc", "repro", "--single-item", stage] if stage != "base" else ["dvc", "repro", stage],
+        cwd=other,
+        env=environment(other),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not list((other / ".resume").glob("*/state/*/state.pt")) and process.poll() is None:
+        pass
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list((other / ".resume").glob("*/state/*/state.pt")), "the stage ended before it could be killed"
+    run(other, "dvc", "repro", stage)
+    locks = [yaml.safe_load((folder / "dvc.lock").read_text())["stages"][stage]["outs"] for folder in (other, done[0])]
+    assert locks[0] == locks[1]
