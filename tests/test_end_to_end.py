@@ -88,12 +88,12 @@ def test_mlflow_holds_one_run_per_stage_with_lineage(done):
         "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
         "client = mlflow.MlflowClient()\n"
         "runs = client.search_runs([client.get_experiment_by_name('rlhf').experiment_id])\n"
-        "print(json.dumps([[r.data.tags, r.data.params, r.data.metrics, [d.dataset.name for d in r.inputs.dataset_inputs],"
-        " r.info.status] for r in runs]))\n"
+        "print(json.dumps([[r.data.tags, r.data.params, r.data.metrics, r.info.status,"
+        " [d.dataset.name for d in r.inputs.dataset_inputs]] for r in runs]))\n"
     )
     runs = json.loads(run(done[0], "python", "-c", script).stdout.splitlines()[-1])
     assert sorted(tags["stage"] for tags, *_ in runs) == sorted(STAGES)
-    for tags, params, metrics, inputs, status in runs:
+    for tags, params, metrics, status, inputs in runs:
         assert status == "FINISHED"
         assert len(tags["stage_key"]) == 32
         assert len(tags["git_commit"]) == 40
