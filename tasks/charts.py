@@ -49,7 +49,7 @@ def curve(rows: Sequence[Row], key: str, name: str, colour: int) -> str:
             steps, values, color=series_colour(colour), linewidth=1 if smooth else 1.8, alpha=0.3 if smooth else 1
         )
         if smooth:
-            width = len(points) // 20
+            width = len(points) // 40
             axes.plot(steps, running_mean(values, width), color=series_colour(colour), linewidth=1.8)
         held_out = [(row["step"], row[f"development_{key}"]) for row in rows if f"development_{key}" in row]
         if held_out:
@@ -80,10 +80,11 @@ def tradeoff(snapshots: Sequence[Row], best: Mapping[str, int | None], key: str,
                     axes.plot(_x(row), row[key]["value"], "*", color=style["color"], **star)
         for row in start:
             axes.plot(0.0, row[key]["value"], "o", color=INK, markersize=6, zorder=6)
-            axes.annotate("SFT", (0.0, row[key]["value"]), (9, -4), textcoords="offset points", fontsize=9)
+            axes.annotate("SFT", (0.0, row[key]["value"]), (6, -12), textcoords="offset points", fontsize=9)
         axes.set_xlabel("KL to the SFT model, nats per response")
         axes.set_ylabel(label)
-        axes.legend(loc="best", fontsize=9)
+        axes.margins(y=0.12)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=9)
 
     return _svg(draw, f"{label} against KL", (5.2, 3.5))
 
