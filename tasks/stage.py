@@ -19,6 +19,8 @@ from tasks.params import Params, load_params
 from tasks.tracking import StageRun
 
 RESUME = Path(".resume")
+LEAST_FREE = 256 << 20  # bytes: the outputs of the smallest run, its MLflow store included
+FULL_DISK = 16 << 20  # bytes
 
 
 @dataclass
@@ -131,6 +133,10 @@ def open_stage(name: str) -> Iterator[Stage]:
         UserError: for what the user can mend, disk space included.
     """
     params = load_params()
+    if (free := shutil.disk_usage(".").free) < LEAST_FREE:
+        raise UserError(
+            f"the disk of {Path.cwd()} has {free >> 20} MiB free; a stage needs at least {LEAST_FREE >> 20}. Free some."
+        )
     inputs, section_names = _dependencies(name)
     sections = {key: _lookup(asdict(params), key) for key in section_names}
     key = _stage_key(name, sections, inputs)
@@ -208,7 +214,10 @@ def main(work: Callable[[], None]) -> None:
         work()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno == 28:  # ENOSPC
-            sys.exit(f"error: no space left on the disk while writing {error.filename}. Free some, and run it again.")
+    except Exception:
+        # A full disk shows as many errors (the system's, safetensors', SQLite's): one look says whether it is that.
+        if shutil.disk_usage(".").free < FULL_DISK:
+            sys.exit(
+                f"error: the disk of {Path.cwd()} is full. Free some space and run it again: it goes on from there."
+            )
         raise
