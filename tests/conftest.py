@@ -1,10 +1,11 @@
 """Fixtures of the rlhf_core tests: tiny models made locally, and an accelerator on the CPU."""
 
 import pytest
-import tiny
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+
+import tiny
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from checkout import environment, make_checkout, run, stages_run
 
 STAGES = [

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch
 
+from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch
 from flows import services, supervise
 from flows.changes import Changes, update_yaml
 from flows.form import Form, chosen

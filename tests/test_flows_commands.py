@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from flow_scratch import make_scratch
 from rich.console import Console
 from transformers import AutoConfig, GPT2Config, LlamaConfig
 
+from flow_scratch import make_scratch
 from flows.chat import talk
 from flows.compare import Run, differences, distinct
 from flows.doctor import examine

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
-from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch, rlhf
 
+from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch, rlhf
 from flows import services
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from closure import ROOT, closure
 
+from closure import ROOT, closure
 from rlhf_core.algorithms.table import POLICY_ALGORITHMS
 from tasks.params import all_keys, load_params
 

@@ -29,18 +29,18 @@ def offline(accelerator, folder, model, forward, algorithm, units, held_out=(), 
     return train_offline(accelerator, model, forward, algorithm, units, held_out, config, run, PAD, snapshots)
 
 
-def copying_units(count=24):
-    """Say the prompt's only word again, then end."""
-    return [(Example([word], [word, END]),) for word in range(6, 12) for _ in range(count // 6)]
+def next_word_units(count=24):
+    """Say the word after the prompt's only word, then end: 7 after 6, 6 after 11."""
+    return [(Example([word], [6 + (word - 5) % 6, END]),) for word in range(6, 12) for _ in range(count // 6)]
 
 
-def test_sft_learns_to_copy(accelerator, tmp_path):
+def test_sft_learns_the_next_word(accelerator, tmp_path):
     model = tiny.rotary()
-    history = offline(accelerator, tmp_path, model, policy_outputs, SFT(), copying_units(), epochs=40)
-    assert len(history) == 40 * 6
+    history = offline(accelerator, tmp_path, model, policy_outputs, SFT(), next_word_units(), epochs=10)
+    assert len(history) == 10 * 6
     assert history[0]["loss"] > 1.5
     assert history[-1]["loss"] < 0.05
-    assert Sampler(4, (END,), PAD, temperature=0).responses(model, [[7], [11]]) == [[7, END], [11, END]]
+    assert Sampler(4, (END,), PAD, temperature=0).responses(model, [[7], [11]]) == [[8, END], [6, END]]
 
 
 def preference_units():
@@ -210,7 +210,7 @@ def test_history_holds_the_learning_rates(accelerator, tmp_path):
         tiny.rotary(),
         policy_outputs,
         SFT(),
-        copying_units(),
+        next_word_units(),
         learning_rate=0.012,
         schedule="linear",
     )
@@ -234,8 +234,8 @@ def test_reports_snapshots_and_evaluations_come_at_the_right_steps(accelerator, 
         tiny.rotary(),
         policy_outputs,
         SFT(),
-        copying_units(),
-        held_out=copying_units(6),
+        next_word_units(),
+        held_out=next_word_units(6),
         snapshots=3,
         run=run,
         evaluations=2,

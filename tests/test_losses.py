@@ -220,7 +220,7 @@ def test_correlation():
 
 
 def test_distinct_n():
-    """"a a b" and "a b": words a a b a b, 2 of 5 distinct; pairs aa ab ab, 2 of 3. No pairs at all: 0."""
+    """ "a a b" and "a b": words a a b a b, 2 of 5 distinct; pairs aa ab ab, 2 of 3. No pairs at all: 0."""
     assert distinct_n(["a a b", "a b"], 1) == 2 / 5
     assert distinct_n(["a a b", "a b"], 2) == 2 / 3
     assert distinct_n(["a", ""], 2) == 0.0

@@ -2,8 +2,8 @@
 
 import pytest
 import yaml
-from closure import ROOT
 
+from closure import ROOT
 from rlhf_core.errors import UserError
 from tasks.params import apply_overrides, load_params, load_profile, overlay, parse_override, validate
 

@@ -4,10 +4,9 @@ import itertools
 import math
 
 import pytest
-import tiny
 import torch
-from tiny import END, PAD
 
+import tiny
 from rlhf_core.advantages import equal_groups, group_standardize, token_rewards, whiten
 from rlhf_core.algorithms.bradley_terry import BradleyTerry
 from rlhf_core.algorithms.dpo import DPO
@@ -22,6 +21,7 @@ from rlhf_core.loops.update import GradientStep, OptimizerConfig
 from rlhf_core.losses import bradley_terry, dpo
 from rlhf_core.models import load_scalar_model, new_scalar_model, save_policy, save_scalar_model
 from tasks.params import load_params
+from tiny import END, PAD
 
 
 def prepared(name, folder, tokenizer):

@@ -3,11 +3,10 @@
 import math
 
 import pytest
-import tiny
 import torch
-from tiny import END, PAD
 from transformers import GenerationConfig
 
+import tiny
 from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.batch import Example, collate
@@ -17,6 +16,7 @@ from rlhf_core.losses import token_entropies, token_logprobs
 from rlhf_core.models import load_policy, load_scalar_model, new_scalar_model, save_policy, save_scalar_model
 from rlhf_core.rewards import WeightedSum
 from rlhf_core.sampling import Sampler
+from tiny import END, PAD
 
 
 def count_of_a(sampled):

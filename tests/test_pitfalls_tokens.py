@@ -3,11 +3,10 @@
 import dataclasses
 
 import pytest
-import tiny
 import torch
-from tiny import ASSISTANT, BEGIN, END, PAD, STOP, USER
 from transformers import GenerationConfig
 
+import tiny
 from rlhf_core.annotators import Judgement, pairs_from_judgements
 from rlhf_core.batch import Example, collate
 from rlhf_core.errors import UserError
@@ -18,6 +17,7 @@ from rlhf_core.sampling import Sampler, sampled_batch
 from rlhf_core.tokens import encode_example, encode_prompt, encode_response, ready_tokenizer
 from tasks.jsonl import write_jsonl
 from tasks.rows import preference_units
+from tiny import ASSISTANT, BEGIN, END, PAD, STOP, USER
 
 MESSAGES = [{"role": "user", "content": "a b"}]
 

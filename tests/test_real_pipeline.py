@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 
 import pytest
-from checkout import make_checkout, run
 
+from checkout import make_checkout, run
 from tasks.params import load_profile, overlay
 
 pytestmark = pytest.mark.data

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import END, PAD, USER
 
 from rlhf_core.advantages import gae, group_standardize, whiten
 from rlhf_core.algorithms.dpo import DPO
@@ -18,6 +17,7 @@ from rlhf_core.kl import kl_k1, kl_k2, kl_k3
 from rlhf_core.losses import bradley_terry, cross_entropy, dpo, exact_kl, token_entropies, token_logprobs
 from rlhf_core.metrics import pair_metrics
 from rlhf_core.reductions import sequence_mean, sequence_sum, token_mean
+from tiny import END, PAD, USER
 
 FOLDER = Path(__file__).parent / "vectors"
 VECTORS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
