@@ -20,6 +20,10 @@ def test_unknown_key_names_the_nearest():
     assert "unknown key 'sft.learning_rat'. Did you mean 'sft.learning_rate'?" in error({"sft.learning_rat": 1.0})
 
 
+def test_unknown_key_far_from_any_lists_its_section():
+    assert "Choose from: prompts, development_prompts, temperature, resamples, samples." in error({"evaluate.zzz": 1})
+
+
 def test_wrong_type_is_named():
     message = error({"sft.epochs": "many"})
     assert "'sft.epochs' is 'many'" in message
