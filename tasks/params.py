@@ -204,10 +204,12 @@ def _explain(problem: Any) -> str:
 def _nearest(key: str) -> str:
     section, _, name = key.rpartition(".")
     beside = [other.rpartition(".")[2] for other in all_keys() if other.rpartition(".")[0] == section]
-    close = difflib.get_close_matches(name, beside, n=1) or difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.7)
-    if close:
-        return f"Did you mean '{section + '.' if section and close[0] in beside else ''}{close[0]}'?"
-    return f"Choose from: {', '.join(beside)}." if beside else "See params.yaml for the keys there are."
+    if close := difflib.get_close_matches(name, beside, n=1):
+        return f"Did you mean '{section}.{close[0]}'?" if section else f"Did you mean '{close[0]}'?"
+    if section and beside:
+        return f"Choose from: {', '.join(beside)}."
+    close = difflib.get_close_matches(key, all_keys(), n=1)
+    return f"Did you mean '{close[0]}'?" if close else "See params.yaml for the keys there are."
 
 
 def all_keys(section: Any = Params, prefix: str = "") -> list[str]:
