@@ -74,7 +74,10 @@ class ScalarModel(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         head: Any = self.model.score
-        return (head(hidden).squeeze(-1).float() - self.offset) / self.scale
+        # In full precision also under bf16 autocast, which would leave scores three digits.
+        with torch.autocast(hidden.device.type, enabled=False):
+            scalars: Tensor = head(hidden.float()).squeeze(-1)
+        return (scalars - self.offset) / self.scale
 
 
 def new_scalar_model(policy_path: str | Path) -> ScalarModel:
@@ -139,8 +142,10 @@ def without_dropout(config: PretrainedConfig) -> PretrainedConfig:
     RLHF compares log-probabilities of two forward passes; dropout makes the ratio of equal policies differ from 1
     (pitfall 10; Huang et al. 2024, arXiv:2403.17031).
     """
-    for name, value in config.to_dict().items():
-        if ("dropout" in name or "pdrop" in name) and isinstance(value, int | float) and not isinstance(value, bool):
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):  # composite models keep a config for each part
+            without_dropout(value)
+        elif any(word in name for word in ("dropout", "pdrop", "layerdrop")) and type(value) in (int, float):
             setattr(config, name, 0.0)
     return config
 

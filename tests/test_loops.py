@@ -108,7 +108,7 @@ def online(accelerator, tokenizer, folder, algorithm, run=None, **settings):
     """(training, its reference): the policy is to say 6, to one-word prompts."""
     save_policy(tiny.learned(), tokenizer, folder / "policy", max_new_tokens=4)
     torch.manual_seed(0)
-    critic = Critic(new_scalar_model(folder / "policy"), 1e-2) if "critic" in algorithm.needs else None
+    critic = Critic(new_scalar_model(folder / "policy"), 3e-3) if "critic" in algorithm.needs else None
     defaults = {"learning_rate": 5e-3, "steps": 40, "rollout_size": 32, "minibatch_size": 16, "epochs": 2}
     reference = tiny.learned()
     training = OnlineTraining(
@@ -268,3 +268,18 @@ def test_the_table_names_every_policy_algorithm():
     assert {name: policy_algorithm(name) for name in POLICY_ALGORITHMS} == {"ppo": PPO, "grpo": GRPO, "dpo": DPO}
     with pytest.raises(UserError, match=r"names 'trpo', which is not an algorithm here. Choose from: ppo, grpo, dpo"):
         policy_algorithm("trpo")
+
+
+def test_more_responses_than_prompts_allow_raise(accelerator, tokenizer, tmp_path):
+    """A rollout of 8 with groups of 2 needs 4 prompts; 3 are there."""
+    with pytest.raises(UserError, match="rollout_size 8 needs 4 prompts; there are 3"):
+        OnlineTraining(
+            accelerator,
+            Models(tiny.rotary(), tiny.rotary(), None, tokenizer),
+            GRPO(group_size=2),
+            WeightedSum([]),
+            tiny.prompts_of(["a", "b", "c"]),
+            Sampler(4, (END,), PAD, 1.0),
+            OnlineConfig(rollout_size=8),
+            tiny.quiet_run(tmp_path),
+        )

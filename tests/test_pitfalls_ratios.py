@@ -25,7 +25,7 @@ def count_of_a(sampled):
 
 
 def training(accelerator, tokenizer, folder, policy, algorithm, critic=None, temperature=1.0, reference_seed=1):
-    """Two rollouts of 8 responses to four prompts of differing length, in microbatches of 3."""
+    """Two rollouts of 8 responses to prompts of differing length, in microbatches of 3."""
     config = OnlineConfig(
         learning_rate=1e-3, steps=2, rollout_size=8, minibatch_size=8, micro_batch_size=3, temperature=temperature
     )
@@ -34,7 +34,7 @@ def training(accelerator, tokenizer, folder, policy, algorithm, critic=None, tem
         Models(policy, tiny.rotary(reference_seed), critic, tokenizer),
         algorithm,
         WeightedSum([("count", 1.0, count_of_a)]),
-        tiny.prompts_of(["a", "b c", "d e f a", "b b c"]),
+        tiny.prompts_of(["a", "b c", "d e f a", "b b c"] * 2),
         Sampler(5, (END,), PAD, temperature),
         config,
         tiny.quiet_run(folder),
@@ -143,7 +143,7 @@ def test_pitfall_11_sampling_at_another_temperature_than_training_raises(acceler
             models,
             GRPO(group_size=2),
             WeightedSum([]),
-            tiny.prompts_of(["a"]),
+            tiny.prompts_of(["a", "b"]),
             Sampler(4, (END,), PAD, 1.0),
             config,
             tiny.quiet_run(tmp_path),

@@ -133,7 +133,7 @@ print(json.dumps({
 
 def test_pitfall_26_checkpoints_load_without_this_project(family, tmp_path, tokenizer):
     """A process that cannot import this project gives the same raw scores and logits to 1e-5, and samples."""
-    policy = family()
+    policy = family(pad_token_id=None)
     save_policy(policy, tokenizer, tmp_path / "policy", max_new_tokens=7)
     model = new_scalar_model(tmp_path / "policy")
     batch = collate(tiny.examples(), PAD)

@@ -54,14 +54,18 @@ def test_pitfall_01_logprobs_do_not_depend_on_padding_or_batch(family, attention
         assert (together[len(plain) :] == 0).all()
 
 
-def test_pitfall_01_a_model_that_ignores_logits_to_keep_gives_the_same(family):
+def test_pitfall_13_the_head_on_response_positions_equals_the_whole_pass(family):
+    """Forward and backward, against a model that ignores `logits_to_keep` and gives logits everywhere."""
     policy, batch = family(), collate(tiny.examples(), PAD)
-    expected = policy_outputs(policy, batch).logprobs
 
     def without_option(*, logits_to_keep, **inputs):
         return policy(**inputs)
 
-    torch.testing.assert_close(policy_outputs(without_option, batch).logprobs, expected, atol=1e-6, rtol=0)
+    found = [policy_outputs(model, batch).logprobs for model in (policy, without_option)]
+    torch.testing.assert_close(*found, atol=1e-6, rtol=0)
+    gradients = [torch.autograd.grad(logprobs.sum(), list(policy.parameters())) for logprobs in found]
+    for kept, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(kept, whole, atol=1e-4, rtol=1e-4)
 
 
 def test_pitfall_02_training_sees_the_sampled_ids(family, monkeypatch):

@@ -3,7 +3,7 @@ Ziegler et al. 2019, arXiv:1909.08593; InstructGPT, arXiv:2203.02155; seeds S0-S
 
 The KL to the reference stands in the token reward, r̃_t = -β (log π_old - log π_ref) + 1[t=T] r(x, y), which makes
 π* ∝ π_ref exp(r/β) the optimum. A critic gives GAE; policy and critic take several epochs of clipped minibatch
-steps per rollout. Scores may be scaled to unit variance (Ziegler et al.'s whitening, the mean kept).
+steps per rollout.
 """
 
 from dataclasses import dataclass

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.advantages import equal_groups
 from rlhf_core.algorithms.base import OnPolicyAlgorithm
 from rlhf_core.batch import Batch, Outputs, Rollout, not_computed
+from rlhf_core.errors import UserError
 from rlhf_core.fields import setting
 from rlhf_core.forward import policy_outputs, response_logprobs, values
 from rlhf_core.loops.run import Metrics, Run, is_mark, minibatch_indices
@@ -76,6 +77,12 @@ class OnlineTraining:
         if config.rollout_size % algorithm.group_size:
             raise ValueError(
                 f"rollout_size {config.rollout_size} is not a multiple of group_size {algorithm.group_size}"
+            )
+        if config.rollout_size > len(prompts) * algorithm.group_size:
+            needed = config.rollout_size // algorithm.group_size
+            raise UserError(
+                f"rollout_size {config.rollout_size} needs {needed} prompts; there are {len(prompts)}. "
+                "Lower rollout_size, or give more prompts."
             )
         if sampler.temperature != config.temperature:
             raise ValueError(f"sampling at temperature {sampler.temperature}, training at {config.temperature}")

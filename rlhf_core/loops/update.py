@@ -106,7 +106,7 @@ class GradientStep(Generic[BatchT]):
         if not bool(torch.isfinite(value).all()):
             self.optimizer.zero_grad()
             raise UserError(
-                f"the {what} of optimiser step {step} is {value.item()}; its weights were not applied. "
+                f"the {what} of optimiser step {step} is {value.item()}; the weights were not changed. "
                 "Lower learning_rate, raise kl_coef or beta, or look for extreme rewards in that batch."
             )
 
