@@ -51,7 +51,9 @@ def make_form(section: type, title: str, present: Mapping[str, Any]) -> type[Sec
             meaning = (kind.__doc__ or "").strip().splitlines()[0]
             members[item.name] = (form, Field(default_factory=form, description=meaning))
         elif item.name not in LEFT_OUT:
-            members[item.name] = (kind | None, _field(item, value))
+            # Prefect draws a bool as a switch that is off and sends it as such, though nobody touched it.
+            choice = Literal["true", "false"] if kind is bool else kind
+            members[item.name] = (choice | None, _field(item, value))
     return create_model(title, __base__=Section, **members)
 
 
@@ -63,7 +65,7 @@ def chosen(form: Section, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Section):
             values |= chosen(value, f"{prefix}{name}.")
         elif value is not None:
-            values[prefix + name] = value
+            values[prefix + name] = value == "true" if value in ("true", "false") else value
     return values
 
 

@@ -119,13 +119,23 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(str(path))
-    tokenizer.save_pretrained(str(path))
+    save_tokenizer(tokenizer, path)
 
 
 def save_scalar_model(model: ScalarModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Write a reward model: weights, tokenizer, and a config that holds centring and scale."""
     model.model.config.pad_token_id = tokenizer.pad_token_id
     model.model.save_pretrained(str(path))
+    save_tokenizer(tokenizer, path)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Write a tokenizer and its chat template; what it remembers of how it was loaded is left out.
+
+    The library would write whether it was offline, and the same checkpoint would have another hash.
+    """
+    for remembered in ("local_files_only", "is_local"):
+        tokenizer.init_kwargs.pop(remembered, None)
     tokenizer.save_pretrained(str(path))
 
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from rlhf_core.bpe import train_tokenizer
 from rlhf_core.helpdesk.generate import generate
 from rlhf_core.helpdesk.world import World
-from rlhf_core.models import load_tokenizer
+from rlhf_core.models import load_tokenizer, save_tokenizer
 from rlhf_core.tokens import encode_prompt, encode_response, ready_tokenizer
 from tasks.data import PAIRED_KINDS, Cleaned, check_dropped, clean, split_by_prompt, to_prepared
 from tasks.data_card import card_markdown, data_card
@@ -36,7 +36,7 @@ def prepare() -> None:
         folder = stage.out(OUT)
         for name, rows in files.items():
             write_jsonl(folder / f"{name}.jsonl", rows)
-        tokenizer.save_pretrained(str(folder / "tokenizer"))
+        save_tokenizer(tokenizer, folder / "tokenizer")
         write_json(folder / "card.json", card)
         (folder / "card.md").write_text(card_markdown(card), encoding="utf-8")
         stage.log({f"rows/{name}": float(len(rows)) for name, rows in files.items()})

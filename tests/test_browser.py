@@ -1,0 +1,113 @@
+"""A person starts a run from Prefect's page: real servers, a real worker, headless Chromium.
+
+Screenshots are written to the folder SCREENSHOTS (default: the test's own): look at them.
+"""
+
+import json
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from checkout import make_checkout, run, stages_run
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+MINUTES = 60_000  # milliseconds
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A checkout in which the pipeline has run once, with `rlhf up` serving it; and the two ports."""
+    folder = make_checkout(tmp_path_factory.mktemp("served"))
+    run(folder, "dvc", "repro")
+    ports = free_port(), free_port()
+    rlhf = [sys.executable, "-m", "flows.cli"]
+    run(folder, *rlhf, "up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]))
+    yield folder, *ports
+    run(folder, *rlhf, "down")
+
+
+@pytest.fixture(scope="module")
+def page():
+    assert CHROMIUM, "no Chromium here. Install it, on Debian: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser.new_page(viewport={"width": 1280, "height": 900})
+        browser.close()
+
+
+def fill(page: Page, label: str, value: str) -> None:
+    """Type into the field whose label reads `label`."""
+    named = page.locator("label", has=page.get_by_text(f"{label} (Optional)", exact=True)).first
+    named.locator("xpath=following::*[self::input or self::textarea][1]").fill(value)
+
+
+def test_a_run_is_started_from_the_page_with_one_changed_parameter(served, page, pictures):
+    """beta alone is changed: the run shows all stages, DPO's is run, PPO's is taken from the cache."""
+    folder, prefect, mlflow = served
+    before = (folder / "params.yaml").read_text()
+    page.goto(f"http://127.0.0.1:{prefect}/deployments")
+    link = page.locator('a[href*="/deployments/deployment/"]').first
+    deployment = link.get_attribute("href").rpartition("/")[2]
+    page.goto(f"http://127.0.0.1:{prefect}/deployments/deployment/{deployment}/run")
+    page.get_by_text("weight of the KL to the reference model").wait_for()
+    fill(page, "name", "from-the-page")
+    fill(page, "Beta", "0.25")
+    page.screenshot(path=pictures / "prefect-form.png")
+    page.get_by_role("button", name="Submit").click()
+    page.goto(f"http://127.0.0.1:{prefect}/runs")
+    page.get_by_text("from-the-page").first.click(timeout=2 * MINUTES)
+    # Its title carries the state; the page follows the run by itself.
+    page.get_by_text("Completed", exact=True).first.wait_for(timeout=6 * MINUTES)
+    page.get_by_text("policy@dpo").first.wait_for(timeout=MINUTES)
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=pictures / "prefect-run.png")
+    page.get_by_role("tab", name="Logs").click()
+    page.get_by_text("Running stage 'policy@dpo'").first.wait_for()
+    assert page.get_by_text("Running stage 'policy@ppo'").count() == 0
+    page.goto(f"http://127.0.0.1:{mlflow}/#/experiments/1")
+    page.get_by_text("from-the-page").first.wait_for(timeout=MINUTES)
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=pictures / "mlflow-runs.png")
+    assert (folder / "params.yaml").read_text() == before
+
+
+def test_its_result_is_an_experiment_that_can_be_applied(served):
+    """After the run above: `dvc exp apply` gives the changed beta, and everything is up to date."""
+    folder = served[0]
+    report = json.loads((folder / "runs" / "from-the-page" / "report.json").read_text())
+    assert report["sources"]["stages"]["policy@dpo"]["params"]["policy.dpo"]["beta"] == 0.25
+    run(folder, "dvc", "exp", "apply", "from-the-page")
+    assert "beta: 0.25" in (folder / "params.yaml").read_text()
+    assert stages_run(run(folder, "dvc", "repro").stdout) == []
+
+
+def test_report_page_in_a_browser(served, page, pictures):
+    """No error in the console, no request to anywhere."""
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))
+    page.goto((served[0] / "runs" / "from-the-page" / "report.html").as_uri())
+    page.get_by_role("heading", name="Comparison").wait_for()
+    page.screenshot(path=pictures / "report.png")
+    assert problems == []
