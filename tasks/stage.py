@@ -145,7 +145,12 @@ def open_stage(name: str) -> Iterator[Stage]:
     with tracker:
         tracker.log_params(sections)
         tracker.log_inputs({path: digest for path, digest in inputs.items() if not path.endswith(".py")})
-        yield stage
+        try:
+            yield stage
+        except UserError:
+            # The same parameters and inputs would fail again, so there is nothing to go on from.
+            shutil.rmtree(stage.folder, ignore_errors=True)
+            raise
         stage.finish()
 
 

@@ -34,8 +34,8 @@ GOLD_WEIGHTS: dict[str, float] = {
     "repetition": -0.15,
     "over_length": -0.5,
     "malformed": -0.6,
-    # Below the sum of all other faults at their limits (-10.65): nothing is worse than no reply.
-    "empty": -11.0,
+    # Below the sum of all other faults at their limits (-11.15): nothing is worse than no reply.
+    "empty": -12.0,
 }
 
 
@@ -83,7 +83,7 @@ def features(world: World, prompt_text: str, response: str) -> dict[str, float]:
 
 
 def gold_score(world: World, prompt_text: str, response: str) -> float:
-    """The weighted sum of the features: 4.5 for a perfect reply, -11 for none at all."""
+    """The weighted sum of the features: 4.5 for a perfect reply, -12 for none at all."""
     found = features(world, prompt_text, response)
     return sum(GOLD_WEIGHTS[key] * value for key, value in found.items())
 
