@@ -76,15 +76,15 @@ def test_a_run_is_started_from_the_page_with_one_changed_parameter(served, page,
     page.screenshot(path=pictures / "prefect-form.png")
     page.get_by_role("button", name="Submit").click()
     page.goto(f"http://127.0.0.1:{prefect}/runs")
-    page.get_by_text("from-the-page").first.click(timeout=2 * MINUTES)
+    page.get_by_text("from-the-page").first.click(timeout=6 * MINUTES)
     # Its title carries the state; the page follows the run by itself.
     page.get_by_text("Completed", exact=True).first.wait_for(timeout=6 * MINUTES)
     page.get_by_text("policy@dpo").first.wait_for(timeout=MINUTES)
-    page.wait_for_load_state("networkidle")
+    page.locator("canvas").first.wait_for()
     page.screenshot(path=pictures / "prefect-run.png")
     page.goto(f"http://127.0.0.1:{mlflow}/#/experiments/1/runs")
     page.get_by_text("from-the-page").first.wait_for(timeout=MINUTES)
-    page.wait_for_load_state("networkidle")
+    page.get_by_text("evaluate").first.wait_for()
     page.screenshot(path=pictures / "mlflow-runs.png")
     assert (folder / "params.yaml").read_text() == before
 
