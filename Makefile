@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo install check test test-slow test-browser test-data test-all bench-gpu format
+.PHONY: demo install check test test-slow test-browser test-data test-all oracle bench-gpu compare-algorithms format
 
 demo: install
 	rlhf run
@@ -46,9 +46,17 @@ test-data: install
 test-all: check
 	pytest -m "not data"
 
+# Every method against the exact optimum: writes docs/proof.md. About ten minutes on 2 cores.
+oracle: install
+	OMP_NUM_THREADS=1 python -W ignore tests/oracle/__main__.py
+
 # One step of every stage on CUDA; without a GPU it says so.
 bench-gpu: install
 	python benchmarks/gpu_smoke.py
+
+# All methods at equal terms, three seeds: writes docs/comparison.md. About two hours on 2 cores.
+compare-algorithms: install
+	python benchmarks/compare_algorithms.py
 
 format: install
 	ruff check --fix .

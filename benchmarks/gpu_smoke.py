@@ -14,6 +14,7 @@ import platform
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -95,6 +96,10 @@ def as_rollout(batch, policy, critic):
         rewards=nothing,
         advantages=nothing,
         returns=nothing,
+        units=batch.units,
+        labels=batch.labels,
+        margins=batch.margins,
+        row_weights=torch.ones(batch.rows, device=logprobs.device),
     )
 
 
@@ -106,20 +111,21 @@ def steps(device, precision):
     config = OptimizerConfig(learning_rate=1e-3)
 
     def record(name, algorithm, forward, models, batch):
-        step = GradientStep(accelerator, algorithm, forward, [(m, 1e-3) for m in models], config, batch.rows)
+        trained = {key: (model, 1e-3) for key, model in models.items()}
+        step = GradientStep(accelerator, algorithm, forward, trained, config, batch.rows)
         metrics = step(batch, 0, 1)
         results[name] = {"loss": metrics["loss"], "grad_norm": metrics["grad_norm"]}
 
     batch = collate(examples(8, 512), PAD).to(accelerator.device)
+    chosen = torch.arange(batch.rows, device=batch.labels.device) % 2 == 0
+    pairs = replace(batch, units=batch.units // 2, labels=chosen.float())
     for name, algorithm in (("sft", SFT()), ("dpo", DPO())):
         policy = accelerator.prepare(new_policy(**SMALL))
-        prepared = batch
-        if name == "dpo":
-            reference = response_logprobs(policy, batch) - 0.1 * batch.response_mask
-            prepared = type(batch)(batch.input_ids, batch.attention_mask, batch.response_mask, reference)
-        record(name, algorithm, lambda b, p=policy: policy_outputs(p, b), [policy], prepared)
+        reference = response_logprobs(policy, batch) - 0.1 * batch.response_mask
+        prepared = replace(batch if name == "sft" else pairs, ref_logprobs=reference)
+        record(name, algorithm, lambda b, p=policy: policy_outputs(p, b), {"policy": policy}, prepared)
     reward = accelerator.prepare(new_scalar(new_policy(**SMALL)))
-    record("reward", BradleyTerry(), lambda b: score_outputs(reward, b), [reward], batch)
+    record("reward", BradleyTerry(), lambda b: score_outputs(reward, b), {"reward": reward}, pairs)
     for name, algorithm in (("ppo", PPO()), ("grpo", GRPO(group_size=4))):
         policy = accelerator.prepare(new_policy(**SMALL))
         critic = accelerator.prepare(new_scalar(new_policy(**SMALL)))
@@ -127,9 +133,10 @@ def steps(device, precision):
 
         def forward(b, policy=policy, critic=critic):
             outputs = policy_outputs(policy, b, entropy=True)
-            return type(outputs)(outputs.logprobs, outputs.entropies, values(critic, b), outputs.scores)
+            return replace(outputs, values=values(critic, b))
 
-        record(name, algorithm, forward, [policy, critic] if name == "ppo" else [policy], rollout)
+        trained = {"policy": policy, "critic": critic} if name == "ppo" else {"policy": policy}
+        record(name, algorithm, forward, trained, rollout)
     return results
 
 
@@ -157,7 +164,8 @@ def large_model():
     result["sampling_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     torch.cuda.reset_peak_memory_stats()
     batch = collate([Example(p, r) for p, r in zip(prompts, responses, strict=True)], PAD).to(accelerator.device)
-    step = GradientStep(accelerator, SFT(), lambda b: policy_outputs(policy, b), [(policy, 1e-5)], OptimizerConfig(), 8)
+    trained = {"policy": (policy, 1e-5)}
+    step = GradientStep(accelerator, SFT(), lambda b: policy_outputs(policy, b), trained, OptimizerConfig(), 8)
     losses = []
     for index in range(5):
         if index == 1:  # the first step allocates

@@ -20,12 +20,22 @@ from pydantic import (
 
 from flows.changes import DEFAULT
 from flows.settings import find_root
+from rlhf_core.algorithms.table import POLICY_ALGORITHMS
 from tasks.params import Params, read_yaml
 
 BOUNDS = ("gt", "ge", "lt", "le")
 # Seldom changed and repeated for every training; a form without them can be taken in. `overrides` reaches them.
 LEFT_OUT = frozenset(
-    {"adam_eps", "evaluations", "max_grad_norm", "micro_batch_size", "resume_every", "warmup_steps", "weight_decay"}
+    {
+        "adam_eps",
+        "evaluations",
+        "rewards",
+        "max_grad_norm",
+        "micro_batch_size",
+        "resume_every",
+        "warmup_steps",
+        "weight_decay",
+    }
 )
 
 
@@ -46,6 +56,8 @@ def make_form(section: type, title: str, present: Mapping[str, Any]) -> type[Sec
     members: dict[str, Any] = {}
     for item in fields(section):
         kind, value = kinds[item.name], present.get(item.name)
+        if item.name in POLICY_ALGORITHMS and item.name not in present.get("algorithms", ()):
+            continue  # a form with every method is too long to read; `overrides` reaches those that don't run now
         if is_dataclass(kind) and isinstance(kind, type):
             form = make_form(kind, item.name, value if isinstance(value, Mapping) else {})
             meaning = (kind.__doc__ or "").strip().splitlines()[0]

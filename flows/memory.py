@@ -9,8 +9,7 @@ it lies 10 to 30 % above what was measured: an upper bound of the right size.
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_core.algorithms.table import policy_algorithm
-from tasks.params import Params
+from tasks.params import Params, algorithm_of
 
 PROCESS = 0.7e9  # bytes of a stage's process before it loads a model: torch, transformers, datasets, MLflow
 TRAINED, FROZEN = 20, 4  # bytes a weight
@@ -81,13 +80,19 @@ def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[N
 
 def _policy(shape: ModelShape, params: Params, name: str) -> Need:
     """A policy is trained, with a critic where there is one; reference and reward model are frozen."""
-    algorithm, section = policy_algorithm(name), getattr(params.policy, name)
-    trained = 2 if "critic" in algorithm.needs else 1
-    frozen = 2 if algorithm.on_policy else 1
+    algorithm, section = algorithm_of(params, name), getattr(params.policy, name)
+    if algorithm.data == "none":
+        return Need(f"policy@{name}", 0, 0)
+    samples = algorithm.data in ("rollouts", "best_of_n")
+    needs = algorithm.needs
+    trained = 2 if "critic" in needs else 1
+    frozen = 2 if samples else 1
+    if "trust_region" in needs:
+        frozen += 1  # π_old
     weights = (trained * TRAINED + frozen * FROZEN) * shape.weights
-    rows = section.micro_batch_size * algorithm.rows_per_unit
+    rows = section.micro_batch_size * (2 if algorithm.data in ("pairs", "unpaired") else 1)
     activations = _training(shape, params, rows) * trained
-    return Need(f"policy@{name}", weights, max(activations, _sampling(shape, params) if algorithm.on_policy else 0))
+    return Need(f"policy@{name}", weights, max(activations, _sampling(shape, params) if samples else 0))
 
 
 def _training(shape: ModelShape, params: Params, rows: int, *, logits: bool = True) -> float:

@@ -1,7 +1,11 @@
 """Credit: token rewards, generalised advantage estimation, group baselines, whitening. No gradients anywhere."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from rlhf_core.batch import Rollout
 
 
 def token_rewards(scores: Tensor, kl: Tensor, kl_coef: float, response_mask: Tensor) -> Tensor:
@@ -32,46 +36,92 @@ def gae(rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, la
     return advantages, (advantages + values) * response_mask
 
 
-def whiten(values: Tensor, response_mask: Tensor, *, shift_mean: bool = True, unbiased: bool = True) -> Tensor:
-    """Scale the masked entries to unit variance, and to mean 0 unless `shift_mean` is False; 0 outside the mask.
+def with_gae(rollout: Rollout, rewards: Tensor, gamma: float, lam: float, *, whitened: bool) -> Rollout:
+    """The rollout with token rewards, the GAE of its old values (whitened if asked for) and the returns."""
+    advantages, returns = gae(rewards, rollout.old_values, rollout.response_mask, gamma, lam)
+    if whitened:
+        advantages = whiten(advantages, rollout.token_weights)
+    return rollout.with_targets(advantages=advantages, returns=returns, rewards=rewards)
 
-    The variance is the sample one (n - 1) by default, as in the PPO code base; with one entry it is taken as 0.
+
+def returns_to_go(rewards: Tensor, response_mask: Tensor, gamma: float) -> Tensor:
+    """G_t = Σ_{i>=t} γ^{i-t} r̃_i, (B, R), 0 outside the mask. Seed S3, whose sum starts at 0 by a slip."""
+    returns = torch.zeros_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        following = (rewards[:, t] + gamma * following) * response_mask[:, t]
+        returns[:, t] = following
+    return returns
+
+
+def leave_one_out(returns: Tensor, group_size: int) -> Tensor:
+    """The mean of the other members of each response's group, (B,) -> (B,). Kool et al. 2019; arXiv:2402.14740 eq. 6.
+
+    Independent of the response it is subtracted from, so that it leaves the expected gradient as it is.
     """
-    count = response_mask.sum()
-    mean = (values * response_mask).sum() / count
-    squares = ((values - mean).square() * response_mask).sum()
+    groups = _groups(returns, group_size)
+    others = (groups.sum(-1, keepdim=True) - groups) / (group_size - 1)
+    # A response to which all others are equal has advantage exactly 0; the sum and difference above round.
+    same = equal_groups(returns, group_size)[:, None]
+    return torch.where(same, groups, others).reshape(-1)
+
+
+def whiten(
+    values: Tensor,
+    weights: Tensor,
+    *,
+    shift_mean: bool = True,
+    unbiased: bool = True,
+    std_eps: float | None = None,
+) -> Tensor:
+    """Scale entries to unit variance, and to mean 0 unless `shift_mean` is False; 0 where the weight is 0.
+
+    weights: how often each entry counts, of the same shape: a mask, or Rollout.token_weights. The variance is the
+    sample one (n - 1) by default, as in the PPO code base; with one entry it is taken as 0. The divisor is
+    sqrt(variance + 1e-8), as there, or std + `std_eps`.
+    """
+    count = weights.sum()
+    mean = (values * weights).sum() / count
+    squares = ((values - mean).square() * weights).sum()
     variance = squares / (count - 1).clamp(min=1) if unbiased else squares / count
-    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    divisor = (variance + 1e-8).sqrt() if std_eps is None else variance.sqrt() + std_eps
+    whitened = (values - mean) / divisor
     if not shift_mean:
         whitened = whitened + mean
-    return whitened * response_mask
+    return whitened * (weights > 0)
 
 
 def group_standardize(
     scores: Tensor,
     group_size: int,
     *,
-    divide_by_std: bool = True,
+    std: Literal["group", "batch", "none"] = "group",
     unbiased_std: bool = False,
     eps: float = 1e-4,
 ) -> Tensor:
     """(r_i - mean r) / (std r + ε) within each group of adjacent rows, (B,) -> (B,).
 
-    Shao et al. 2024 (arXiv:2402.03300) sec. 4.1.2; without the division Dr. GRPO (arXiv:2503.20783).
+    Shao et al. 2024 (arXiv:2402.03300) sec. 4.1.2; without the division Dr. GRPO (arXiv:2503.20783); `std` "batch"
+    divides by the std of all scores instead.
     The std is the population one (1/G) unless `unbiased_std`. A group whose scores are all equal has advantage
     exactly 0: its mean may differ from its members by rounding, which a small std would blow up.
 
     Raises:
         ValueError: if the rows are not a whole number of groups, or a group has one member.
     """
-    if group_size < 2 or scores.shape[0] % group_size:
-        raise ValueError(f"{scores.shape[0]} rows are not groups of {group_size}; a group has at least 2 members")
-    groups = scores.view(-1, group_size)
+    groups = _groups(scores, group_size)
     centred = groups - groups.mean(-1, keepdim=True)
     centred = torch.where(equal_groups(scores, group_size)[:, None], 0.0, centred)
-    if divide_by_std:
-        centred = centred / (groups.std(-1, keepdim=True, correction=int(unbiased_std)) + eps)
+    if std != "none":
+        spread = groups if std == "group" else scores.expand(groups.shape[0], -1)
+        centred = centred / (spread.std(-1, keepdim=True, correction=int(unbiased_std)) + eps)
     return centred.reshape(-1)
+
+
+def _groups(scores: Tensor, group_size: int) -> Tensor:
+    if group_size < 2 or scores.shape[0] % group_size:
+        raise ValueError(f"{scores.shape[0]} rows are not groups of {group_size}; a group has at least 2 members")
+    return scores.view(-1, group_size)
 
 
 def equal_groups(scores: Tensor, group_size: int) -> Tensor:

@@ -1,115 +1,33 @@
-"""Simulated annotators: a panel that shares a hidden gold reward but differs in taste, and the records they leave.
+"""What annotators leave behind: records of judgements in every form of feedback, and what follows from them.
 
-A variant of AlpacaFarm's simulated panel (Dubois et al. 2023, arXiv:2305.14387), whose annotators are prompted
-models with 25 % of labels flipped. Here the gold reward is a weighted sum of features that the caller computes;
-each annotator weighs them in an own way, likes or dislikes length, leans to one side of the page, judges with
-Bradley-Terry noise and now and then errs.
+| form | what one record holds | its `choice` |
+|---|---|---|
+| side_by_side | two responses | "A" (the first is better), "B" or "tie" |
+| likert | one response | a score, higher is better |
+| ranking | K responses | their ranks, 1 the best, equal for ties |
+| best_of_n | K responses | the index of the best |
+| thumbs | one response | "good" or "bad" |
+
+An annotator may be a person, a model or simulated (`rlhf_core.panel`).
 """
 
-import math
-import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from typing import Any, Literal
 
 from rlhf_core.errors import UserError
-from rlhf_core.seeding import stream_seed
 
-SIDE_BY_SIDE = "side_by_side"
-
+Form = Literal["side_by_side", "likert", "ranking", "best_of_n", "thumbs"]
 Choice = Literal["A", "B", "tie"]
 Message = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Annotator:
-    """One annotator's taste and noise. Utilities are in the unit of the gold reward."""
-
-    id: str
-    weights: Mapping[str, float]  # per feature
-    length_liking: float  # utility per ten units of length
-    position_bias: float  # utility added to the response shown as A
-    flip_probability: float  # chance that a verdict for one side is given to the other
-    scale: float  # how sharply utility decides: the inverse temperature of Bradley-Terry
-    tie_band: float  # verdicts closer than this to indifference are ties, in logits
-
-
-def panel(
-    gold_weights: Mapping[str, float],
-    size: int,
-    seed: int,
-    *,
-    taste: float = 0.3,
-    length_liking: float = 0.1,
-    position_bias: float = 0.1,
-    max_flip_probability: float = 0.1,
-    scale: float = 1.1,
-    tie_band: float = 0.2,
-) -> list[Annotator]:
-    """`size` annotators around the gold weights, the same for the same seed; the first n of any panel agree.
-
-    Each weight is the gold one times exp(taste × normal); `length_liking` and `position_bias` are standard
-    deviations around 0; flips are uniform in [0, max_flip_probability]. Raises UserError for an empty panel.
-    """
-    if size < 1:
-        raise UserError(f"The panel has {size} annotators. Ask for at least 1.")
-    annotators = []
-    for number in range(size):
-        rng = random.Random(stream_seed(seed, "panel", number))
-        annotators.append(
-            Annotator(
-                id=f"annotator-{number:02d}",
-                weights={key: gold_weights[key] * math.exp(rng.gauss(0, taste)) for key in sorted(gold_weights)},
-                length_liking=rng.gauss(0, length_liking),
-                position_bias=rng.gauss(0, position_bias),
-                flip_probability=rng.uniform(0, max_flip_probability),
-                scale=scale,
-                tie_band=tie_band,
-            )
-        )
-    return annotators
-
-
-def judge(
-    annotator: Annotator,
-    features_a: Mapping[str, float],
-    features_b: Mapping[str, float],
-    length_a: int,
-    length_b: int,
-    rng: random.Random,
-) -> Choice:
-    """The annotator's verdict on two responses shown side by side; draws two numbers from `rng`.
-
-    Bradley-Terry with ties (Rao and Kupper 1967): with d the scaled difference in utility, P(A) = σ(d − band),
-    P(B) = σ(−d − band), the rest are ties. A verdict for one side is then flipped with the flip probability.
-    """
-    difference = (
-        _utility(annotator, features_a, length_a) - _utility(annotator, features_b, length_b) + annotator.position_bias
-    )
-    chance, flip = rng.random(), rng.random() < annotator.flip_probability
-    if chance < _sigmoid(annotator.scale * difference - annotator.tie_band):
-        return "B" if flip else "A"
-    if 1 - chance <= _sigmoid(-annotator.scale * difference - annotator.tie_band):
-        return "A" if flip else "B"
-    return "tie"
-
-
-def _utility(annotator: Annotator, features: Mapping[str, float], length: int) -> float:
-    taste = sum(annotator.weights[key] * value for key, value in features.items())
-    return taste + annotator.length_liking * length / 10
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 @dataclass(frozen=True)
 class Judgement:
     """One judgement: what was shown, exactly as it was sampled, and what was chosen.
 
-    `form` is "side_by_side"; other forms of feedback keep the same fields with a `choice` of their own kind.
     `order` is the position in the annotator's sequence and stands in for a time, so that a record reproduces.
     """
 
@@ -117,7 +35,7 @@ class Judgement:
     prompt: list[Message]
     responses: list[str]
     response_tokens: list[list[int] | None]  # the sampled ids, end token included; None where text was not sampled
-    choice: Any  # side by side: "A" (the first response), "B" or "tie"
+    choice: Any  # what the table above says for the form
     annotator: str
     checkpoint: str  # key of the model that sampled the responses
     order: int
@@ -133,40 +51,105 @@ class Judgement:
             if field.name not in row:
                 raise UserError(f"{where} has no {field.name!r}. Restore the record, or collect again.")
         judgement = cls(**{field.name: row[field.name] for field in fields(cls)})
-        if judgement.form == SIDE_BY_SIDE and (
-            len(judgement.responses) != 2 or judgement.choice not in ("A", "B", "tie")
-        ):
-            raise UserError(f"{where}: side_by_side needs two responses and a choice A, B or tie. Mend the record.")
+        if needed := judgement.fault():
+            raise UserError(f"{where}: {judgement.form} needs {needed}. Mend the record.")
         return judgement
 
+    def fault(self) -> str:
+        """What the form asks for, if the record does not have it; else nothing."""
+        count, choice = len(self.responses), self.choice
+        faults = {
+            "side_by_side": (count != 2 or choice not in ("A", "B", "tie"), "two responses and a choice A, B or tie"),
+            "likert": (count != 1 or not isinstance(choice, int | float), "one response and a score"),
+            "ranking": (
+                count < 2 or not isinstance(choice, list) or len(choice) != count,
+                "two or more responses and a rank for each",
+            ),
+            "best_of_n": (count < 2 or choice not in range(count), "two or more responses and the index of the best"),
+            "thumbs": (count != 1 or choice not in ("good", "bad"), "one response and a choice good or bad"),
+        }
+        if self.form not in faults:
+            return f"to be one of {', '.join(faults)}"
+        wrong, needed = faults[self.form]
+        return needed if wrong else ""
 
-def pairs_from_judgements(judgements: Iterable[Judgement]) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Preference rows {"prompt", "chosen", "rejected"} from side-by-side verdicts, one for each, in order.
 
-    Where both responses were sampled, `chosen_tokens` and `rejected_tokens` hold the sampled ids.
+def side_by_side(judgements: Iterable[Judgement]) -> list[Judgement]:
+    """The verdicts on pairs that judgements of any form imply, each in the name of its annotator.
 
-    Also what became of the verdicts: `pairs`; `ties` and `identical` (equal texts), which make no row.
+    A ranking implies one for every pair. The best of N is better than each other response; between those it says
+    nothing. Scores and thumbs are compared among one annotator's responses to one prompt: equal scores are a tie,
+    equal thumbs say nothing.
+    """
+    pairs: list[Judgement] = []
+    alone: dict[tuple[str, str], list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        if judgement.form == "side_by_side":
+            pairs.append(judgement)
+        elif judgement.form in ("likert", "thumbs"):
+            alone[judgement.annotator, repr(judgement.prompt)].append(judgement)
+        else:
+            pairs += _implied(judgement, ranks_of(judgement), ties=judgement.form == "ranking")
+    for same in alone.values():
+        together = replace(
+            same[0],
+            responses=[judgement.responses[0] for judgement in same],
+            response_tokens=[judgement.response_tokens[0] for judgement in same],
+        )
+        worth = [judgement.choice == "good" if judgement.form == "thumbs" else judgement.choice for judgement in same]
+        pairs += _implied(together, [-value for value in worth], ties=same[0].form == "likert")
+    return pairs
+
+
+def _implied(judgement: Judgement, ranks: list[float], *, ties: bool) -> Iterator[Judgement]:
+    """A verdict for every pair of one record's responses; for those of equal rank only with `ties`."""
+    for first, second in combinations(range(len(ranks)), 2):
+        if ties or ranks[first] != ranks[second]:
+            yield replace(
+                judgement,
+                form="side_by_side",
+                responses=[judgement.responses[first], judgement.responses[second]],
+                response_tokens=[judgement.response_tokens[first], judgement.response_tokens[second]],
+                choice="tie" if ranks[first] == ranks[second] else "A" if ranks[first] < ranks[second] else "B",
+            )
+
+
+def ranks_of(judgement: Judgement) -> list[float]:
+    """The ranks of a ranking; for the best of N 1 for the best, 2 for the others."""
+    if judgement.form == "ranking":
+        return list(judgement.choice)
+    return [1 if index == judgement.choice else 2 for index in range(len(judgement.responses))]
+
+
+def pairs_from_judgements(
+    judgements: Iterable[Judgement], *, keep_ties: bool = False
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Preference rows {"prompt", "chosen", "rejected"} from the verdicts that judgements imply, one for each, in order.
+
+    Where both responses were sampled, `chosen_tokens` and `rejected_tokens` hold the sampled ids. With `keep_ties` a
+    tie makes a row whose `label`, the probability that chosen is the better one, is ½.
+
+    Also what became of the verdicts: `pairs`, `ties`, and `identical` (equal texts), which make no row.
     """
     pairs = []
     counts = {"pairs": 0, "ties": 0, "identical": 0}
-    for judgement in judgements:
-        if judgement.form != SIDE_BY_SIDE:
-            continue
+    for judgement in side_by_side(judgements):
         first, second = judgement.responses
+        tie = judgement.choice == "tie"
         if first == second:
             counts["identical"] += 1
-        elif judgement.choice == "tie":
-            counts["ties"] += 1
-        else:
-            counts["pairs"] += 1
-            better, worse = (0, 1) if judgement.choice == "A" else (1, 0)
-            row: dict[str, Any] = {"prompt": judgement.prompt, "chosen": judgement.responses[better]}
-            row["rejected"] = judgement.responses[worse]
-            # What was sampled is trained on as it was sampled; its text might encode to other tokens (pitfall 2).
-            if None not in judgement.response_tokens:
-                row["chosen_tokens"] = judgement.response_tokens[better]
-                row["rejected_tokens"] = judgement.response_tokens[worse]
-            pairs.append(row)
+            continue
+        counts["ties" if tie else "pairs"] += 1
+        if tie and not keep_ties:
+            continue
+        better, worse = (1, 0) if judgement.choice == "B" else (0, 1)
+        row: dict[str, Any] = {"prompt": judgement.prompt, "chosen": judgement.responses[better]}
+        row["rejected"] = judgement.responses[worse]
+        # What was sampled is trained on as it was sampled; its text might encode to other tokens (pitfall 2).
+        if None not in judgement.response_tokens:
+            row["chosen_tokens"] = judgement.response_tokens[better]
+            row["rejected_tokens"] = judgement.response_tokens[worse]
+        pairs.append(row | ({"label": 0.5} if tie else {}))
     return pairs, counts
 
 
@@ -207,8 +190,8 @@ def cyclic_triples(judgements: Iterable[Judgement]) -> float | None:
 def _verdicts(judgements: Iterable[Judgement]) -> dict[tuple[str, str, str], list[tuple[str, int]]]:
     """(prompt, lesser text, greater text) -> [(annotator, 1 lesser is better, −1 greater is better, 0 tie)]."""
     found: dict[tuple[str, str, str], list[tuple[str, int]]] = defaultdict(list)
-    for judgement in judgements:
-        if judgement.form != SIDE_BY_SIDE or judgement.responses[0] == judgement.responses[1]:
+    for judgement in side_by_side(judgements):
+        if judgement.responses[0] == judgement.responses[1]:
             continue
         low, high = sorted(judgement.responses)
         verdict = {"A": 1, "B": -1, "tie": 0}[judgement.choice]

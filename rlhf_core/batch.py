@@ -6,6 +6,7 @@ which reads it by mistake stops the run instead of training on zeros.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -18,14 +19,21 @@ from rlhf_core.errors import UserError
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised prompt and response; the response ends with its end token unless it was cut off."""
+    """One tokenised prompt and response; the response ends with its end token unless it was cut off.
+
+    label: what was judged, NaN if nothing was. Pairs: the probability that the row is the better one of the two
+    (chosen 1, rejected 0, a tie ½ and ½). Ratings: the score. Rankings: the rank, 1 the best, equal for ties.
+    Unpaired: 1 for good, 0 for bad. margin: what is subtracted from a difference before the sigmoid.
+    """
 
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
     ref_logprobs: Sequence[float] | None = None
+    label: float = math.nan
+    margin: float = math.nan
 
 
-# Rows that stand or fall together: one for SFT, (chosen, rejected) for pairs.
+# Rows that stand or fall together: one for SFT, (chosen, rejected) for pairs, K for a ranking.
 Unit = tuple[Example, ...]
 
 
@@ -35,12 +43,17 @@ class Batch:
 
     input_ids, attention_mask: (B, P+R). response_mask: (B, R), 1 through the end token.
     ref_logprobs: (B, R) under the frozen reference, NaN where no method asked for them.
+    units: (B,), the number of the unit a row belongs to; the rows of a unit are adjacent, and no split parts them.
+    labels, margins: (B,), as in Example, NaN where there are none.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     response_mask: Tensor
     ref_logprobs: Tensor
+    units: Tensor
+    labels: Tensor
+    margins: Tensor
 
     @property
     def rows(self) -> int:
@@ -62,6 +75,12 @@ class Batch:
         """Response tokens per row, the end token included, (B,)."""
         return self.response_mask.sum(-1)
 
+    @property
+    def unit_sizes(self) -> list[int]:
+        """Rows of each unit, in order; they sum to B."""
+        sizes: list[int] = self.units.unique_consecutive(return_counts=True)[1].tolist()
+        return sizes
+
     def select(self, rows: Tensor | slice) -> Self:
         """The given rows of every tensor."""
         return dataclasses.replace(
@@ -81,6 +100,8 @@ class Rollout(Batch):
 
     old_logprobs, old_values, rewards, advantages, returns: (B, R). scores: (B,), one judgement per response.
     ended: (B,), True where the response holds an end token, False where it was cut off at the length limit.
+    row_weights: (B,), how often each row counts, 1 on average: 1 where rows were sampled, B times the probability of
+    each row where all responses are enumerated.
     Rows of one group (the G responses to one prompt) are adjacent.
     """
 
@@ -91,6 +112,12 @@ class Rollout(Batch):
     rewards: Tensor
     advantages: Tensor
     returns: Tensor
+    row_weights: Tensor
+
+    @property
+    def token_weights(self) -> Tensor:
+        """How often each response token counts, (B, R): the response mask, where rows were sampled."""
+        return self.response_mask * self.row_weights[:, None]
 
     def with_targets(
         self, *, advantages: Tensor, returns: Tensor | None = None, rewards: Tensor | None = None
@@ -108,13 +135,22 @@ class Rollout(Batch):
 class Outputs:
     """What one forward pass gives an algorithm: never logits, never padding.
 
-    logprobs, entropies, values: (B, R); scores: (B,). What the pass did not compute is NaN.
+    logprobs, entropies, values, exact_kl (KL(π_θ‖π_ref) at each state, summed over the vocabulary): (B, R);
+    scores: (B,). What the pass did not compute is NaN.
     """
 
     logprobs: Tensor
     entropies: Tensor
     values: Tensor
     scores: Tensor
+    exact_kl: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, **computed: Tensor) -> "Outputs":
+        """Outputs for `batch` with everything NaN but what was computed."""
+        shape, device = batch.response_mask.shape, batch.response_mask.device
+        shapes = {item.name: shape for item in dataclasses.fields(cls)} | {"scores": shape[:1]}
+        return cls(**{name: not_computed(*size, device=device) for name, size in shapes.items()} | computed)
 
 
 def not_computed(*shape: int, device: torch.device | None = None) -> Tensor:
@@ -122,8 +158,15 @@ def not_computed(*shape: int, device: torch.device | None = None) -> Tensor:
     return torch.full(shape, float("nan"), device=device)
 
 
+def collate_units(units: Sequence[Unit], pad_id: int) -> Batch:
+    """Pad the examples of units into one Batch that knows its units."""
+    batch = collate([example for unit in units for example in unit], pad_id)
+    numbers = [number for number, unit in enumerate(units) for _ in unit]
+    return dataclasses.replace(batch, units=torch.tensor(numbers))
+
+
 def collate(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Pad examples into one Batch: prompts on the left, responses on the right.
+    """Pad examples into one Batch: prompts on the left, responses on the right; each row is a unit of its own.
 
     Raises:
         UserError: if a row has no prompt or no response token; the row's index is named.
@@ -150,4 +193,7 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
         attention_mask=attention_mask,
         response_mask=attention_mask[:, prompt_width:].float(),
         ref_logprobs=ref_logprobs,
+        units=torch.arange(len(examples)),
+        labels=torch.tensor([example.label for example in examples]),
+        margins=torch.tensor([example.margin for example in examples]),
     )

@@ -17,7 +17,10 @@ def setting(default: Any, description: str, **bounds: float) -> Any:
     The metadata keys are pydantic's, so that a form or a params.yaml built on the dataclass
     enforces the same bounds as the constructor does (`check_bounds`).
     """
-    return dataclasses.field(default=default, metadata={"description": description, **bounds})
+    metadata = {"description": description, **bounds}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_bounds(instance: Any) -> None:

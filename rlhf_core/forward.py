@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf_core.batch import Batch, Outputs, not_computed
+from rlhf_core.batch import Batch, Outputs
 from rlhf_core.losses import exact_kl, token_entropies, token_logprobs
 
 
@@ -34,22 +34,27 @@ def response_logits(policy: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def policy_outputs(
-    policy: PreTrainedModel, batch: Batch, *, temperature: float = 1.0, entropy: bool = False
+    policy: PreTrainedModel,
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    reference: PreTrainedModel | None = None,
 ) -> Outputs:
-    """Log-probabilities of the response tokens (0 outside the mask), and entropies if asked for."""
+    """Log-probabilities of the response tokens, and what else is asked for; 0 outside the mask.
+
+    entropy: entropies too. reference: the exact KL to this model at each state too, with gradient.
+    """
     logits = response_logits(policy, batch)
-    mask = batch.response_mask
-    shape, device = mask.shape, mask.device
-    logprobs = token_logprobs(logits, batch.response_ids, temperature).masked_fill(mask == 0, 0.0)
-    entropies = not_computed(*shape, device=device)
+    outside = batch.response_mask == 0
+    computed = {"logprobs": token_logprobs(logits, batch.response_ids, temperature)}
     if entropy:
-        entropies = token_entropies(logits, temperature).masked_fill(mask == 0, 0.0)
-    return Outputs(
-        logprobs=logprobs,
-        entropies=entropies,
-        values=not_computed(*shape, device=device),
-        scores=not_computed(batch.rows, device=device),
-    )
+        computed["entropies"] = token_entropies(logits, temperature)
+    if reference is not None:
+        with torch.no_grad():
+            ref_logits = response_logits(reference, batch)
+        computed["exact_kl"] = exact_kl(logits, ref_logits, temperature)
+    return Outputs.of(batch, **{name: value.masked_fill(outside, 0.0) for name, value in computed.items()})
 
 
 @torch.no_grad()
@@ -90,6 +95,4 @@ def scores(reward_model: nn.Module, batch: Batch) -> Tensor:
 
 def score_outputs(reward_model: nn.Module, batch: Batch) -> Outputs:
     """The forward pass that reward-model losses read."""
-    shape, device = batch.response_mask.shape, batch.response_mask.device
-    nothing = not_computed(*shape, device=device)
-    return Outputs(logprobs=nothing, entropies=nothing, values=nothing, scores=scores(reward_model, batch))
+    return Outputs.of(batch, scores=scores(reward_model, batch))

@@ -42,20 +42,74 @@ def cross_entropy(logprobs: Tensor) -> Tensor:
     return -logprobs
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
-    """-log σ(r_w - r_l - m), (N,). Bradley & Terry 1952; InstructGPT (arXiv:2203.02155) eq. 1; seeds S0-S4.
+def smoothed(label: Tensor | float, smoothing: float) -> Tensor | float:
+    """The label's probability if it is flipped with probability `smoothing`: p (1 - ε) + (1 - p) ε."""
+    return label * (1 - smoothing) + (1 - label) * smoothing
 
-    logsigmoid keeps it finite at any gap, where log(1 + exp(...)) overflows.
+
+def bradley_terry(
+    chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, label: Tensor | float = 1.0
+) -> Tensor:
+    """-p log σ(r_w - r_l - m) - (1 - p) log σ(r_l - r_w - m), (N,), with p = `label`, the chance that chosen is better.
+
+    Bradley & Terry 1952; InstructGPT (arXiv:2203.02155) eq. 1; margin: Llama 2 (arXiv:2307.09288) eq. 2; seeds S0-S4.
+    A tie, p = ½, is the mean of both directions. logsigmoid keeps it finite at any gap, where log(1 + exp) overflows.
     """
-    return -F.logsigmoid(chosen - rejected - margin)
+    forwards, backwards = -F.logsigmoid(chosen - rejected - margin), -F.logsigmoid(rejected - chosen - margin)
+    return label * forwards + (1 - label) * backwards
 
 
-def dpo(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float) -> Tensor:
+def thurstone(chosen: Tensor, rejected: Tensor, label: Tensor | float = 1.0) -> Tensor:
+    """-p log Φ(r_w - r_l) - (1 - p) log Φ(r_l - r_w), (N,): the difference of utilities has unit variance.
+
+    Thurstone 1927; seed S4. log_ndtr stays finite where log(Φ) underflows.
+    """
+    difference = chosen - rejected
+    return -label * torch.special.log_ndtr(difference) - (1 - label) * torch.special.log_ndtr(-difference)
+
+
+def squared_error(scores: Tensor, ratings: Tensor) -> Tensor:
+    """(r - rating)², (B,): regression on Likert scores. Seed S1."""
+    return (scores - ratings).square()
+
+
+def plackett_luce(scores: Tensor) -> Tensor:
+    """-log P(order) = Σ_k [logsumexp_{j>=k} r_(j) - r_(k)], (..., K) best first -> (...). Plackett 1975; Luce 1959."""
+    return (scores.flip(-1).logcumsumexp(-1).flip(-1) - scores).sum(-1)
+
+
+def best_of(scores: Tensor, best: int) -> Tensor:
+    """logsumexp_j r_j - r_best, (K,) -> (): the chance that `best` is chosen of K. Luce 1959."""
+    return scores.logsumexp(-1) - scores[best]
+
+
+def dpo(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float, label: Tensor | float = 1.0) -> Tensor:
     """-log σ(β [log-ratio of chosen - log-ratio of rejected]), (N,). Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
 
-    A log-ratio is log π_θ(y|x) - log π_ref(y|x), summed over response tokens.
+    A log-ratio is log π_θ(y|x) - log π_ref(y|x), summed over response tokens. `label` as in Bradley-Terry's loss.
     """
-    return -F.logsigmoid(beta * (chosen_logratio - rejected_logratio))
+    return bradley_terry(beta * chosen_logratio, beta * rejected_logratio, label=label)
+
+
+def ipo(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float, label: Tensor | float = 1.0) -> Tensor:
+    """(h - 1/(2β))² with h = log-ratio of chosen - log-ratio of rejected, (N,). Azar et al. 2023, eq. 17, β its τ."""
+    difference, target = chosen_logratio - rejected_logratio, 1 / (2 * beta)
+    return label * (difference - target).square() + (1 - label) * (-difference - target).square()
+
+
+def kto(logratios: Tensor, reference_point: Tensor, good: Tensor, beta: float) -> Tensor:
+    """1 - σ(β (r - z_0)) where `good` is 1, 1 - σ(β (z_0 - r)) where it is 0, (B,). Ethayarajh et al. 2024, eq. 7."""
+    return 1 - (beta * (logratios - reference_point) * (2 * good - 1)).sigmoid()
+
+
+def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """-Ψ log π: its gradient is REINFORCE's, (B, R). Williams 1992."""
+    return -advantages * logprobs
+
+
+def surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """-ρ Â with ρ = π_θ/π_old, (B, R). Schulman et al. 2015, arXiv:1502.05477, eq. 14."""
+    return -(logprobs - old_logprobs).exp() * advantages
 
 
 def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Numbers that describe a reward model or a set of texts."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -8,14 +9,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, float]:
-    """Accuracy (a tie is half), log-loss in nats, and calibration of σ(r_w - r_l) on held-out pairs, (N,) twice."""
+def pair_metrics(
+    chosen: Tensor, rejected: Tensor, link: Literal["logistic", "normal"] = "logistic"
+) -> dict[str, float]:
+    """Accuracy (equal scores are half right), log-loss in nats, and calibration on held-out pairs, (N,) twice.
+
+    The probability that chosen is the better one is σ(r_w - r_l), or Φ(r_w - r_l) with the normal link (Thurstone).
+    """
     margin = chosen - rejected
+    log_probability = torch.special.log_ndtr(margin) if link == "normal" else F.logsigmoid(margin)
     return {
         "accuracy": ((margin > 0).float() + 0.5 * (margin == 0).float()).mean().item(),
-        "log_loss": -F.logsigmoid(margin).mean().item(),
-        "ece": expected_calibration_error(margin.sigmoid()),
+        "log_loss": -log_probability.mean().item(),
+        "ece": expected_calibration_error(torch.special.ndtr(margin) if link == "normal" else margin.sigmoid()),
     }
+
+
+def root_mean_square(errors: Tensor) -> float:
+    """√(mean e²), (N,)."""
+    return errors.square().mean().sqrt().item()
 
 
 def expected_calibration_error(probabilities: Tensor, bins: int = 10) -> float:

@@ -2,7 +2,8 @@
 
 On disk everything is a plain Hugging Face folder that `AutoModelForCausalLM` or, for scalar models,
 `AutoModelForSequenceClassification` loads without this project. Centring and scale of a reward model stand in its
-config.json (`reward_offset`, `reward_scale`) and are applied by `ScalarModel`, so raw scores stay the library's.
+config.json (`reward_offset`, `reward_scale`) and are applied by `ScalarModel`, so raw scores stay the library's; so do
+the mean and standard deviation of the Likert scores it was fitted to (`rating_mean`, `rating_std`).
 """
 
 from pathlib import Path
@@ -67,6 +68,11 @@ class ScalarModel(nn.Module):
         self.model.config.reward_offset = offset
         self.model.config.reward_scale = scale
 
+    def set_rating_scale(self, mean: float, std: float) -> None:
+        """Store what Likert scores were standardised with: raw score × std + mean is on the annotators' scale."""
+        self.model.config.rating_mean = mean
+        self.model.config.rating_std = std
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """(B, P+R) three times -> scalars at every token, (B, P+R), float32."""
         transformer: Any = self.model.base_model
@@ -76,7 +82,7 @@ class ScalarModel(nn.Module):
         head: Any = self.model.score
         # In full precision also under bf16 autocast, which would leave scores three digits.
         with torch.autocast(hidden.device.type, enabled=False):
-            scalars: Tensor = head(hidden.float()).squeeze(-1)
+            scalars: Tensor = head(hidden.to(head.weight.dtype)).squeeze(-1)
         return (scalars - self.offset) / self.scale
 
 

@@ -1,9 +1,9 @@
 """Rewards on sampled responses: a reward model, an exact answer, an end token; summed with weights, logged apart."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,69 @@ class MissingEnd:
     def __call__(self, sampled: Sampled) -> Tensor:
         """0 or -penalty, (B,)."""
         return -self.penalty * (~sampled.ended).float()
+
+
+class Length:
+    """Response tokens, the end token included; a negative weight makes it a price."""
+
+    def __call__(self, sampled: Sampled) -> Tensor:
+        """|y|, (B,)."""
+        return sampled.batch.lengths.float()
+
+
+@dataclass(frozen=True)
+class Format:
+    """1 where the whole response matches `pattern`, as in `<think>.*</think>.*`, else 0; a dot is any character.
+
+    Raises:
+        UserError: if the pattern is no regular expression.
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise UserError(f"the pattern {self.pattern!r} of reward format is wrong: {error}. Mend it.") from error
+
+    def __call__(self, sampled: Sampled) -> Tensor:
+        """0 or 1, (B,)."""
+        right = [float(re.fullmatch(self.pattern, text.strip(), flags=re.DOTALL) is not None) for text in sampled.texts]
+        return torch.tensor(right, device=sampled.ended.device)
+
+
+@dataclass(frozen=True)
+class PythonReward:
+    """A function of the user's: function(prompts, responses, answers) -> one number per response.
+
+    prompts: lists of chat messages; responses: texts; answers: the right answers, None where there is none.
+    """
+
+    name: str
+    function: Callable[[list[Any], list[str], list[str | None]], Sequence[float]]
+
+    def __call__(self, sampled: Sampled) -> Tensor:
+        """What the function gives, (B,).
+
+        Raises:
+            UserError: if it raises, or gives something else than one number per response.
+        """
+        prompts = [list(prompt.messages) for prompt in sampled.prompts]
+        answers = [prompt.answer for prompt in sampled.prompts]
+        try:
+            values = list(self.function(prompts, list(sampled.texts), answers))
+        except Exception as error:
+            raise UserError(f"reward {self.name} raised {type(error).__name__}: {error}. Mend the function.") from error
+        if len(values) != len(sampled.texts):
+            raise UserError(
+                f"reward {self.name} gave {len(values)} numbers for {len(sampled.texts)} responses. "
+                "Return one for each."
+            )
+        for row, value in enumerate(values):
+            if not isinstance(value, int | float):
+                raise UserError(f"reward {self.name} gave {value!r} for response {row}. Return numbers.")
+        return torch.tensor([float(value) for value in values], device=sampled.ended.device)
 
 
 @dataclass(frozen=True)

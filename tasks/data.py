@@ -2,11 +2,11 @@
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf_core.errors import UserError
@@ -19,8 +19,9 @@ DUPLICATE = "duplicate"
 SURROGATE = re.compile(
     r"[\ud800-\udfff]"
 )  # half an emoji, left by cutting text between its parts: no tokenizer takes it
-# The kinds that hold preferences; only they have a use for a split `judge`.
-PAIRED_KINDS = ("preference", "unpaired")
+# The kinds that hold feedback, and the file it stands in; only they have a use for a split `judge`.
+FEEDBACK_FILES = {"preference": "preferences", "unpaired": "unpaired", "ratings": "ratings", "rankings": "rankings"}
+PAIRED_KINDS = tuple(FEEDBACK_FILES)
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ def clean(
     max_prompt_tokens: int,
     max_response_tokens: int,
     context: int | None = None,
+    scale: int = 5,
 ) -> Cleaned:
-    """Sort out rows that are empty, equal on both sides, too long, of differing prompts, or there already.
+    """Sort out rows that are empty, too long, there already, or whose feedback says nothing or is no number.
 
     Args:
         rows: As read.
@@ -59,12 +61,13 @@ def clean(
         max_prompt_tokens: The longest prompt.
         max_response_tokens: The longest response.
         context: The most that prompt and response may have together, where the model sets such a limit.
+        scale: The highest score of a rating; the lowest is 1.
     """
     cleaned = Cleaned()
     seen = set()
     for row in rows:
-        identity = (_canonical(row.prompt), *row.responses, row.label)
-        reason = _fault(row) or (DUPLICATE if identity in seen else "")
+        identity = (_canonical(row.prompt), *row.responses, row.label, repr((row.score, row.ranks)))
+        reason = _fault(row, scale) or (DUPLICATE if identity in seen else "")
         if not reason:
             sizes = [count_tokens(row.prompt, response) for response in row.responses]
             reason = _excess(sizes, max_prompt_tokens, max_response_tokens, context)
@@ -78,7 +81,7 @@ def clean(
     return cleaned
 
 
-def _fault(row: RawRow) -> str:
+def _fault(row: RawRow, scale: int) -> str:
     if not row.prompt or not row.prompt[-1]["content"].strip():
         return "empty prompt"
     if not all(response.strip() for response in row.responses):
@@ -88,7 +91,29 @@ def _fault(row: RawRow) -> str:
     if row.chosen is not None and row.chosen == row.rejected:
         return "equal on both sides"
     texts = [*(message["content"] for message in row.prompt), *row.responses]
-    return "not Unicode text" if any(SURROGATE.search(text) for text in texts) else ""
+    if any(SURROGATE.search(text) for text in texts):
+        return "not Unicode text"
+    return _score_fault(row.score, scale) or (_ranking_fault(row.ranked, row.ranks) if row.ranked is not None else "")
+
+
+def _score_fault(score: Any, scale: int) -> str:
+    if score is None:
+        return ""
+    if not _is_number(score):
+        return "score that is no number"
+    return "" if 1 <= score <= scale else f"score outside 1 to collect.scale {scale}"
+
+
+def _ranking_fault(responses: Sequence[str], ranks: Sequence[Any]) -> str:
+    if len(responses) != len(ranks):
+        return "responses and ranks differ in number"
+    if not all(_is_number(rank) for rank in ranks):
+        return "rank that is no number"
+    return "ranking of fewer than 2 different responses" if len(set(responses)) < 2 else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _excess(sizes: Sequence[tuple[int, int]], max_prompt: int, max_response: int, context: int | None) -> str:
@@ -156,14 +181,16 @@ def _shares(fractions: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
 
 
-def to_prepared(splits: Mapping[str, Sequence[RawRow]], kind: str) -> dict[str, list[Row]]:
+def to_prepared(splits: Mapping[str, Sequence[RawRow]], kind: str, scale: int = 5) -> dict[str, list[Row]]:
     """The files of data/prepared by name without `.jsonl`, as docs/architecture.md lists them.
 
-    `splits` holds train, development and test, and judge where the kind has pairs. A chosen response, or one with a
-    good label, is a demonstration and the reference for its prompt. Unpaired rows give a pair for every good and bad
-    response to the same prompt; a bad one alone gives its prompt only. Preference files without rows are left out.
+    `splits` holds train, development and test, and judge where the kind has feedback. A chosen response, one with a
+    good label, the best of a ranking, or the best rated of a prompt if it is rated in the upper half of the scale, is a
+    demonstration and the reference for its prompt. Feedback files without rows are left out.
     """
     files: dict[str, list[Row]] = {}
+    if kind == "ratings":
+        splits = {split: _best_rated(rows, scale) for split, rows in splits.items()}
     for split in ("train", "development"):
         files[f"demonstrations_{split}"] = _distinct(
             {"prompt": row.prompt, "response": response} for row in splits[split] for response in _good(row)
@@ -172,15 +199,41 @@ def to_prepared(splits: Mapping[str, Sequence[RawRow]], kind: str) -> dict[str, 
         files[f"prompts_{split}"] = _prompts(splits[split], with_response=split != "train")
     if kind in PAIRED_KINDS:
         for split in ("train", "development", "judge"):
-            if pairs := _pairs(splits.get(split, ())):
-                files[f"preferences_{split}"] = pairs
+            if rows := splits.get(split):
+                files[f"{FEEDBACK_FILES[kind]}_{split}"] = [_feedback(row) for row in rows]
     elif splits.get("judge"):
         raise ValueError(f"data of kind {kind} holds no preferences, so its split 'judge' must be empty")
     return files
 
 
+def _best_rated(rows: Sequence[RawRow], scale: int) -> list[RawRow]:
+    """The same rows, labelled good where no response to the prompt is rated higher and the rating is a good one."""
+    best: dict[str, float] = defaultdict(float)
+    for row in rows:
+        best[_canonical(row.prompt)] = max(best[_canonical(row.prompt)], row.score)
+    middle = (1 + scale) / 2
+    return [replace(row, label=row.score == best[_canonical(row.prompt)] and row.score > middle) for row in rows]
+
+
+def _feedback(row: RawRow) -> Row:
+    """A row's feedback as it was given; ranks become 1, 2, 3 ... without gaps."""
+    given: Row = {"prompt": row.prompt}
+    if row.chosen is not None:
+        given |= {"chosen": row.chosen, "rejected": row.rejected}
+    elif row.ranked is not None:
+        places = {rank: place for place, rank in enumerate(sorted(set(row.ranks)), 1)}
+        given |= {"responses": list(row.ranked), "ranks": [places[rank] for rank in row.ranks]}
+    elif row.score is not None:
+        given |= {"response": row.response, "score": row.score}
+    else:
+        given |= {"response": row.response, "label": row.label}
+    return given if row.source is None else given | {"source": row.source}
+
+
 def _good(row: RawRow) -> list[str]:
-    """What a policy should say: the chosen response, or the only one unless it is labelled bad."""
+    """What a policy should say: the chosen or best ranked response, or the only one unless it is labelled bad."""
+    if row.ranked is not None:
+        return [row.ranked[row.ranks.index(min(row.ranks))]]
     text = row.chosen if row.response is None else row.response
     return [text] if text is not None and row.label is not False else []
 
@@ -199,21 +252,6 @@ def _prompts(rows: Iterable[RawRow], with_response: bool) -> list[Row]:
             prompt["response"] = good[0]
         found.setdefault(_canonical(row.prompt), prompt)
     return list(found.values())
-
-
-def _pairs(rows: Iterable[RawRow]) -> list[Row]:
-    """The pairs there are, or for labelled responses all pairs of a good and a bad one to the same prompt."""
-    pairs: list[Row] = []
-    labelled: dict[str, list[RawRow]] = defaultdict(list)
-    for row in rows:
-        if row.chosen is not None:
-            pairs.append({"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected})
-        else:
-            labelled[_canonical(row.prompt)].append(row)
-    for same in labelled.values():
-        good, bad = ([row.response for row in same if row.label is label] for label in (True, False))
-        pairs += [{"prompt": same[0].prompt, "chosen": a, "rejected": b} for a, b in product(good, bad) if a != b]
-    return pairs
 
 
 def _distinct(rows: Iterable[Row]) -> list[Row]:

@@ -18,7 +18,7 @@ def data_card(source: str, kind: str, cleaned: Cleaned, files: Mapping[str, Sequ
 
     Args:
         source: What was read, in words.
-        kind: preference, demonstration, unpaired or question_answer.
+        kind: preference, demonstration, unpaired, ratings, rankings or question_answer.
         cleaned: The rows kept and dropped.
         files: The prepared files by name without `.jsonl`; the last part of a name is its split.
 
@@ -56,14 +56,13 @@ def _overlap(files: Mapping[str, Sequence[Row]]) -> dict[str, int]:
 def _unused(cleaned: Cleaned, files: Mapping[str, Sequence[Row]]) -> list[Row]:
     """Rows kept none of whose responses stands in a file.
 
-    They are bad responses without a good one to the same prompt, and further rows for a prompt to judge on.
+    They are bad responses, and further rows for a prompt to judge on, in the split `test`.
     """
     used = {
-        (json.dumps(row["prompt"]), row[side])
+        (json.dumps(row["prompt"]), response)
         for rows in files.values()
         for row in rows
-        for side in ("response", "chosen", "rejected")
-        if side in row
+        for response in (row.get("response"), row.get("chosen"), row.get("rejected"), *row.get("responses", ()))
     }
     return [
         {"file": row.file, "line": row.line}

@@ -1,5 +1,8 @@
 """Stage `evaluate`: every policy against the SFT model and against reference responses, on held-out prompts."""
 
+import json
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,21 +12,26 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.batch import Batch
+from rlhf_core.ensembles import load_reward_model
+from rlhf_core.errors import UserError
 from rlhf_core.forward import response_kl
 from rlhf_core.helpdesk.rubric import gold_score
 from rlhf_core.helpdesk.world import World
 from rlhf_core.judges import Answer, ScoreJudge, win_rate
 from rlhf_core.metrics import bootstrap_mean, distinct_n
-from rlhf_core.models import load_policy, load_scalar_model, load_tokenizer
+from rlhf_core.models import load_policy, load_tokenizer
 from rlhf_core.reductions import sequence_sum
 from rlhf_core.rewards import ExactMatch, ModelReward, Sampled
-from rlhf_core.sampling import sampled_batch
+from rlhf_core.sampling import Sampler, sampled_batch
 from rlhf_core.seeding import stream_seed
 from rlhf_core.tokens import Prompt, encode_response
 from tasks.accelerator import accelerator_of
+from tasks.best_of_n import BEST_OF_N, best_of_n
 from tasks.jsonl import read_jsonl, write_jsonl
+from tasks.params import load_params
+from tasks.rewards import make_reward
 from tasks.rows import as_prompts, last_user_text, prepared_kind
-from tasks.sampling import make_sampler, sample_responses
+from tasks.sampling import Response, make_sampler, sample_responses
 from tasks.stage import Stage, main, open_stage, write_json
 
 OUT = "evaluation"
@@ -58,7 +66,7 @@ class Evaluation:
     def _reward_model(self, path: str) -> ModelReward | None:
         if (Path(path) / "none.json").is_file():
             return None
-        return ModelReward(self.accelerator.prepare_model(load_scalar_model(path), evaluation_mode=True), ROWS)
+        return ModelReward(self.accelerator.prepare_model(load_reward_model(path), evaluation_mode=True), ROWS)
 
     def _judge(self) -> ScoreJudge:
         """Gold where it exists, else the second reward model; never the model that was optimised against."""
@@ -70,7 +78,11 @@ class Evaluation:
             exact = ExactMatch(prepare.answer_pattern)
             return _text_judge("exact match", lambda prompt, text: float(exact.correct(text, prompt.answer)))
         model = self._reward_model("models/judge")
-        assert model is not None, "without gold, stage reward fits a judge"
+        if model is None:
+            raise UserError(
+                "there is nothing to judge with: no gold, no right answers, and no preferences to fit a judge to. "
+                "Give data in which responses to one prompt differ in worth."
+            )
         return ScoreJudge("second reward model", lambda prompts, answers: self._score(model, prompts, answers))
 
     def _batch(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Batch:
@@ -91,20 +103,39 @@ class Evaluation:
 
     @torch.no_grad()
     def answers(self, path: str | Path, prompts: Sequence[Prompt], stream: str) -> Answers:
-        """Sample a policy's responses and measure their KL to the SFT model."""
-        policy = self._policy(path)
-        longest, temperature = self.params.prepare.max_response_tokens, self.params.evaluate.temperature
-        sampler = make_sampler(policy, self.tokenizer, longest, temperature)
+        """Sample a policy's responses and measure their KL to the SFT model.
+
+        Of best-of-N sampling, which has no log-probabilities, the KL is its upper bound.
+        """
         seed = (self.params.run.seed, f"evaluate/{stream}")
+        manifest = Path(path) / BEST_OF_N
+        if manifest.is_file():
+            chosen = json.loads(manifest.read_text(encoding="utf-8"))
+            sampler = self._sampler(self.reference, 1.0)
+            reward = make_reward(self.params, self.accelerator, ROWS)
+            count = chosen["best_of"]
+            sampled, _ = best_of_n(self.reference, self.tokenizer, prompts, sampler, reward, count, seed)
+            return self._answers(prompts, sampled, torch.full((len(prompts),), chosen["kl_bound"]))
+        policy = self._policy(path)
+        sampler = self._sampler(policy, self.params.evaluate.temperature)
         sampled = sample_responses(policy, self.tokenizer, prompts, sampler, seed)
+        return self._answers(prompts, sampled, self._kl(policy, prompts, sampled))
+
+    def _sampler(self, policy: PreTrainedModel, temperature: float) -> Sampler:
+        return make_sampler(policy, self.tokenizer, self.params.prepare.max_response_tokens, temperature)
+
+    def _answers(self, prompts: Sequence[Prompt], sampled: Sequence[Response], kl: torch.Tensor) -> Answers:
         answers = [Answer(response.text, response.ids) for response in sampled]
-        batch = self._batch(prompts, answers)
+        ended = torch.tensor([response.ended for response in sampled])
+        return Answers(self._batch(prompts, answers), ended, answers, kl)
+
+    def _kl(self, policy: PreTrainedModel, prompts: Sequence[Prompt], sampled: Sequence[Response]) -> torch.Tensor:
+        batch = self._batch(prompts, [Answer(response.text, response.ids) for response in sampled])
         kl = []
         for start in range(0, batch.rows, ROWS):
             part = batch.select(slice(start, start + ROWS))
             kl.append(sequence_sum(response_kl(policy, self.reference, part), part.response_mask))
-        ended = torch.tensor([response.ended for response in sampled])
-        return Answers(batch, ended, answers, torch.cat(kl).cpu())
+        return torch.cat(kl).cpu()
 
     def describe(self, prompts: Sequence[Prompt], given: Answers) -> dict[str, Any]:
         """Reward, KL, length, diversity of one policy's responses."""
@@ -144,8 +175,20 @@ def _text_judge(name: str, score: Callable[[Prompt, str], float]) -> ScoreJudge:
     )
 
 
+def drop_unlisted(listed: Sequence[str]) -> None:
+    """Remove the folders of policies that are no longer listed, which would change this stage's input.
+
+    DVC's cache keeps them: a policy that is listed again comes back without being trained.
+    """
+    for folder in sorted(Path("models/policies").iterdir()):
+        if folder.name not in listed and (folder / "manifest.json").is_file():
+            shutil.rmtree(folder)
+            sys.stdout.write(f"{folder} is no longer listed in policy.algorithms: removed; DVC's cache has it\n")
+
+
 def evaluate() -> None:
     """Judge the final policies on the test split and their snapshots on the development split."""
+    drop_unlisted(load_params().policy.algorithms)  # before the stage takes down what its inputs are
     with open_stage("evaluate") as stage:
         evaluation = Evaluation(stage)
         folder = stage.out(OUT)

@@ -6,15 +6,18 @@
 | implicit | `chosen` and `rejected` as transcripts, Human: ... Assistant: ...; the last turn is the response |
 | demonstration | a prompt and `response`, `completion` or `output`; or one conversation that ends with the response |
 | unpaired | as a demonstration, and a `label`: true for a good response, false for a bad one |
+| ratings | as a demonstration, and a `score` (or `rating`), higher is better |
+| rankings | a prompt, `responses` (a list of texts) and `ranks` (a number for each, lower is better, equal for ties) |
 | question_answer | `question` and `answer`, where a pattern finds the exact answer |
 
 A prompt is `prompt` (text or messages), `conversations` or `messages` (either naming of roles), or `instruction` with
 `input` and `history`; `system` adds a system turn. Text is kept as it is; only the turns of a transcript are stripped.
+A text in `source` names the data set that a row came from: a reward model is measured on each apart.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_core.errors import UserError
@@ -24,6 +27,7 @@ Message = dict[str, str]
 PROMPT_FIELDS = ("prompt", "conversations", "messages", "instruction")
 CONVERSATION_FIELDS = ("conversations", "messages")
 RESPONSE_FIELDS = ("response", "completion", "output")
+SCORE_FIELDS = ("score", "rating")
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
@@ -34,10 +38,11 @@ TRANSCRIPT_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row of the source: a prompt, and either a response (with a label or an answer) or a pair.
+    """One row of the source: a prompt, and either a response (with a label, a score or an answer), a pair or a ranking.
 
     `line` counts from 1; where a source has no lines it is the number of the row. `same_prompt` is False where chosen
-    and rejected go back to differing prompts; `prompt` is then the chosen one's.
+    and rejected go back to differing prompts; `prompt` is then the chosen one's. `score` and `ranks` are as they stood
+    in the row: whether they are numbers is looked at when rows are cleaned.
     """
 
     file: str
@@ -48,21 +53,29 @@ class RawRow:
     rejected: str | None = None
     label: bool | None = None
     answer: str | None = None
+    score: Any = None
+    ranked: tuple[str, ...] | None = None
+    ranks: tuple[Any, ...] = ()
     same_prompt: bool = True
+    source: str | None = None
 
     @property
     def kind(self) -> str:
-        """What the row is: preference, question_answer, unpaired or demonstration."""
+        """What the row is: preference, ratings, rankings, question_answer, unpaired or demonstration."""
         if self.chosen is not None:
             return "preference"
+        if self.ranked is not None:
+            return "rankings"
+        if self.score is not None:
+            return "ratings"
         if self.answer is not None:
             return "question_answer"
         return "demonstration" if self.label is None else "unpaired"
 
     @property
     def responses(self) -> list[str]:
-        """The one response, or chosen and rejected."""
-        return [text for text in (self.response, self.chosen, self.rejected) if text is not None]
+        """The one response, chosen and rejected, or all that were ranked."""
+        return [text for text in (self.response, self.chosen, self.rejected, *(self.ranked or ())) if text is not None]
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,11 @@ def detect_format(fields: Fields) -> str:
     if fields.has("question") and fields.has("answer"):
         return "question_answer"
     if fields.first(*PROMPT_FIELDS) is not None:
-        return "unpaired" if fields.has("label") else "demonstration"
+        if fields.has("responses") and fields.has("ranks"):
+            return "rankings"
+        if fields.has("label"):
+            return "unpaired"
+        return "demonstration" if fields.first(*SCORE_FIELDS) is None else "ratings"
     fields.need("prompt", "messages", "conversations", "instruction", "question", "chosen")
     raise fields.error("the format cannot be told from the fields. Set prepare.format.")
 
@@ -143,15 +160,33 @@ def parse_row(fields: Fields, form: str, answer_pattern: re.Pattern[str]) -> Raw
     Raises:
         UserError: naming file, line and field where something needed is missing or of the wrong type.
     """
-    if form == "preference":
-        return _preference(fields)
-    if form == "implicit":
-        return _implicit(fields)
-    if form == "question_answer":
-        return _question_answer(fields, answer_pattern)
+    parsers: dict[str, Callable[[Fields], RawRow]] = {
+        "preference": _preference,
+        "implicit": _implicit,
+        "question_answer": lambda row: _question_answer(row, answer_pattern),
+        "rankings": _ranking,
+        "ratings": lambda row: replace(_single(row), score=row.values[row.need(*SCORE_FIELDS)]),
+        "unpaired": lambda row: replace(_single(row), label=_label(row)),
+        "demonstration": _single,
+    }
+    source = fields.values.get("source")
+    return replace(parsers[form](fields), source=source if isinstance(source, str) else None)
+
+
+def _single(fields: Fields) -> RawRow:
     prompt, response = _demonstration(fields)
-    label = _label(fields) if form == "unpaired" else None
-    return RawRow(fields.file, fields.line, prompt, response=response, label=label)
+    return RawRow(fields.file, fields.line, prompt, response=response)
+
+
+def _ranking(fields: Fields) -> RawRow:
+    lists: list[Any] = [fields.values[fields.need(name)] for name in ("responses", "ranks")]
+    for name, value in zip(("responses", "ranks"), lists, strict=True):
+        if not isinstance(value, list):
+            raise fields.error(f"the field '{name}' must be a list, not {type(value).__name__}. Mend the row.")
+    responses, ranks = lists
+    if not all(isinstance(response, str) for response in responses):
+        raise fields.error("the field 'responses' must be a list of texts. Mend the row.")
+    return RawRow(fields.file, fields.line, _prompt(fields), ranked=tuple(responses), ranks=tuple(ranks))
 
 
 def _preference(fields: Fields) -> RawRow:

@@ -3,27 +3,40 @@
 import contextlib
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from rlhf_core.algorithms.best_of_n import BestOfN
+from rlhf_core.algorithms.best_of_n_distillation import BestOfNDistillation
+from rlhf_core.algorithms.cdpo import CDPO
 from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.algorithms.grpo import GRPO
+from rlhf_core.algorithms.ipo import IPO
+from rlhf_core.algorithms.kto import KTO
+from rlhf_core.algorithms.online_dpo import OnlineDPO
 from rlhf_core.algorithms.ppo import PPO
+from rlhf_core.algorithms.ppo_penalty import PPOPenalty
+from rlhf_core.algorithms.reinforce import Reinforce
+from rlhf_core.algorithms.rloo import RLOO
+from rlhf_core.algorithms.table import policy_algorithm, reward_loss
+from rlhf_core.algorithms.trpo import TRPO
+from rlhf_core.annotators import Form
 from rlhf_core.device import Device, Precision
 from rlhf_core.errors import UserError
-from rlhf_core.fields import setting
+from rlhf_core.fields import check_bounds, setting
 from rlhf_core.loops.offline import OfflineConfig
-from rlhf_core.loops.online import OnlineConfig
+from rlhf_core.loops.online import OnlineConfig, check_loop
 
 ROOT = Path(__file__).resolve().parent.parent
 
 Format = Literal[
-    "helpdesk", "auto", "preference", "implicit", "demonstration", "unpaired", "question_answer"
+    "helpdesk", "auto", "preference", "implicit", "demonstration", "unpaired", "ratings", "rankings", "question_answer"
 ]  # fmt: skip
+RewardLoss = Literal["bradley_terry", "thurstone", "likert", "ranking_pairs", "plackett_luce", "best_of_n"]
 
 
 class _Section:
@@ -86,47 +99,213 @@ class SFTParams(OfflineConfig, _Section):
 class CollectParams(_Section):
     """Feedback from a panel of simulated annotators on responses of the SFT model."""
 
+    form: Form = setting("side_by_side", "what the annotators are asked for")
+    scale: int = setting(
+        5, "likert: the highest score, of the panel or of the user's own ratings; 1 is the lowest", ge=2
+    )
     prompts: int = setting(600, "training prompts to collect feedback on", ge=1)
     development_prompts: int = setting(100, "further prompts, for held-out preferences", ge=1)
     responses: int = setting(4, "K, responses per prompt", ge=2)
-    judgements: int = setting(1, "annotators who judge each pair", ge=1)
+    judgements: int = setting(1, "annotators who judge each pair, or each prompt's responses", ge=1)
+    development_judgements: int = setting(
+        3, "the same for the further prompts; those beyond judgements only measure the annotators' agreement", ge=1
+    )
+    keep_ties: bool = setting(False, "whether a tie makes a preference with label 1/2; false drops it")
     annotators: int = setting(8, "size of the panel", ge=1)
     temperature: float = setting(1.0, "of sampling", gt=0)
+
+    def __post_init__(self) -> None:
+        if self.scale != 5 and self.form != "likert":
+            raise ValueError(f"scale has no effect on form {self.form}; set it to 5, or the form to likert")
+        if self.keep_ties and self.form in ("best_of_n", "thumbs"):
+            raise ValueError(f"keep_ties has no effect on form {self.form}, which knows no ties; set it to false")
+        if self.development_judgements < self.judgements:
+            raise ValueError("development_judgements is below judgements, which count among them; raise it")
+        if self.development_judgements > self.annotators:
+            raise ValueError(
+                f"development_judgements asks for {self.development_judgements} annotators of a panel of "
+                f"{self.annotators}; lower it, or raise annotators"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardParams(OfflineConfig, _Section):
     """The reward model, and the judge where there is no gold."""
 
+    loss: RewardLoss = setting(
+        "bradley_terry",
+        "what the reward model is fitted with: the first two learn from preferences, likert from ratings, "
+        "the others from rankings",
+    )
+    margin: float = setting(
+        0.0, "bradley_terry: subtracted from the difference of a pair without a margin of its own", ge=0
+    )
+    label_smoothing: float = setting(0.0, "bradley_terry, thurstone: probability that a label is wrong", ge=0, lt=0.5)
+    members: int = setting(1, "M, reward models of an ensemble, each from a seed of its own; 1 for a single one", ge=1)
+    aggregate: Literal["mean", "min", "mean_minus_std"] = setting(
+        "mean", "what an ensemble's score is; mean_minus_std takes std_coef standard deviations off the mean"
+    )
+    std_coef: float = setting(1.0, "lambda of mean_minus_std", gt=0)
     centre_prompts: int = setting(256, "prompts on which the mean reward of the SFT policy is made 0", ge=2)
     unit_scale: bool = setting(True, "divide rewards by their standard deviation over the SFT policy's responses")
 
+    def __post_init__(self) -> None:
+        taken = {item.name for item in fields(reward_loss(self.loss))}
+        for option in ("margin", "label_smoothing"):
+            if getattr(self, option) and option not in taken:
+                raise ValueError(f"{option} has no effect on loss {self.loss}; set it to 0")
+        if self.members == 1 and self.aggregate != "mean":
+            raise ValueError("aggregate has no effect on a single model; set it to mean, or raise members")
+        if self.std_coef != 1 and self.aggregate != "mean_minus_std":
+            raise ValueError(f"std_coef has no effect on aggregate {self.aggregate}; set it to 1")
+
 
 @dataclass(frozen=True, kw_only=True)
-class PPOParams(OnlineConfig, PPO, _Section):
+class RewardTerm(_Section):
+    """One term of the reward on sampled responses; the terms are summed with their weights and logged apart."""
+
+    name: Literal["model", "exact_answer", "missing_end", "length", "format", "python"] = setting(
+        "model",
+        "the reward model; 1 for the prompt's answer; -1 without an end token; response tokens; 1 for a matching text; "
+        "a function of yours",
+    )
+    weight: float = setting(1.0, "what the term is multiplied by")
+    clamp: float | None = setting(None, "model: scores are held within ± this; null for no limit", gt=0)
+    pattern: str | None = setting(None, "format: the regular expression that the whole response has to match")
+    function: str | None = setting(None, "python: module:function, called with prompts, responses and answers")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.weight == 0:
+            raise ValueError(f"reward {self.name} has weight 0 and so no effect; take it off the list")
+        for option, term, needed in (
+            ("clamp", "model", False),
+            ("pattern", "format", True),
+            ("function", "python", True),
+        ):
+            if getattr(self, option) is not None and self.name != term:
+                raise ValueError(f"{option} has no effect on reward {self.name}; leave it out")
+            if needed and self.name == term and getattr(self, option) is None:
+                raise ValueError(f"reward {term} needs {option}; give it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnlineParams(OnlineConfig, _Section):
+    """A method on sampled data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # the method's own checks
+        check_loop(self, self)  # type: ignore[arg-type]  # it is the loop's configuration and the method's
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfflineParams(OfflineConfig, _Section):
+    """A method on fixed data."""
+
+    snapshots: int = setting(4, "evenly spaced snapshots of the policy", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceParams(_OnlineParams, Reinforce):
+    """REINFORCE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLOOParams(_OnlineParams, RLOO):
+    """RLOO."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRPOParams(_OnlineParams, TRPO):
+    """TRPO."""
+
+    learning_rate: float = setting(1e-5, "peak learning rate of the critic; max_kl sets the policy's step", gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOParams(_OnlineParams, PPO):
     """PPO."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOParams(OnlineConfig, GRPO, _Section):
+class PPOPenaltyParams(_OnlineParams, PPOPenalty):
+    """PPO-penalty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOParams(_OnlineParams, GRPO):
     """GRPO."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOParams(OfflineConfig, DPO, _Section):
+class DPOParams(_OfflineParams, DPO):
     """DPO."""
 
-    snapshots: int = setting(4, "evenly spaced snapshots of the policy", ge=0)
+
+@dataclass(frozen=True, kw_only=True)
+class CDPOParams(_OfflineParams, CDPO):
+    """cDPO."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IPOParams(_OfflineParams, IPO):
+    """IPO."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KTOParams(_OfflineParams, KTO):
+    """KTO."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineDPOParams(_OnlineParams, OnlineDPO):
+    """Online DPO."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfNParams(BestOfN, _Section):
+    """Best-of-N sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfNDistillationParams(_OfflineParams, BestOfNDistillation):
+    """Best-of-N distillation."""
+
+
+Algorithm = Literal[
+    "reinforce", "rloo", "trpo", "ppo", "ppo_penalty", "grpo", "dpo", "cdpo", "ipo", "kto", "online_dpo", "best_of_n",
+    "best_of_n_distillation",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyParams(_Section):
     """Which policies to train, and how."""
 
-    algorithms: list[Literal["ppo", "grpo", "dpo"]]
-    ppo: PPOParams
-    grpo: GRPOParams
-    dpo: DPOParams
+    algorithms: list[Algorithm] = setting([], "which policies to train, in this order")
+    rewards: list[RewardTerm] = setting([], "what sampled responses are rewarded for; a list of terms")
+    reward_code: str = setting(
+        "rlhf_core/rewards.py", "the file that the functions of policy.rewards stand in: its edits rerun the policies"
+    )
+    reinforce: ReinforceParams = field(default_factory=ReinforceParams)
+    rloo: RLOOParams = field(default_factory=RLOOParams)
+    trpo: TRPOParams = field(default_factory=TRPOParams)
+    ppo: PPOParams = field(default_factory=PPOParams)
+    ppo_penalty: PPOPenaltyParams = field(default_factory=PPOPenaltyParams)
+    grpo: GRPOParams = field(default_factory=GRPOParams)
+    dpo: DPOParams = field(default_factory=DPOParams)
+    cdpo: CDPOParams = field(default_factory=CDPOParams)
+    ipo: IPOParams = field(default_factory=IPOParams)
+    kto: KTOParams = field(default_factory=KTOParams)
+    online_dpo: OnlineDPOParams = field(default_factory=OnlineDPOParams)
+    best_of_n: BestOfNParams = field(default_factory=BestOfNParams)
+    best_of_n_distillation: BestOfNDistillationParams = field(default_factory=BestOfNDistillationParams)
+
+    def __post_init__(self) -> None:
+        if not self.algorithms:
+            raise ValueError("the list algorithms is empty; name at least one")
+        if len(set(self.algorithms)) < len(self.algorithms):
+            raise ValueError(f"algorithms names one twice: {', '.join(self.algorithms)}; name each once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +332,16 @@ class Params(_Section):
     reward: RewardParams
     policy: PolicyParams
     evaluate: EvaluateParams
+
+
+def algorithm_of(params: Params, name: str) -> Any:
+    """The policy algorithm called `name` with its hyperparameters.
+
+    Raises:
+        UserError: if there is none; the names that exist are listed.
+    """
+    kind, section = policy_algorithm(name), getattr(params.policy, name)
+    return kind(**{item.name: getattr(section, item.name) for item in fields(kind)})
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -198,7 +387,10 @@ def _explain(problem: Any) -> str:
         return f"unknown key '{key}'. {_nearest(key)}"
     if problem["type"] in {"missing", "missing_argument", "missing_keyword_only_argument"}:
         return f"the key '{key}' is missing. Add it, or restore the file with: git checkout params.yaml"
-    return f"'{key}' is {problem['input']!r}. {problem['msg'].removeprefix('Value error, ').rstrip('.')}."
+    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    if isinstance(problem["input"], Mapping):  # a section whose values don't fit together
+        return f"in '{key}', {message}."
+    return f"'{key}' is {problem['input']!r}. {message}."
 
 
 def _nearest(key: str) -> str:

@@ -1,21 +1,24 @@
-"""Stage `policy@NAME`: one aligned policy, on sampled data or on fixed data as its algorithm needs."""
+"""Stage `policy@NAME`: one aligned policy, from the data its method learns from."""
 
 import sys
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.algorithms.table import policy_algorithm
+from rlhf_core.batch import Example, Unit
 from rlhf_core.errors import UserError
 from rlhf_core.loops.offline import with_ref_logprobs
 from rlhf_core.loops.online import Critic, Models, OnlineTraining
 from rlhf_core.models import load_policy, load_scalar_model, load_tokenizer, save_policy
-from rlhf_core.rewards import ExactMatch, MissingEnd, ModelReward, WeightedSum
+from rlhf_core.tokens import Prompt
 from tasks.accelerator import accelerator_of
+from tasks.best_of_n import BEST_OF_N, best_of_n
 from tasks.jsonl import read_jsonl
-from tasks.rows import as_prompts, preference_units, prepared_kind
+from tasks.params import algorithm_of
+from tasks.rewards import make_reward
+from tasks.rows import as_prompts, preference_units, unpaired_units
 from tasks.sampling import make_sampler
-from tasks.stage import Stage, main, open_stage
+from tasks.stage import Stage, main, open_stage, write_json
 from tasks.train import snapshot_saver, train_and_save_policy, write_curve
 
 FEEDBACK = Path("data/feedback")
@@ -23,12 +26,16 @@ FEEDBACK = Path("data/feedback")
 
 def policy(name: str) -> None:
     """Train the policy `name` from the SFT model."""
-    algorithm_class = policy_algorithm(name)
     with open_stage(f"policy@{name}") as stage:
-        section = getattr(stage.params.policy, name)
-        algorithm = algorithm_class(**{item.name: getattr(section, item.name) for item in fields(algorithm_class)})
-        train = _train_on_samples if algorithm_class.on_policy else _train_on_pairs
-        train(stage, name, algorithm, section)
+        algorithm = algorithm_of(stage.params, name)
+        trainers = {
+            "rollouts": _train_on_samples,
+            "pairs": _train_on_pairs,
+            "unpaired": _train_on_unpaired,
+            "best_of_n": _train_on_best,
+            "none": _write_best_of_n,
+        }
+        trainers[algorithm.data](stage, name, algorithm, getattr(stage.params.policy, name))
 
 
 def _train_on_pairs(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
@@ -40,6 +47,21 @@ def _train_on_pairs(stage: Stage, name: str, algorithm: Any, config: Any) -> Non
             f"policy.algorithms names {name}, which learns from preferences, and the data holds none. "
             "Take it off the list, or set prepare.path to preference data."
         )
+    _train_offline(stage, name, algorithm, config, train, held_out)
+
+
+def _train_on_unpaired(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
+    tokenizer = load_tokenizer("models/sft")
+    train = unpaired_units(FEEDBACK, "train", tokenizer)
+    held_out = unpaired_units(FEEDBACK, "development", tokenizer)
+    _train_offline(stage, name, algorithm, config, train, held_out)
+
+
+def _train_offline(
+    stage: Stage, name: str, algorithm: Any, config: Any, train: Sequence[Unit], held_out: Sequence[Unit]
+) -> None:
+    """Train on units whose reference log-probabilities are computed once, before training."""
+    tokenizer = load_tokenizer("models/sft")
     reference = load_policy("models/sft")
     accelerator = accelerator_of(stage)
     train_and_save_policy(
@@ -55,6 +77,49 @@ def _train_on_pairs(stage: Stage, name: str, algorithm: Any, config: Any) -> Non
     )
 
 
+def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
+    """Supervised fine-tuning on the best of N samples of the SFT model; the last tenth of the prompts is held out."""
+    tokenizer = load_tokenizer("models/sft")
+    prompts = _training_prompts(tokenizer)[: algorithm.prompts]
+    accelerator = accelerator_of(stage)
+    sft = accelerator.prepare_model(load_policy("models/sft"), evaluation_mode=True)
+    sampler = make_sampler(sft, tokenizer, stage.params.prepare.max_response_tokens, 1.0)
+    reward = make_reward(stage.params, accelerator, config.micro_batch_size)
+    stream = (stage.params.run.seed, f"policy/{name}/samples")
+    best, sampled_tokens = best_of_n(sft, tokenizer, prompts, sampler, reward, algorithm.best_of, stream)
+    units: list[Unit] = [
+        (Example(prompt.ids, response.ids),) for prompt, response in zip(prompts, best, strict=True) if response.ended
+    ]
+    if len(units) < 2:
+        raise UserError(
+            f"only {len(units)} of {len(prompts)} best responses ended within prepare.max_response_tokens. "
+            "Raise it, or raise best_of."
+        )
+    write_json(
+        stage.out(f"models/policies/{name}") / "samples.json",
+        {"sampled_tokens": sampled_tokens, "kept": len(units), "cut_off": len(best) - len(units)},
+    )
+    held_out = max(1, len(units) // 10)
+    train_and_save_policy(
+        stage,
+        load_policy("models/sft"),
+        tokenizer,
+        algorithm,
+        units[:-held_out],
+        units[-held_out:],
+        config,
+        f"models/policies/{name}",
+        config.snapshots,
+    )
+
+
+def _write_best_of_n(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
+    """Nothing is trained: write down how the answer is chosen."""
+    folder = stage.out(f"models/policies/{name}")
+    chosen = {"policy": "models/sft", "best_of": algorithm.best_of, "kl_bound": algorithm.kl_bound}
+    write_json(folder / BEST_OF_N, chosen)
+
+
 def _train_on_samples(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
     params = stage.params
     tokenizer = load_tokenizer("models/sft")
@@ -67,15 +132,12 @@ def _train_on_samples(stage: Stage, name: str, algorithm: Any, config: Any) -> N
         Models(
             policy=model,
             reference=load_policy("models/sft"),
-            # The critic starts from the reward model, its centring included (pitfall 21).
-            critic=Critic(load_scalar_model("models/reward"), algorithm.critic_learning_rate)
-            if "critic" in algorithm.needs
-            else None,
+            critic=_critic(algorithm, config) if "critic" in algorithm.needs else None,
             tokenizer=tokenizer,
         ),
         algorithm,
-        _reward(stage, config, accelerator),
-        as_prompts(read_jsonl(Path("data/prepared/prompts_train.jsonl")), tokenizer),
+        make_reward(params, accelerator, config.micro_batch_size),
+        _training_prompts(tokenizer),
         make_sampler(model, tokenizer, longest, config.temperature),
         config,
         stage.training_run(snapshot=snapshot_saver(model, tokenizer, folder, longest)),
@@ -85,16 +147,19 @@ def _train_on_samples(stage: Stage, name: str, algorithm: Any, config: Any) -> N
     write_curve(folder, history)
 
 
-def _reward(stage: Stage, config: Any, accelerator: Any) -> WeightedSum:
-    """The trained reward model or, for question-answer data, the exact answer; less a penalty for no end token."""
-    if prepared_kind() == "question_answer":
-        if config.score_clamp is not None:
-            raise UserError("score_clamp has no effect on exact-match rewards. Set it to null.")
-        judged: Any = ("exact_match", 1.0, ExactMatch(stage.params.prepare.answer_pattern))
-    else:
-        model = accelerator.prepare_model(load_scalar_model("models/reward"), evaluation_mode=True)
-        judged = ("model", 1.0, ModelReward(model, config.micro_batch_size, config.score_clamp))
-    return WeightedSum([judged, ("missing_end", 1.0, MissingEnd(config.missing_end_penalty))])
+def _critic(algorithm: Any, config: Any) -> Critic:
+    """It starts from the reward model, its centring included (pitfall 21)."""
+    if (Path("models/reward") / "none.json").is_file():
+        raise UserError(
+            "this method's critic starts from the reward model, and none was trained. "
+            "Choose a method without a critic, such as grpo or rloo."
+        )
+    # Where AdamW trains the critic alone, learning_rate is the critic's.
+    return Critic(load_scalar_model("models/reward"), getattr(algorithm, "critic_learning_rate", config.learning_rate))
+
+
+def _training_prompts(tokenizer: Any) -> list[Prompt]:
+    return as_prompts(read_jsonl(Path("data/prepared/prompts_train.jsonl")), tokenizer)
 
 
 if __name__ == "__main__":

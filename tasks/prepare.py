@@ -86,7 +86,7 @@ def _user_data(params: Params, source: ModelSource) -> tuple[PreTrainedTokenizer
     if kind in PAIRED_KINDS:
         held_out["judge"] = section.judge_fraction
     splits = split_by_prompt(cleaned.rows, {"train": 1 - sum(held_out.values()), **held_out}, params.run.seed)
-    files = to_prepared(splits, kind)
+    files = to_prepared(splits, kind, params.collect.scale)
     card = data_card(section.hub or Path(section.path).name, kind, cleaned, files)
     if source.config is not None:
         files["threads"] = files["demonstrations_train"]
@@ -104,6 +104,7 @@ def _clean(rows: Sequence[RawRow], tokenizer: PreTrainedTokenizerBase, params: P
         max_prompt_tokens=params.prepare.max_prompt_tokens,
         max_response_tokens=params.prepare.max_response_tokens,
         context=getattr(config, "max_position_embeddings", None),
+        scale=params.collect.scale,
     )
 
 

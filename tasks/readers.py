@@ -20,7 +20,7 @@ import datasets
 from rlhf_core.errors import UserError
 from tasks.formats import Fields, RawRow, detect_format, parse_row
 
-FORMATS = ("auto", "preference", "implicit", "demonstration", "unpaired", "question_answer")
+FORMATS = ("auto", "preference", "implicit", "demonstration", "unpaired", "ratings", "rankings", "question_answer")
 ANSWER_PATTERN = r"####\s*(.+)$"
 JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 SUFFIXES = (*JSON_SUFFIXES, ".parquet")

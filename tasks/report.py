@@ -60,7 +60,7 @@ def build_report(own: Mapping[str, Any]) -> dict[str, Any]:
     results = _read(RESULTS)
     snapshots = read_jsonl(Path(SNAPSHOTS))
     policies = {
-        name: _flat(figures) | {"best_snapshot": _best_snapshot(name, snapshots)}
+        name: _flat(figures) | {"best_snapshot": _best_snapshot(name, snapshots)} | _tokens(name)
         for name, figures in results["policies"].items()
     }
     reward_model, none, reward_file = _scalar_model("models/reward")
@@ -102,6 +102,17 @@ def _best_snapshot(name: str, snapshots: list[dict[str, Any]]) -> int | None:
     """Step of the snapshot with the highest win rate against SFT on the development split, the earliest of equals."""
     own = [row for row in snapshots if row["policy"] == name]
     return max(own, key=lambda row: (row["win_rate_vs_sft"]["value"], -row["step"]))["step"] if own else None
+
+
+def _tokens(name: str) -> dict[str, int]:
+    """Response tokens that a policy's training sampled, and those it trained on, each pass counted."""
+    curve, samples = Path(f"models/policies/{name}/metrics.jsonl"), Path(f"models/policies/{name}/samples.json")
+    rows = read_jsonl(curve) if curve.is_file() else []
+    sampled = _read(str(samples))["sampled_tokens"] if samples.is_file() else 0
+    return {
+        "sampled_tokens": sampled + int(sum(row.get("sampled_tokens", 0) for row in rows)),
+        "trained_tokens": int(sum(row["trained_tokens"] for row in rows)),
+    }
 
 
 def _scalar_model(folder: str) -> tuple[dict[str, Any] | None, str | None, str]:

@@ -45,7 +45,13 @@ def render(report: Report, folder: Path) -> list[Path]:
             lstrip_blocks=True,
             **settings,
         )
-        environment.filters |= {"rate": rate, "number": number, "duration": duration, "label": label}
+        environment.filters |= {
+            "rate": rate,
+            "number": number,
+            "duration": duration,
+            "label": label,
+            "learnt_from": learnt_from,
+        }
         partial_file = folder / f".{name}"
         partial_file.write_text(environment.get_template(f"{name}.jinja").render(shown), encoding="utf-8")
         written.append(partial_file.rename(folder / name))
@@ -72,6 +78,16 @@ def _content(report: Report) -> dict[str, Any]:
         "samples": _rows("evaluation/samples.jsonl")[:SAMPLES],
         "origin": partial(origin, stages),
     }
+
+
+# Names that are not simply capitals.
+LABELS = {
+    "ppo_penalty": "PPO-penalty",
+    "cdpo": "cDPO",
+    "online_dpo": "Online DPO",
+    "best_of_n": "Best of N",
+    "best_of_n_distillation": "Best-of-N distillation",
+}
 
 
 def summary(report: Report, ranked: Report) -> list[str]:
@@ -198,7 +214,12 @@ def markdown_text(value: Any) -> Any:
 
 def label(name: str) -> str:
     """A policy's name as a heading: dpo is DPO."""
-    return name.upper().replace("_", " ")
+    return LABELS.get(name, name.upper())
+
+
+def learnt_from(model: Report) -> str:
+    """What a reward model was fitted to: pairs, ratings or rankings."""
+    return next((kind for kind in ("ratings", "rankings") if kind in model), "pairs")
 
 
 def rate(value: Mapping[str, Any] | None) -> str:

@@ -41,10 +41,11 @@ class Stage:
         return RESUME / self.key
 
     def out(self, path: str) -> Path:
-        """Where to write the output that will stand at `path`; it is moved there when the stage succeeds."""
+        """Where to write the output that will stand at `path`, the same for each call; moved there on success."""
         working = self.folder / "out" / path
         working.mkdir(parents=True, exist_ok=True)
-        self.written.append((working, Path(path)))
+        if (working, Path(path)) not in self.written:
+            self.written.append((working, Path(path)))
         return working
 
     def out_file(self, path: str) -> Path:

@@ -10,6 +10,8 @@ import yaml
 
 from closure import ROOT
 
+ONLINE = {"steps": 2, "rollout_size": 16, "minibatch_size": 8, "micro_batch_size": 8, "snapshots": 1}
+OFFLINE = {"max_steps": 3, "batch_size": 8, "warmup_steps": 1, "snapshots": 1, "evaluations": 1}
 TINY = {
     "prepare": {"demonstrations": 64, "threads": 128, "prompts": 48},
     "base": {"epochs": 1, "max_steps": 6, "batch_size": 16, "warmup_steps": 1, "resume_every": 2, "evaluations": 1},
@@ -20,6 +22,16 @@ TINY = {
         "ppo": {"steps": 3, "rollout_size": 16, "minibatch_size": 8, "snapshots": 2, "resume_every": 1},
         "grpo": {"steps": 3, "rollout_size": 16, "minibatch_size": 8, "group_size": 4, "snapshots": 2},
         "dpo": {"batch_size": 8, "warmup_steps": 1, "snapshots": 2, "evaluations": 1},
+        "reinforce": ONLINE,
+        "rloo": ONLINE,
+        "trpo": ONLINE,
+        "ppo_penalty": ONLINE,
+        "online_dpo": ONLINE,
+        "cdpo": OFFLINE,
+        "ipo": OFFLINE,
+        "kto": OFFLINE,
+        "best_of_n": {"best_of": 3},
+        "best_of_n_distillation": OFFLINE | {"best_of": 3, "prompts": 12},
     },
     "evaluate": {"prompts": 16, "development_prompts": 8, "resamples": 100, "samples": 3},
 }

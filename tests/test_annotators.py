@@ -8,19 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_core.annotators import (
-    Annotator,
-    Judgement,
-    agreement,
-    cyclic_triples,
-    judge,
-    pairs_from_judgements,
-    panel,
-)
+from rlhf_core.annotators import Judgement, agreement, cyclic_triples, pairs_from_judgements
 from rlhf_core.errors import UserError
 from rlhf_core.helpdesk.generate import DEMONSTRATOR, split_cases, write_reply
 from rlhf_core.helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from rlhf_core.helpdesk.world import World
+from rlhf_core.panel import Annotator, judge, panel
 
 PLAIN = Annotator("ann", {"good": 1.0}, 0.0, 0.0, 0.0, 1.0, 0.0)
 PROMPT = [{"role": "user", "content": "Hello?"}]
@@ -168,12 +161,6 @@ def test_record_without_a_field_or_with_a_wrong_choice_is_refused():
         Judgement.from_row(row | {"responses": ["x"]})
 
 
-def test_other_forms_keep_the_fields_and_make_no_pairs():
-    thumbs = Judgement("thumbs", PROMPT, ["x"], [None], "up", "ann", "key", 0)
-    assert Judgement.from_row(thumbs.to_row()) == thumbs
-    assert pairs_from_judgements([thumbs]) == ([], {"pairs": 0, "ties": 0, "identical": 0})
-
-
 def test_pairs_from_judgements():
     rows, counts = pairs_from_judgements(
         [judgement("A"), judgement("B"), judgement("tie"), judgement("A", "same", "same")]
@@ -183,6 +170,9 @@ def test_pairs_from_judgements():
         {"prompt": PROMPT, "chosen": "y", "rejected": "x"},
     ]
     assert counts == {"pairs": 2, "ties": 1, "identical": 1}
+    kept, same = pairs_from_judgements([judgement("A"), judgement("tie")], keep_ties=True)
+    assert kept == [rows[0], rows[0] | {"label": 0.5}]
+    assert same == {"pairs": 1, "ties": 1, "identical": 0}
 
 
 def test_agreement():

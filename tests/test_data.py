@@ -71,6 +71,51 @@ def test_every_reason_to_drop_is_listed_by_line():
     assert (result.prompt_tokens, result.response_tokens) == ([4], [4, 2])
 
 
+def rating(line, prompt, response, score, **more):
+    return demo(line, prompt, response, score=score, **more)
+
+
+def ranking(line, prompt, responses, ranks, **more):
+    return RawRow("d.jsonl", line, user(prompt), ranked=tuple(responses), ranks=tuple(ranks), **more)
+
+
+def test_scores_and_ranks_that_cannot_be_used_are_listed_by_line():
+    """The scale is 1 to 5 unless another is given; ranks only have to be numbers."""
+    rows = [
+        rating(1, "a", "b", 1),
+        rating(2, "a", "c", 5.0),
+        rating(3, "a", "d", 0),
+        rating(4, "a", "e", 5.5),
+        rating(5, "a", "f", "4"),
+        rating(6, "a", "g", float("nan")),
+        rating(7, "a", "h", True),
+        rating(8, "a", "b", 1),
+        rating(9, "a", "b", 2),
+        ranking(10, "a", "bcd", (0, 2.5, 0)),
+        ranking(11, "a", "b", (1,)),
+        ranking(12, "a", "bb", (1, 2)),
+        ranking(13, "a", "bcd", (1, 2)),
+        ranking(14, "a", "bc", (1, "2")),
+        ranking(15, "a", ["b", " "], (1, 2)),
+        ranking(16, "a", (), ()),
+    ]
+    assert [(row["line"], row["reason"]) for row in cleaned(rows).dropped] == [
+        (3, "score outside 1 to collect.scale 5"),
+        (4, "score outside 1 to collect.scale 5"),
+        (5, "score that is no number"),
+        (6, "score that is no number"),
+        (7, "score that is no number"),
+        (8, "duplicate"),
+        (11, "ranking of fewer than 2 different responses"),
+        (12, "ranking of fewer than 2 different responses"),
+        (13, "responses and ranks differ in number"),
+        (14, "rank that is no number"),
+        (15, "empty response"),
+        (16, "ranking of fewer than 2 different responses"),
+    ]
+    assert [row["line"] for row in cleaned([rating(1, "a", "b", 7), rating(2, "a", "b", 11)], scale=10).dropped] == [2]
+
+
 def test_context_holds_for_prompt_and_response_together():
     """2 + 3 tokens fit a context of 5; 3 + 3 do not, though each side is within its own limit."""
     rows = [demo(1, "a", "b c"), demo(2, "a b", "b c")]
@@ -195,28 +240,73 @@ UNPAIRED = {
 }
 
 
-def test_unpaired_rows_become_pairs_where_a_prompt_has_both_labels():
+def test_unpaired_rows_stay_as_they_are():
     assert to_prepared(UNPAIRED, "unpaired") == {
         "demonstrations_train": [{"prompt": user("a"), "response": "good"}, {"prompt": user("a"), "response": "fine"}],
         "demonstrations_development": [{"prompt": user("c"), "response": "good"}],
         "prompts_train": [{"prompt": user("a")}, {"prompt": user("b")}],
         "prompts_development": [{"prompt": user("c"), "response": "good"}],
         "prompts_test": [{"prompt": user("d"), "response": "good"}],
-        "preferences_train": [
-            {"prompt": user("a"), "chosen": "good", "rejected": "bad"},
-            {"prompt": user("a"), "chosen": "fine", "rejected": "bad"},
+        "unpaired_train": [
+            {"prompt": user("a"), "response": "good", "label": True},
+            {"prompt": user("a"), "response": "fine", "label": True},
+            {"prompt": user("a"), "response": "bad", "label": False},
+            {"prompt": user("b"), "response": "bad", "label": False},
         ],
+        "unpaired_development": [{"prompt": user("c"), "response": "good", "label": True}],
     }
-    assert PAIRED_KINDS == ("preference", "unpaired")
+    assert PAIRED_KINDS == ("preference", "unpaired", "ratings", "rankings")
+
+
+def test_ratings_stay_as_they_are_and_the_best_of_a_prompt_is_its_demonstration():
+    """On 1 to 5 the middle is 3: prompt b's best, rated 3, is no example to follow."""
+    splits = {
+        "train": [rating(1, "a", "x", 4), rating(2, "a", "y", 5, source="s"), rating(3, "b", "z", 3)],
+        "development": [rating(4, "c", "u", 4), rating(5, "c", "v", 4)],
+        "test": [rating(6, "d", "w", 2), rating(7, "d", "q", 5)],
+        "judge": [rating(8, "e", "p", 1)],
+    }
+    assert to_prepared(splits, "ratings") == {
+        "demonstrations_train": [{"prompt": user("a"), "response": "y"}],
+        "demonstrations_development": [{"prompt": user("c"), "response": "u"}, {"prompt": user("c"), "response": "v"}],
+        "prompts_train": [{"prompt": user("a")}, {"prompt": user("b")}],
+        "prompts_development": [{"prompt": user("c"), "response": "u"}],
+        "prompts_test": [{"prompt": user("d"), "response": "q"}],
+        "ratings_train": [
+            {"prompt": user("a"), "response": "x", "score": 4},
+            {"prompt": user("a"), "response": "y", "score": 5, "source": "s"},
+            {"prompt": user("b"), "response": "z", "score": 3},
+        ],
+        "ratings_development": [
+            {"prompt": user("c"), "response": "u", "score": 4},
+            {"prompt": user("c"), "response": "v", "score": 4},
+        ],
+        "ratings_judge": [{"prompt": user("e"), "response": "p", "score": 1}],
+    }
+
+
+def test_rankings_keep_their_order_and_the_first_of_the_best_is_the_demonstration():
+    """Ranks 0, 7, 0 become 1, 2, 1."""
+    splits = {
+        "train": [ranking(1, "a", "xyz", (7, 0, 0))],
+        "development": [ranking(2, "b", "uv", (1, 2))],
+        "test": [ranking(3, "c", "pq", (2, 1))],
+    }
+    files = to_prepared(splits, "rankings")
+    assert files["rankings_train"] == [{"prompt": user("a"), "responses": ["x", "y", "z"], "ranks": [2, 1, 1]}]
+    assert files["demonstrations_train"] == [{"prompt": user("a"), "response": "y"}]
+    assert files["prompts_test"] == [{"prompt": user("c"), "response": "q"}]
+    card = data_card("d.jsonl", "rankings", cleaned(row for rows in splits.values() for row in rows), files)
+    assert card["unused_rows"] == []
 
 
 def test_card_accounts_for_every_row():
-    """Eight rows kept, one dropped; lines 4, 6 and 8 are bad responses that no pair and no prompt can use."""
+    """Eight rows kept, one dropped; lines 6 and 8 are bad responses to prompts that are judged on only."""
     result = cleaned([row for rows in UNPAIRED.values() for row in rows] + [demo(9, "f", "", label=True)])
     card = data_card("d.jsonl", "unpaired", result, to_prepared(UNPAIRED, "unpaired"))
     assert (card["read"], card["kept"], card["dropped"]) == (9, 8, {"empty response": 1})
     assert card["dropped_rows"] == [{"file": "d.jsonl", "line": 9, "reason": "empty response"}]
-    assert card["unused_rows"] == [{"file": "d.jsonl", "line": line} for line in (4, 6, 8)]
+    assert card["unused_rows"] == [{"file": "d.jsonl", "line": line} for line in (6, 8)]
     assert card["files"]["demonstrations_train"] == 2
     assert card["overlap"] == {"train/development": 0, "train/test": 0, "development/test": 0}
     assert card["prompt_tokens"] == {"min": 2, "median": 2, "max": 2, "bins": [{"from": 0, "to": 8, "count": 8}]}

@@ -1,12 +1,14 @@
 """The whole pipeline, tiny and real: DVC's graph, every stage, MLflow's store, on two copies of the working tree."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import yaml
 
 from checkout import environment, make_checkout, run, stages_run
+from rlhf_core.algorithms.table import POLICY_ALGORITHMS, policy_algorithm
 
 STAGES = [
     "prepare",
@@ -119,6 +121,34 @@ def test_changing_beta_runs_dpo_evaluate_and_report_only(done, tmp_path):
     (folder / "params.yaml").write_text(before)
     assert stages_run(run(folder, "dvc", "repro").stdout) == []  # everything comes back from the run cache
     assert (folder / "dvc.lock").read_text() == lock
+
+
+def test_every_other_algorithm_runs_under_its_own_name(done):
+    """The list grows, and with it the graph; what was trained before is not trained again."""
+    folder = done[0]
+    before = (folder / "params.yaml").read_text()
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    names = list(POLICY_ALGORITHMS)
+    set_param(folder, "policy", "algorithms", value=names)
+    ran = stages_run(run(folder, "dvc", "repro").stdout)
+    assert sorted(ran) == sorted(
+        [*(f"policy@{name}" for name in set(names) - {"ppo", "grpo", "dpo"}), "evaluate", "report"]
+    )
+    report = json.loads((folder / "reports/report.json").read_text())
+    assert set(report["policies"]) == set(names)
+    for name, policy in report["policies"].items():
+        assert 0 <= policy["win_rate_vs_sft"]["value"] <= 1, name
+        sampled = policy_algorithm(name).data in ("rollouts", "best_of_n")
+        assert (policy["sampled_tokens"] > 0) == sampled, name
+        assert (policy["trained_tokens"] > 0) == (name != "best_of_n"), name
+    assert report["policies"]["best_of_n"]["kl"] == pytest.approx(math.log(3) - 2 / 3)
+    (folder / "params.yaml").write_text(before)
+    # Folders of policies that are no longer listed are an input that evaluate has to clear away.
+    assert stages_run(run(folder, "dvc", "repro").stdout) == ["evaluate"]
+    assert {path.name for path in (folder / "models/policies").iterdir()} == {"ppo", "grpo", "dpo"}
+    after = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    assert {stage: after[stage] for stage in STAGES} == lock  # the lock remembers the others besides
+    assert stages_run(run(folder, "dvc", "repro").stdout) == []
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import pytest
 import yaml
 
 from closure import ROOT, closure
-from rlhf_core.algorithms.table import POLICY_ALGORITHMS
+from rlhf_core.algorithms.table import POLICY_ALGORITHMS, REWARD_LOSSES
 from tasks.params import all_keys, load_params
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Files the tables name as text, so that no stage depends on algorithms it doesn't run.
 ALGORITHM = "rlhf_core/algorithms/${item.algorithm}.py"
+LOSS_FILES = {f"{where.partition(':')[0].replace('.', '/')}.py" for where in REWARD_LOSSES.values()}
 ALGORITHM_FILES = {f"rlhf_core/algorithms/{name}.py" for name in POLICY_ALGORITHMS}
 
 
@@ -21,6 +22,8 @@ def test_code_dependencies_are_the_import_closure(stage):
     named = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")} - {ALGORITHM}
     if stage == "policy":  # and what its algorithms import, which the table names as text
         expected = closure("tasks/policy.py", *ALGORITHM_FILES) - ALGORITHM_FILES
+    elif stage == "reward":  # and the losses, which the table names as text
+        expected = closure("tasks/reward.py", *LOSS_FILES)
     else:
         expected = closure(f"tasks/{stage}.py")
     assert named == expected

@@ -9,8 +9,8 @@ from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.algorithms.sft import SFT
-from rlhf_core.algorithms.table import POLICY_ALGORITHMS, policy_algorithm
-from rlhf_core.batch import Example, collate
+from rlhf_core.algorithms.table import POLICY_ALGORITHMS, REWARD_LOSSES, policy_algorithm, reward_loss
+from rlhf_core.batch import Example, collate, collate_units
 from rlhf_core.errors import UserError
 from rlhf_core.forward import policy_outputs, response_kl, response_logprobs, score_outputs
 from rlhf_core.loops.offline import OfflineConfig, evaluate_offline, train_offline, with_ref_logprobs
@@ -47,7 +47,7 @@ def preference_units():
     """Responses with the word 6 are preferred to the same with the word 7."""
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(8, 12, (24, 3), generator=generator).tolist()
-    return [(Example([a], [b, 6, c, END]), Example([a], [b, 7, c, END])) for a, b, c in words]
+    return tiny.paired([Example([a], [b, word, c, END]) for a, b, c in words for word in (6, 7)])
 
 
 def test_bradley_terry_separates_pairs(accelerator, tmp_path, tokenizer):
@@ -257,17 +257,25 @@ def test_online_snapshots_come_at_the_right_steps(accelerator, tokenizer, tmp_pa
 
 def test_microbatches_keep_pairs_whole():
     """Three pairs in microbatches of two: rows 0-3 and 4-5, each pair weighing ⅓."""
-    batch = collate(tiny.examples(6), PAD)
+    batch = collate_units(tiny.paired(tiny.examples(6)), PAD)
     parts = microbatches(BradleyTerry(), batch, micro_units=2)
     assert [part.rows for part, _ in parts] == [4, 2]
     assert torch.equal(torch.cat([part.input_ids for part, _ in parts]), batch.input_ids)
     assert torch.cat([weights for _, weights in parts]).tolist() == pytest.approx([1 / 3] * 3)
 
 
-def test_the_table_names_every_policy_algorithm():
-    assert {name: policy_algorithm(name) for name in POLICY_ALGORITHMS} == {"ppo": PPO, "grpo": GRPO, "dpo": DPO}
-    with pytest.raises(UserError, match=r"names 'trpo', which is not an algorithm here. Choose from: ppo, grpo, dpo"):
-        policy_algorithm("trpo")
+def test_the_tables_lead_to_classes_that_say_what_they_learn_from():
+    kinds = {name: policy_algorithm(name).data for name in POLICY_ALGORITHMS}
+    assert kinds.pop("best_of_n") == "none"
+    assert kinds.pop("best_of_n_distillation") == "best_of_n"
+    assert kinds.pop("kto") == "unpaired"
+    assert {name for name, kind in kinds.items() if kind == "pairs"} == {"dpo", "cdpo", "ipo"}
+    assert {name for name, kind in kinds.items() if kind == "rollouts"} == kinds.keys() - {"dpo", "cdpo", "ipo"}
+    assert {reward_loss(name).data for name in REWARD_LOSSES} == {"pairs", "ratings", "rankings"}
+    with pytest.raises(UserError, match=r"policy.algorithms names 'pp0', which is not known here. Choose from: reinfo"):
+        policy_algorithm("pp0")
+    with pytest.raises(UserError, match=r"reward.loss names 'bt'"):
+        reward_loss("bt")
 
 
 def test_more_responses_than_prompts_allow_raise(accelerator, tokenizer, tmp_path):

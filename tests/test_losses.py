@@ -168,7 +168,7 @@ def test_group_standardize():
     close(group_standardize(scores, 2, eps=1.0), [-1 / 2, 1 / 2, -5 / 6, 5 / 6])
     half = 1 / math.sqrt(2)
     close(group_standardize(scores, 2, unbiased_std=True, eps=1e-9), [-half, half, -half, half])
-    close(group_standardize(scores, 2, divide_by_std=False), [-1.0, 1.0, -5.0, 5.0])
+    close(group_standardize(scores, 2, std="none"), [-1.0, 1.0, -5.0, 5.0])
     assert equal_groups(torch.tensor([1.0, 1.0, 1.0, 2.0]), 2).tolist() == [True, False]
 
 

@@ -76,5 +76,5 @@ def test_overlay_lays_sections_over_each_other_and_leaves_the_original_alone():
 
 
 def test_unknown_profile_lists_those_there_are():
-    with pytest.raises(UserError, match=r"no profile 'fast'. Choose from: default, preferences, verifiable"):
+    with pytest.raises(UserError, match=r"no profile 'fast'. Choose from: comparison, default, preferences"):
         load_profile("fast", ROOT)

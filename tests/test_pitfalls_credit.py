@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.algorithms.sft import SFT
-from rlhf_core.batch import Example, Outputs, collate, not_computed
+from rlhf_core.batch import Example, Outputs, collate, collate_units
 from rlhf_core.errors import UserError
 from rlhf_core.forward import policy_outputs, response_logits, response_logprobs, score_outputs, scores, values
 from rlhf_core.kl import adapted_kl_coef
@@ -27,6 +28,8 @@ from tiny import END, PAD
 def prepared(name, folder, tokenizer):
     """(algorithm, minibatch, model, forward) of one method; six rows of differing lengths."""
     policy, batch = tiny.rotary(), collate(tiny.examples(), PAD)
+    if name in ("bradley_terry", "dpo"):
+        batch = collate_units(tiny.paired(tiny.examples()), PAD)
     reference = tiny.rotary(seed=1)
     save_policy(policy, tokenizer, folder, max_new_tokens=4)
     torch.manual_seed(0)
@@ -56,7 +59,7 @@ def prepared(name, folder, tokenizer):
 
     def forward(part):
         outputs = policy_outputs(policy, part, entropy=True)
-        return Outputs(outputs.logprobs, outputs.entropies, values(scalar, part), outputs.scores)
+        return replace(outputs, values=values(scalar, part))
 
     return algorithm, algorithm.targets(rollout, algorithm.initial_state()), both, forward
 
@@ -66,9 +69,9 @@ def test_pitfall_15_gradient_does_not_depend_on_microbatch_size(name, accelerato
     """Microbatches of 1, 2, 4 and all units: 4 leaves a smaller last one. Loss and statistics are the same too."""
     algorithm, batch, model, forward = prepared(name, tmp_path, tokenizer)
     found = []
-    for size in (6, 4, 2, 1):
+    for size in (len(batch.unit_sizes), 4, 2, 1):
         config = OptimizerConfig(learning_rate=1e-3)
-        step = GradientStep(accelerator, algorithm, forward, [(model, 1e-3)], config, size)
+        step = GradientStep(accelerator, algorithm, forward, {"model": (model, 1e-3)}, config, size)
         metrics = step.accumulate(batch, 0)
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((gradient.clone(), metrics))
@@ -84,13 +87,12 @@ def test_pitfall_15_tokens_of_uneven_microbatches_count_the_same(accelerator):
     batch = tiny.mask_batch(torch.tensor([[1, 0, 0], [1, 1, 1]]))
     logprobs = torch.nn.Parameter(torch.tensor([[-1.0, 0, 0], [-2.0, -2.0, -2.0]]))
     model = torch.nn.ParameterList([logprobs])
-    nothing = not_computed(2)
     rows = iter((slice(0, 1), slice(1, 2)))
     step = GradientStep(
         accelerator,
         SFT(),
-        lambda part: Outputs(logprobs[next(rows)], nothing, nothing, nothing),
-        [(model, 1e-3)],
+        lambda part: Outputs.of(part, logprobs=logprobs[next(rows)]),
+        {"model": (model, 1e-3)},
         OptimizerConfig(),
         1,
     )
@@ -118,7 +120,8 @@ def test_pitfall_16_holds_for_ppo_on_a_rollout():
     rollout = tiny.rollout_of(
         batch, old_logprobs=old, ref_logprobs=ref, old_values=torch.zeros_like(old), scores=torch.arange(6.0)
     )
-    rewards = PPO().targets(rollout, {"kl_coef": 0.3}).rewards
+    state = {"kl_coef": 0.3}
+    rewards = PPO().at(state).targets(rollout, state).rewards
     torch.testing.assert_close(rewards.sum(-1), rollout.scores - 0.3 * (old - ref).sum(-1))
 
 
@@ -165,7 +168,7 @@ def test_pitfall_17_kl_in_the_reward_has_the_exact_gradient():
         batch, old_logprobs=old, ref_logprobs=ref, old_values=zeros, scores=torch.zeros(40, dtype=torch.float64)
     )
     rollout = algorithm.targets(rollout, algorithm.initial_state())
-    seen = Outputs(outputs.logprobs, zeros, zeros, zeros)
+    seen = Outputs.of(batch, logprobs=outputs.logprobs, entropies=zeros, values=zeros)
     expected = (probabilities.detach()[:, None] * algorithm.losses(seen, rollout)).sum()
     found = gradient_of(expected, policy)
     torch.testing.assert_close(found, gradient_of(exact, policy), atol=1e-10, rtol=1e-8)

@@ -226,7 +226,7 @@ def test_pitfall_31_a_broken_loss_or_gradient_stops_before_the_weights_change(ac
         accelerator,
         SFT(),
         lambda part: change(policy_outputs(model, part), next(numbers)),
-        [(model, 1e-2)],
+        {"model": (model, 1e-2)},
         OptimizerConfig(learning_rate=1e-2),
         2,
     )

@@ -130,6 +130,25 @@ def test_unpaired_rows_carry_their_label(tmp_path, label):
         assert (read.kind, read.prompt, read.response, read.label) == ("unpaired", [USER], "So.", bool(label))
 
 
+@pytest.mark.parametrize("row", [{"score": 4}, {"rating": 4}])
+def test_ratings_carry_their_score_as_it_stands(tmp_path, row):
+    for shown in ({"prompt": "Why?", "completion": "So."}, {"messages": [USER, reply("So.")]}):
+        read = read_one(tmp_path, {**shown, **row})
+        assert (read.kind, read.prompt, read.response, read.score) == ("ratings", [USER], "So.", 4)
+    assert read_one(tmp_path, {"prompt": "Why?", "response": "So.", **row}, "demonstration").kind == "demonstration"
+
+
+def test_rankings_carry_responses_and_ranks(tmp_path):
+    read = read_one(tmp_path, {"prompt": "Why?", "responses": ["a", "b", "c"], "ranks": [2, 1, "?"]})
+    assert (read.kind, read.prompt, read.ranked, read.ranks) == ("rankings", [USER], ("a", "b", "c"), (2, 1, "?"))
+    assert read.responses == ["a", "b", "c"]
+
+
+def test_rows_may_name_the_data_set_they_come_from(tmp_path):
+    assert read_one(tmp_path, {"prompt": "Why?", **PAIR, "source": "forum"}).source == "forum"
+    assert read_one(tmp_path, {"prompt": "Why?", **PAIR, "source": 3}).source is None
+
+
 @pytest.mark.parametrize(
     ("answer", "exact"),
     [("6 * 7 = 42\n#### 42", "42"), ("#### -1,234,567 ", "-1234567"), ("####2020-01-01", "2020-01-01")],
@@ -313,6 +332,10 @@ def test_broken_files_are_named(tmp_path, name, content, message):
         ({"question": "a"}, "question_answer", "the field 'answer' is missing; fields there: question."),
         ({"prompt": "a", "response": "b"}, "unpaired", "the field 'label' is missing"),
         ({"prompt": "a", "response": "b", "label": "good"}, "auto", "the field 'label' is 'good'"),
+        ({"prompt": "a", "response": "b"}, "ratings", "the field 'score' or 'rating' is missing"),
+        ({"prompt": "a", "responses": ["b", "c"]}, "rankings", "the field 'ranks' is missing"),
+        ({"prompt": "a", "responses": "b", "ranks": [1]}, "auto", "the field 'responses' must be a list, not str"),
+        ({"prompt": "a", "responses": ["b", 5], "ranks": [1, 2]}, "auto", "must be a list of texts"),
         ({"prompt": 5, "response": "b"}, "auto", "the field 'prompt' must be text or chat messages"),
         ({"question": 5, "answer": "b"}, "auto", "the field 'question' must be text, not int"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "auto", "a message of 'messages' has the role 'tool'"),

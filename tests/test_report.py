@@ -101,8 +101,8 @@ def make_outputs(reward: float | None) -> None:
         curve_of("models/reward", 3, ("loss", "accuracy", "margin", "development_loss"))
     write_json(Path("models/judge/none.json"), {"why": "evaluation has gold"})
     curve_of("models/sft", 3, ("loss", "development_loss"))
-    curve_of("models/policies/ppo", 6, ("score", "kl", "response_length", "loss"))
-    curve_of("models/policies/dpo", 100, ("loss", "accuracy", "margin"))
+    curve_of("models/policies/ppo", 6, ("score", "kl", "response_length", "loss", "sampled_tokens", "trained_tokens"))
+    curve_of("models/policies/dpo", 100, ("loss", "accuracy", "margin", "trained_tokens"))
     write_json(Path("evaluation/results.json"), results(reward))
     write_jsonl(Path("evaluation/snapshots.jsonl"), snapshots(reward))
     responses = {"reference": "Sorry.", "sft": f"Hello {ATTACK}", "ppo": "a | b\n[x](http://e.example)", "dpo": "_Hi_"}
@@ -152,6 +152,13 @@ def test_report_json(outputs: None) -> None:
     assert (dpo["reward"], dpo["reward_low"], dpo["reward_high"]) == (1.375, 1.25, 1.5)
     assert built["reward_model"]["accuracy"] == 0.658 and built["reward_model"]["ece"] == 0.0415
     assert built["no_reward_model"] is None and built["judge_model"] is None
+
+
+def test_tokens_are_summed_over_a_training(outputs: None) -> None:
+    """Curves hold step/8: (1 + ... + 6)/8 = 2.6 for PPO, (1 + ... + 100)/8 = 631.25 for DPO, which samples nothing."""
+    policies = build_report(OWN)["policies"]
+    assert (policies["ppo"]["sampled_tokens"], policies["ppo"]["trained_tokens"]) == (2, 2)
+    assert (policies["dpo"]["sampled_tokens"], policies["dpo"]["trained_tokens"]) == (0, 631)
 
 
 def test_without_a_reward_model_its_figures_are_null_and_the_reason_is_said(checkout: None) -> None:
@@ -332,4 +339,4 @@ def test_formats() -> None:
     assert {value: number(value) for value in shown} == shown
     assert [duration(seconds) for seconds in (0.4, 59.6, 312)] == ["0 s", "1 min 0 s", "5 min 12 s"]
     assert markdown_text("a|b") == r"a\|b" and markdown_text(3) == 3
-    assert report_page.label("online_dpo") == "ONLINE DPO"
+    assert report_page.label("online_dpo") == "Online DPO"

@@ -12,38 +12,26 @@ import torch
 
 from rlhf_core.advantages import gae, group_standardize, whiten
 from rlhf_core.algorithms.dpo import DPO
-from rlhf_core.batch import Example, Outputs, collate, not_computed
+from rlhf_core.algorithms.ipo import IPO
+from rlhf_core.algorithms.kto import KTO
+from rlhf_core.algorithms.rloo import RLOO
+from rlhf_core.batch import Example, Outputs, collate, collate_units
 from rlhf_core.kl import kl_k1, kl_k2, kl_k3
 from rlhf_core.losses import bradley_terry, cross_entropy, dpo, exact_kl, token_entropies, token_logprobs
 from rlhf_core.metrics import pair_metrics
 from rlhf_core.reductions import sequence_mean, sequence_sum, token_mean
-from tiny import END, PAD, USER
+from tiny import END, PAD, USER, paired, rollout_of
 
 FOLDER = Path(__file__).parent / "vectors"
 VECTORS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
 
 NOT_OFFERED = {
     "dpo": {
-        "hinge_beta0.1": "hinge (SLiC) loss: not offered yet",
-        "ipo_avg_beta0.1": "IPO per token: not offered yet",
-        "ipo_sum_beta0.1": "IPO: not offered yet",
-        "robust_beta0.1_eps0.1": "robust DPO: not offered yet",
-    },
-    "grpo_advantages": {"batch": "division by the std of the whole batch: not offered yet"},
-    "kto": {
-        "kl_positive": "KTO: not offered yet",
-        "kl_clamped_to_zero": "KTO: not offered yet",
-        "weights_1_1p5": "KTO: not offered yet",
+        "hinge_beta0.1": "the hinge loss of SLiC: no seed names it",
+        "robust_beta0.1_eps0.1": "robust DPO: no seed names it; cDPO is offered",
     },
     "reward_bt": {"loss_center": "a centring term in the loss: rewards are centred after training instead"},
-    "rloo": {
-        "advantages": "RLOO: not offered yet",
-        "advantages_kl": "RLOO: not offered yet",
-        "advantages_normalized": "RLOO: not offered yet",
-        "loss": "RLOO: not offered yet",
-        "grad_token_logps": "RLOO: not offered yet",
-    },
-    "sft_ce": {"loss_dft": "DFT weighting: not offered yet"},
+    "sft_ce": {"loss_dft": "DFT weighting: no seed names it"},
 }
 
 
@@ -68,17 +56,38 @@ def dpo_entries(inputs):
             "grad_chosen_logp": chosen.grad,
             "grad_rejected_logp": rejected.grad,
         }
-    return entries | {"rewards_beta0.1": implicit_rewards(inputs)}
+    ipo_entries = {f"ipo_{form}_beta0.1": ipo_entry(inputs, form) for form in ("sum", "avg")}
+    return entries | ipo_entries | {"rewards_beta0.1": implicit_rewards(inputs)}
+
+
+def ipo_entry(inputs, form):
+    """Through the algorithm, which divides policy and reference alike where it is per token."""
+    algorithm, (outputs, batch) = IPO(beta=0.1, per_token=form == "avg"), pair_batch(inputs)
+    losses = algorithm.losses(outputs, batch)
+    return {"loss": losses.mean(), "per_sequence": losses}
+
+
+def pair_batch(inputs):
+    """Rows alternate chosen, rejected; each row's sum stands on its first token, its length is the vectors'."""
+    lengths = [n for pair in zip(inputs["chosen_lengths"], inputs["rejected_lengths"], strict=True) for n in pair]
+    batch = collate_units(paired([Example([USER], [END] * length) for length in lengths]), PAD)
+    sides = [tensor(inputs[f"policy_{side}_logps"]) for side in ("chosen", "rejected")]
+    ref_sides = [tensor(inputs[f"ref_{side}_logps"]) for side in ("chosen", "rejected")]
+    logprobs, ref_logprobs = (first_token(pair, batch) for pair in (sides, ref_sides))
+    return Outputs.of(batch, logprobs=logprobs), replace(batch, ref_logprobs=ref_logprobs)
+
+
+def first_token(sides, batch):
+    return first_column(torch.stack(sides, -1).flatten(), batch)
+
+
+def first_column(sums, batch):
+    return torch.where(torch.arange(batch.response_length) == 0, sums[:, None], tensor(0.0))
 
 
 def implicit_rewards(inputs):
-    """Through the algorithm: rows alternate chosen, rejected, one token each."""
-    batch = collate([Example([USER], [END])] * 2 * len(inputs["policy_chosen_logps"]), PAD)
-    sides = (inputs["policy_chosen_logps"], inputs["policy_rejected_logps"])
-    ref_sides = (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
-    nothing = not_computed(batch.rows)
-    outputs = Outputs(tensor(sides).T.reshape(-1, 1), nothing, nothing, nothing)
-    batch = replace(batch, ref_logprobs=tensor(ref_sides).T.reshape(-1, 1))
+    """Through the algorithm."""
+    outputs, batch = pair_batch(inputs)
     statistics = DPO(beta=0.1).statistics(outputs, batch)
     return {
         "chosen": statistics["implicit_reward_chosen"],
@@ -104,9 +113,69 @@ def gae_entries(inputs):
 
 def grpo_entries(inputs):
     scores, size = tensor(inputs["rewards"]).reshape(-1), inputs["group_size"]
-    group = group_standardize(scores, size, divide_by_std=True, unbiased_std=True, eps=inputs["eps"])
-    none = group_standardize(scores, size, divide_by_std=False)
-    return {"group": group.reshape(-1, size), "none": none.reshape(-1, size)}
+    stds = ("group", "batch", "none")
+    found = {std: group_standardize(scores, size, std=std, unbiased_std=True, eps=inputs["eps"]) for std in stds}
+    return {std: advantages.reshape(-1, size) for std, advantages in found.items()}
+
+
+def kto_entry(inputs, **changes):
+    """Through the algorithm: units of a labelled row and a mismatched one, each of one token."""
+    policy, algorithm = leaf(inputs["policy_logps"]), KTO(beta=inputs["beta"], **changes)
+    rows = [(Example([USER], [END], label=float(label)), Example([USER], [END])) for label in inputs["label_desirable"]]
+    batch = collate_units(rows, PAD)
+    alternating = torch.stack([policy, tensor(inputs["policy_KL_logps"])], -1).reshape(-1, 1)
+    ref = torch.stack([tensor(inputs["ref_logps"]), tensor(inputs["ref_KL_logps"])], -1).reshape(-1, 1)
+    batch = replace(batch, ref_logprobs=ref)
+    mismatched = lambda part: Outputs.of(part, logprobs=alternating.detach()[1::2])  # noqa: E731
+    labelled = algorithm.prepare(batch, mismatched)
+    losses = algorithm.losses(Outputs.of(labelled, logprobs=alternating[0::2]), labelled)
+    losses.mean().backward()
+    return {
+        "kl": labelled.margins[0],
+        "per_sequence": losses,
+        "loss": losses.mean(),
+        "grad_policy_logp": policy.grad,
+    }
+
+
+def kto_entries(inputs):
+    swapped = {"policy_KL_logps": inputs["ref_KL_logps"], "ref_KL_logps": inputs["policy_KL_logps"]}
+    return {
+        "kl_positive": kto_entry(inputs),
+        "kl_clamped_to_zero": kto_entry(inputs | swapped),
+        "weights_1_1p5": kto_entry(inputs, undesirable_weight=1.5),
+    }
+
+
+def rloo_entries(inputs):
+    size, scores = inputs["group_size"], tensor(inputs["rewards"]).reshape(-1)
+    old, ref = tensor(inputs["old_token_logps"]), tensor(inputs["ref_token_logps"])
+    batch = collate([Example([USER], [END] * old.shape[1])] * len(scores), PAD)
+    batch = replace(batch, response_mask=batch.response_mask.double())
+    rollout = rollout_of(batch, old_logprobs=old, ref_logprobs=ref, scores=scores)
+    found = {}
+    forms = {
+        "": {"kl_coef": 0.0},
+        "_kl": {"kl_coef": inputs["beta"]},
+        "_normalized": {"kl_coef": 0.0, "normalize_advantages": True},
+    }
+    for name, changes in forms.items():
+        advantages = RLOO(group_size=size, **changes).targets(rollout, {}).advantages
+        found[f"advantages{name}"] = advantages[:, 0].reshape(-1, size)
+    return found | rloo_loss(inputs["loss"])
+
+
+def rloo_loss(inputs):
+    logprobs, mask = leaf(inputs["token_logps"]), tensor(inputs["mask"])
+    batch = replace(collate([Example([USER], [END] * mask.shape[1])] * len(mask), PAD), response_mask=mask)
+    old = first_column(tensor(inputs["old_sequence_logps"]), batch)
+    rollout = rollout_of(batch, old_logprobs=old)
+    rollout = rollout.with_targets(advantages=tensor(inputs["advantages"])[:, None] * mask)
+    algorithm = RLOO(clip=inputs["epsilon"])
+    losses = algorithm.losses(Outputs.of(rollout, logprobs=logprobs), rollout)
+    loss = (losses * algorithm.weights(rollout)).sum()
+    loss.backward()
+    return {"loss": loss, "grad_token_logps": logprobs.grad}
 
 
 def kl_entries(inputs):
@@ -166,6 +235,8 @@ OFFERED = {
     "gae": gae_entries,
     "grpo_advantages": grpo_entries,
     "kl_estimators": kl_entries,
+    "kto": kto_entries,
+    "rloo": rloo_entries,
     "reward_bt": reward_entries,
     "sft_ce": sft_entries,
     "token_logprobs": logprob_entries,

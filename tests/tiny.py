@@ -1,5 +1,7 @@
 """Tiny models, tokenizers and batches made locally: a few thousand weights, float32, CPU."""
 
+from dataclasses import replace
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
@@ -85,7 +87,19 @@ def rollout_of(batch, *, old_logprobs, ref_logprobs=None, old_values=None, score
         rewards=nothing,
         advantages=nothing,
         returns=nothing,
+        units=batch.units,
+        labels=batch.labels,
+        margins=batch.margins,
+        row_weights=torch.ones(batch.rows),
     )
+
+
+def paired(rows):
+    """Units of two rows each, chosen and rejected, with their labels."""
+    return [
+        (replace(chosen, label=1.0), replace(rejected, label=0.0))
+        for chosen, rejected in zip(rows[0::2], rows[1::2], strict=True)
+    ]
 
 
 def mask_batch(response_mask):

@@ -2,60 +2,76 @@
 
 An algorithm is a frozen dataclass whose fields are its hyperparameters. The loops never ask which one they run:
 
-    fixed data:    batch   -> losses, weights -> scalar
-    sampled data:  rollout -> targets -> minibatches -> losses, weights -> scalar
+    fixed data:    batch   -> prepare -> losses, weights -> scalar
+    sampled data:  rollout -> targets -> minibatches -> prepare -> losses, weights -> scalar
 
-`losses` and `weights` have the same shape: (B, R) for a loss per token, (B,) per response or (N,) per unit of
-`rows_per_unit` adjacent rows (a pair). The loop computes `(losses * weights).sum()`.
+`losses` and `weights` have the same shape: (B, R) for a loss per token, (B,) per response or (N,) per unit (a pair, a
+ranking). The loop computes `(losses * weights).sum()`. A method states only what differs from the defaults here.
 """
 
-from typing import ClassVar, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Generic, Self, TypeVar
 
 from torch import Tensor
 
 from rlhf_core.batch import Batch, Outputs, Rollout
 
-BatchT = TypeVar("BatchT", bound=Batch, contravariant=True)
+BatchT = TypeVar("BatchT", bound=Batch)
 
 # What a method carries from rollout to rollout (a KL coefficient, a running mean): part of the checkpoint.
 State = dict[str, float]
 
 
-class Algorithm(Protocol[BatchT]):
+class Algorithm(Generic[BatchT]):
     """What every method gives a loop."""
 
-    needs: ClassVar[frozenset[str]]  # of "critic", "entropy"
-    rows_per_unit: ClassVar[int]  # adjacent rows that no split may part
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the loop has to provide: "critic" (values), "entropy", "exact_kl", "trust_region", "final_kl"."""
+        return frozenset()
+
+    def prepare(self, batch: BatchT, forward: Callable[[BatchT], Outputs]) -> BatchT:
+        """The minibatch with what its rows must know of each other; `forward` is without gradient."""
+        return batch
 
     def losses(self, outputs: Outputs, batch: BatchT) -> Tensor:
         """Losses with gradient: (B, R), (B,) or (N,)."""
-        ...
+        raise NotImplementedError
 
     def weights(self, batch: BatchT) -> Tensor:
         """Weights of the same shape, computed once from the whole minibatch."""
-        ...
+        raise NotImplementedError
 
     def statistics(self, outputs: Outputs, batch: BatchT) -> dict[str, Tensor]:
         """Named quantities of the same shape, averaged with the same weights and logged."""
-        ...
+        return {}
 
 
-class OnPolicyAlgorithm(Algorithm[Rollout], Protocol):
-    """What a method on sampled data gives besides."""
+class OnPolicyAlgorithm(Algorithm[Rollout]):
+    """What a method on sampled data gives besides. `group_size` is a field of each: G, responses per prompt."""
+
+    group_size: int
 
     @property
-    def group_size(self) -> int:
-        """G, responses sampled per prompt."""
-        ...
+    def rows_per_unit(self) -> int:
+        """Adjacent responses that one loss needs together: 2 for a pair."""
+        return 1
 
     def initial_state(self) -> State:
         """The state before the first rollout."""
-        ...
+        return {}
+
+    def at(self, state: State) -> Self:
+        """The method with the coefficients that its state has reached."""
+        return self
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
         """The rollout with rewards, advantages and returns; no gradient."""
-        ...
+        raise NotImplementedError
 
     def next_state(self, state: State, metrics: dict[str, float], responses: int) -> State:
-        """The state for the next rollout, from this one's metrics (`kl` in nats per response)."""
-        ...
+        """The state for the next rollout, from this one's metrics.
+
+        `kl` and `return` are per response: nats to the reference, and the sum of its token rewards.
+        """
+        return state

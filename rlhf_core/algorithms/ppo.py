@@ -2,30 +2,31 @@
 Ziegler et al. 2019, arXiv:1909.08593; InstructGPT, arXiv:2203.02155; seeds S0-S4.
 
 The KL to the reference stands in the token reward, r̃_t = -β (log π_old - log π_ref) + 1[t=T] r(x, y), which makes
-π* ∝ π_ref exp(r/β) the optimum. A critic gives GAE; policy and critic take several epochs of clipped minibatch
-steps per rollout.
+π* ∝ π_ref exp(r/β) the optimum, or (seed S4's form) in the loss. A critic gives GAE; policy and critic take several
+epochs of clipped minibatch steps per rollout.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from torch import Tensor
 
-from rlhf_core.advantages import gae, token_rewards, whiten
-from rlhf_core.algorithms.base import State
+from rlhf_core.advantages import with_gae
+from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
+from rlhf_core.algorithms.kl_penalty import KLPenalty
 from rlhf_core.batch import Outputs, Rollout
 from rlhf_core.fields import check_bounds, setting
-from rlhf_core.kl import adapted_kl_coef, kl_k1
+from rlhf_core.kl import adapted_kl_coef
 from rlhf_core.losses import clipped_surrogate, value_loss
 from rlhf_core.reductions import token_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPO:
-    """PPO-clip with the KL in the token reward, its coefficient fixed or adaptive."""
+class PPO(KLPenalty, OnPolicyAlgorithm):
+    """PPO-clip with a critic; the KL's coefficient is fixed or adaptive."""
 
     group_size: int = setting(1, "responses sampled per prompt", ge=1)
-    kl_coef: float = setting(0.02, "weight of the KL in the token reward (InstructGPT, sec. C.4)", ge=0)
+    kl_coef: float = setting(0.02, "β, weight of the KL to the reference (InstructGPT, sec. C.4)", ge=0)
     kl_target: float | None = setting(
         None, "nats per response; if set, kl_coef adapts towards it (Ziegler et al. sec. 2.2)", gt=0
     )
@@ -39,40 +40,44 @@ class PPO:
     lam: float = setting(0.95, "λ of GAE (Schulman et al. 2017, table 3)", ge=0, le=1)
     whiten_advantages: bool = setting(True, "scale advantages to mean 0 and variance 1 over the rollout")
 
-    needs: ClassVar[frozenset[str]] = frozenset({"critic", "entropy"})
-    rows_per_unit: ClassVar[int] = 1
-    on_policy: ClassVar[bool] = True
+    data: ClassVar[str] = "rollouts"
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        self.check_kl()
         if self.kl_target is None and self.kl_horizon != type(self).kl_horizon:
             raise ValueError("kl_horizon has no effect while kl_target is null; set kl_target or leave kl_horizon out")
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError("kl_target has no effect while kl_coef is 0, which never adapts; raise kl_coef")
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """A critic, and entropies to log them."""
+        return frozenset({"critic", "entropy"}) | self.kl_needs()
+
     def initial_state(self) -> State:
         """The KL coefficient, which the adaptive controller moves."""
         return {"kl_coef": self.kl_coef}
 
+    def at(self, state: State) -> Self:
+        """With the coefficient that the controller has reached."""
+        return replace(self, kl_coef=state["kl_coef"])
+
     def targets(self, rollout: Rollout, state: State) -> Rollout:
         """r̃_t, GAE over it, and the returns G_t = Â_t + V_t that the critic is fitted to."""
-        mask = rollout.response_mask
-        kl = kl_k1(rollout.old_logprobs, rollout.ref_logprobs)
-        rewards = token_rewards(rollout.scores, kl, state["kl_coef"], mask)
-        advantages, returns = gae(rewards, rollout.old_values, mask, self.gamma, self.lam)
-        if self.whiten_advantages:
-            advantages = whiten(advantages, mask)
-        return rollout.with_targets(advantages=advantages, returns=returns, rewards=rewards)
+        rewards = self.token_rewards(rollout)
+        return with_gae(rollout, rewards, self.gamma, self.lam, whitened=self.whiten_advantages)
 
     def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
-        """Clipped surrogate + c_V value loss - c_e entropy, (B, R). Schulman et al. eq. 9."""
+        """Clipped surrogate + KL if it stands here + c_V value loss - c_e entropy, (B, R). Schulman et al. eq. 9."""
         surrogate = clipped_surrogate(outputs.logprobs, batch.old_logprobs, batch.advantages, self.clip)
         critic = value_loss(outputs.values, batch.old_values, batch.returns, self.value_clip)
-        return surrogate + self.value_coef * critic - self.entropy_coef * outputs.entropies
+        bonus = self.entropy_coef * outputs.entropies
+        return surrogate + self.kl_losses(outputs, batch) + self.value_coef * critic - bonus
 
     def weights(self, batch: Rollout) -> Tensor:
         """One token, one vote, (B, R)."""
-        return token_mean(batch.response_mask)
+        return token_mean(batch.response_mask, batch.row_weights)
 
     def statistics(self, outputs: Outputs, batch: Rollout) -> dict[str, Tensor]:
         """Size of the update, share of clipped tokens, value error, entropy, (B, R)."""

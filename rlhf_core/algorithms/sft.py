@@ -5,21 +5,18 @@ and every response token of the global batch counts the same.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
+from rlhf_core.algorithms.base import Algorithm
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.losses import cross_entropy
 from rlhf_core.reductions import token_mean
 
 
 @dataclass(frozen=True)
-class SFT:
+class SFT(Algorithm[Batch]):
     """Cross-entropy on response tokens."""
-
-    needs: ClassVar[frozenset[str]] = frozenset()
-    rows_per_unit: ClassVar[int] = 1
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         """-log π(a_t|s_t), (B, R)."""
@@ -28,7 +25,3 @@ class SFT:
     def weights(self, batch: Batch) -> Tensor:
         """One token, one vote, (B, R)."""
         return token_mean(batch.response_mask)
-
-    def statistics(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Nothing beyond the loss itself."""
-        return {}

@@ -9,11 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_core.algorithms.base import Algorithm
-from rlhf_core.batch import Batch, Outputs, Unit, collate
+from rlhf_core.batch import Batch, Outputs, Unit, collate_units
 from rlhf_core.fields import setting
 from rlhf_core.forward import response_logprobs
 from rlhf_core.loops.run import Metrics, Run, is_mark, minibatch_indices
-from rlhf_core.loops.update import GradientStep, OptimizerConfig, microbatches
+from rlhf_core.loops.update import GradientStep, OptimizerConfig, forward_in_parts, microbatches
 from rlhf_core.seeding import seed_everything
 
 
@@ -56,7 +56,7 @@ def train_offline(
         accelerator,
         algorithm,
         lambda batch: forward(model, batch),
-        [(model, config.learning_rate)],
+        {"model": (model, config.learning_rate)},
         config,
         config.micro_batch_size,
     )
@@ -70,8 +70,9 @@ def train_offline(
     for step in range(len(history), total):
         seed_everything(run.seed, run.name, accelerator.process_index, step)
         chosen = minibatch_indices(step, len(units), config.batch_size, run.seed, run.name)
-        batch = _collate_units([units[index] for index in chosen], pad_id).to(accelerator.device)
+        batch = collate_units([units[index] for index in chosen], pad_id).to(accelerator.device)
         metrics = step_on(batch, step, total)
+        metrics["trained_tokens"] = batch.response_mask.sum().item()
         if held_out and is_mark(step + 1, total, config.evaluations):
             metrics |= evaluate_offline(accelerator, model, forward, algorithm, held_out, config, pad_id)
         history.append(metrics)
@@ -94,7 +95,10 @@ def evaluate_offline(
     pad_id: int,
 ) -> Metrics:
     """Loss and statistics on held-out units, averaged with the algorithm's own weights over all of them."""
-    batch = _collate_units(units, pad_id).to(accelerator.device)
+    batch = collate_units(units, pad_id).to(accelerator.device)
+    batch = algorithm.prepare(
+        batch, lambda whole: forward_in_parts(lambda part: forward(model, part), whole, config.micro_batch_size)
+    )
     sums: Metrics = {}
     for part, weights in microbatches(algorithm, batch, config.micro_batch_size):
         outputs = forward(model, part)
@@ -117,11 +121,7 @@ def with_ref_logprobs(
     done: list[Unit] = []
     for start in range(0, len(units), config.micro_batch_size):
         part = units[start : start + config.micro_batch_size]
-        batch = _collate_units(part, pad_id).to(accelerator.device)
+        batch = collate_units(part, pad_id).to(accelerator.device)
         rows = iter(response_logprobs(reference, batch).tolist())
         done += [tuple(replace(row, ref_logprobs=next(rows)[: len(row.response_ids)]) for row in unit) for unit in part]
     return done
-
-
-def _collate_units(units: Sequence[Unit], pad_id: int) -> Batch:
-    return collate([example for unit in units for example in unit], pad_id)

@@ -4,7 +4,8 @@ prompts -> Rollout -> targets -> token losses -> scalar
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -17,8 +18,10 @@ from rlhf_core.batch import Batch, Outputs, Rollout, not_computed
 from rlhf_core.errors import UserError
 from rlhf_core.fields import setting
 from rlhf_core.forward import policy_outputs, response_logprobs, values
+from rlhf_core.kl import kl_k3
 from rlhf_core.loops.run import Metrics, Run, is_mark, minibatch_indices
-from rlhf_core.loops.update import GradientStep, OptimizerConfig
+from rlhf_core.loops.trust_region import TrustRegion, TrustRegionAlgorithm
+from rlhf_core.loops.update import GradientStep, OptimizerConfig, forward_in_parts, learning_rate_factor
 from rlhf_core.reductions import sequence_sum
 from rlhf_core.rewards import Sampled, WeightedSum
 from rlhf_core.sampling import Sampler, sampled_batch
@@ -36,8 +39,6 @@ class OnlineConfig(OptimizerConfig):
     micro_batch_size: int = setting(64, "responses of one forward pass; lower it to save memory", ge=1)
     epochs: int = setting(1, "passes over each rollout", ge=1)
     temperature: float = setting(1.0, "divides the logits for sampling and for every log-probability", gt=0)
-    missing_end_penalty: float = setting(1.0, "subtracted from the score of a response that was cut off", ge=0)
-    score_clamp: float | None = setting(None, "reward-model scores are held within ± this; null for no limit", gt=0)
     snapshots: int = setting(4, "evenly spaced snapshots of the policy", ge=0)
     resume_every: int = setting(10, "rollouts between two resume states", ge=1)
 
@@ -60,6 +61,23 @@ class Models:
     tokenizer: PreTrainedTokenizerBase
 
 
+def check_loop(config: OnlineConfig, algorithm: OnPolicyAlgorithm) -> None:
+    """Raise ValueError unless rollouts are whole groups, minibatches whole units, and every option has an effect."""
+    size, together = algorithm.group_size, algorithm.rows_per_unit
+    if config.rollout_size % size:
+        raise ValueError(f"rollout_size {config.rollout_size} is not a multiple of group_size {size}; change one")
+    if config.minibatch_size % together or config.micro_batch_size % together:
+        raise ValueError(
+            f"minibatch_size {config.minibatch_size} and micro_batch_size {config.micro_batch_size} must be multiples "
+            f"of {together}, because this method compares {together} responses to a prompt; change them"
+        )
+    if config.epochs == 1 and config.minibatch_size >= config.rollout_size:
+        # The ratio π_θ/π_old is 1 and V is V_old in the only step that a rollout makes.
+        for name in ("clip", "value_clip", "ratio"):
+            if getattr(algorithm, name, None) != getattr(type(algorithm), name, None):
+                raise ValueError(f"{name} has no effect with one step per rollout; leave it out, or raise epochs")
+
+
 class OnlineTraining:
     """One training of `models.policy` in place; `history` holds one dict of metrics per rollout."""
 
@@ -74,10 +92,7 @@ class OnlineTraining:
         config: OnlineConfig,
         run: Run,
     ) -> None:
-        if config.rollout_size % algorithm.group_size:
-            raise ValueError(
-                f"rollout_size {config.rollout_size} is not a multiple of group_size {algorithm.group_size}"
-            )
+        check_loop(config, algorithm)
         if config.rollout_size > len(prompts) * algorithm.group_size:
             needed = config.rollout_size // algorithm.group_size
             raise UserError(
@@ -92,11 +107,16 @@ class OnlineTraining:
         self.policy = accelerator.prepare(models.policy)
         self.reference = accelerator.prepare_model(models.reference, evaluation_mode=True)
         self.critic = None if models.critic is None else accelerator.prepare(models.critic.model)
-        trained = [(self.policy, config.learning_rate)]
+        trained = {"policy": (self.policy, config.learning_rate)}
+        self.trust_region = None
+        if "trust_region" in algorithm.needs:
+            natural = cast(TrustRegionAlgorithm, algorithm)
+            self.trust_region = TrustRegion(self.policy, natural, config.micro_batch_size, config.temperature)
+            del trained["policy"]
         if models.critic is not None:
-            trained.append((self.critic, models.critic.learning_rate))
+            trained["critic"] = (self.critic, models.critic.learning_rate)
         self.step_on: GradientStep[Rollout] = GradientStep(
-            accelerator, algorithm, self._forward, trained, config, config.micro_batch_size
+            accelerator, algorithm, self._forward, trained, config, config.micro_batch_size // algorithm.rows_per_unit
         )
         self.state = algorithm.initial_state()
         self.history: list[Metrics] = []
@@ -107,7 +127,9 @@ class OnlineTraining:
         for step in range(len(self.history), self.config.steps):
             seed_everything(self.run.seed, self.run.name, self.accelerator.process_index, step)
             rollout, metrics = self.rollout(step)
-            rollout = self.algorithm.targets(rollout, self.state)
+            self.step_on.algorithm = self.algorithm.at(self.state)
+            rollout = self.step_on.algorithm.targets(rollout, self.state)
+            metrics["return"] = self._row_mean(rollout, rollout.rewards.sum(-1))
             metrics |= self._optimise(rollout, step)
             metrics |= self.state
             self.state = self.algorithm.next_state(self.state, metrics, rollout.rows)
@@ -124,10 +146,7 @@ class OnlineTraining:
         """Sample responses, score them, and record what policy, reference and critic say of them."""
         size = self.config.rollout_size // self.algorithm.group_size
         indices = minibatch_indices(step, len(self.prompts), size, self.run.seed, self.run.name)
-        prompts = [self.prompts[i] for i in indices for _ in range(self.algorithm.group_size)]
-        self.policy.eval()
-        responses = self.sampler.responses(self.policy, [prompt.ids for prompt in prompts])
-        self.policy.train()
+        prompts, responses, row_weights = self.draw([self.prompts[index] for index in indices])
         batch, _ = sampled_batch([prompt.ids for prompt in prompts], responses, self.sampler.pad_token)
         batch = batch.to(self.accelerator.device)
         sampled = Sampled(
@@ -137,10 +156,18 @@ class OnlineTraining:
             texts=[decode_response(self.tokenizer, ids) for ids in responses],
         )
         scores, parts = self.reward(sampled)
-        rollout = self._record(batch, scores, sampled.ended)
+        rollout = self._record(batch, scores, sampled.ended, row_weights.to(scores))
         return rollout, self._rollout_metrics(rollout, parts)
 
-    def _record(self, batch: Batch, scores: Tensor, ended: Tensor) -> Rollout:
+    def draw(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[list[int]], Tensor]:
+        """group_size responses to each prompt, adjacent: the prompt of each row, its response, its row weight."""
+        repeated = [prompt for prompt in prompts for _ in range(self.algorithm.group_size)]
+        self.policy.eval()
+        responses = self.sampler.responses(self.policy, [prompt.ids for prompt in repeated])
+        self.policy.train()
+        return repeated, responses, torch.ones(len(repeated))
+
+    def _record(self, batch: Batch, scores: Tensor, ended: Tensor, row_weights: Tensor) -> Rollout:
         old, ref, critic = [], [], []
         for start in range(0, batch.rows, self.config.micro_batch_size):
             part = batch.select(slice(start, start + self.config.micro_batch_size))
@@ -154,6 +181,9 @@ class OnlineTraining:
             attention_mask=batch.attention_mask,
             response_mask=batch.response_mask,
             ref_logprobs=torch.cat(ref),
+            units=torch.arange(batch.rows, device=scores.device) // self.algorithm.rows_per_unit,
+            labels=batch.labels,
+            margins=batch.margins,
             old_logprobs=torch.cat(old),
             old_values=torch.cat(critic) if critic else nothing,
             scores=scores,
@@ -161,6 +191,7 @@ class OnlineTraining:
             rewards=nothing,
             advantages=nothing,
             returns=nothing,
+            row_weights=row_weights,
         )
 
     def _forward(self, batch: Rollout) -> Outputs:
@@ -169,44 +200,57 @@ class OnlineTraining:
             batch,
             temperature=self.config.temperature,
             entropy="entropy" in self.algorithm.needs,
+            reference=self.reference if "exact_kl" in self.algorithm.needs else None,
         )
-        if self.critic is None:
-            return outputs
-        return Outputs(outputs.logprobs, outputs.entropies, values(self.critic, batch), outputs.scores)
+        return outputs if self.critic is None else replace(outputs, values=values(self.critic, batch))
 
     def _optimise(self, rollout: Rollout, step: int) -> Metrics:
         """Several passes of minibatch steps over one rollout; the metrics are means over those steps."""
-        per_epoch = -(-rollout.rows // self.config.minibatch_size)
-        updates = self.config.epochs * per_epoch
         sums: Metrics = {}
+        if self.trust_region is not None:
+            sums = self.trust_region.step(rollout, learning_rate_factor(self.config, step, self.config.steps))
+        together = self.algorithm.rows_per_unit
+        units, size = rollout.rows // together, self.config.minibatch_size // together
+        updates = self.config.epochs * -(-units // size)
+        seed, name = stream_seed(self.run.seed, step), f"{self.run.name}/minibatch"
         for update in range(updates):
-            rows = minibatch_indices(
-                update,
-                rollout.rows,
-                self.config.minibatch_size,
-                stream_seed(self.run.seed, step),
-                f"{self.run.name}/minibatch",
-            )
-            minibatch = rollout.select(torch.tensor(rows, device=rollout.input_ids.device))
+            chosen = torch.tensor(minibatch_indices(update, units, size, seed, name))
+            rows = (chosen[:, None] * together + torch.arange(together)).flatten()
+            minibatch = rollout.select(rows.to(rollout.input_ids.device))
             metrics = self.step_on(minibatch, step * updates + update, self.config.steps * updates)
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value / updates
+            for key, value in metrics.items():
+                sums[key] = sums.get(key, 0.0) + value / updates
+        if "final_kl" in self.algorithm.needs:
+            sums["final_kl_per_token"] = self._final_kl(rollout)
         return sums
+
+    @torch.no_grad()
+    def _final_kl(self, rollout: Rollout) -> float:
+        """KL(π_old ‖ π_θ) in nats per token after the last update, from the samples of π_old by k3."""
+        outputs = forward_in_parts(self._forward, rollout, self.config.micro_batch_size)
+        kl = kl_k3(rollout.old_logprobs, outputs.logprobs)
+        return ((kl * rollout.token_weights).sum() / rollout.token_weights.sum()).item()
 
     def _rollout_metrics(self, rollout: Rollout, parts: dict[str, Tensor]) -> Metrics:
         kl = sequence_sum(rollout.old_logprobs - rollout.ref_logprobs, rollout.response_mask)
+        mean = self._row_mean(rollout, rollout.scores)
         metrics = {
-            "score": rollout.scores.mean().item(),
-            "score_std": rollout.scores.std(correction=0).item(),
-            "kl": kl.mean().item(),
-            "response_length": rollout.lengths.mean().item(),
-            "ended_fraction": rollout.ended.float().mean().item(),
+            "score": mean,
+            "score_std": self._row_mean(rollout, (rollout.scores - mean).square()) ** 0.5,
+            "kl": self._row_mean(rollout, kl),
+            "response_length": self._row_mean(rollout, rollout.lengths),
+            "ended_fraction": self._row_mean(rollout, rollout.ended),
             "sampled_tokens": rollout.lengths.sum().item(),
+            "trained_tokens": rollout.lengths.sum().item() * self.config.epochs,
         }
         if self.algorithm.group_size > 1:
             equal = equal_groups(rollout.scores, self.algorithm.group_size)
             metrics["equal_group_fraction"] = equal.float().mean().item()
-        return metrics | {f"reward_{name}": value.mean().item() for name, value in parts.items()}
+        return metrics | {f"reward_{name}": self._row_mean(rollout, value) for name, value in parts.items()}
+
+    @staticmethod
+    def _row_mean(rollout: Rollout, values: Tensor) -> float:
+        return ((values * rollout.row_weights).sum() / rollout.row_weights.sum()).item()
 
     def _save(self) -> None:
         state = {

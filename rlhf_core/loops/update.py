@@ -1,8 +1,9 @@
 """One optimiser step on one minibatch, in microbatches, for any algorithm."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from itertools import accumulate, pairwise
 from typing import Any, Generic, Literal
 
 import torch
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhf_core.algorithms.base import Algorithm, BatchT
-from rlhf_core.batch import Outputs
+from rlhf_core.batch import Batch, Outputs
 from rlhf_core.errors import UserError
 from rlhf_core.fields import setting
 
@@ -51,18 +52,19 @@ class GradientStep(Generic[BatchT]):
         accelerator: Accelerator,
         algorithm: Algorithm[BatchT],
         forward: Callable[[BatchT], Outputs],
-        models: Sequence[tuple[nn.Module, float]],
+        models: Mapping[str, tuple[nn.Module, float]],
         config: OptimizerConfig,
         micro_units: int,
     ) -> None:
-        """`models` are the trained models with their peak learning rates; `micro_units` units make a microbatch."""
+        """`models` maps names to the trained models and their peak learning rates; `micro_units` make a microbatch."""
         self.accelerator = accelerator
         self.algorithm = algorithm
         self.forward = forward
         self.config = config
         self.micro_units = micro_units
-        self.peaks = [rate for _, rate in models]
-        self.parameters = [[p for p in model.parameters() if p.requires_grad] for model, _ in models]
+        self.names = list(models)
+        self.peaks = [rate for _, rate in models.values()]
+        self.parameters = [[p for p in model.parameters() if p.requires_grad] for model, _ in models.values()]
         groups = [{"params": p, "lr": rate} for p, rate in zip(self.parameters, self.peaks, strict=True)]
         self.optimizer = accelerator.prepare(
             torch.optim.AdamW(groups, eps=config.adam_eps, weight_decay=config.weight_decay)
@@ -75,10 +77,10 @@ class GradientStep(Generic[BatchT]):
             UserError: if loss or gradient is not finite; the weights have not been changed then.
         """
         metrics = self.accumulate(minibatch, step)
-        for index, parameters in enumerate(self.parameters):
+        for name, parameters in zip(self.names, self.parameters, strict=True):
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
             self._require_finite(norm, "gradient norm", step)
-            metrics["grad_norm" if index == 0 else "critic_grad_norm"] = norm.item()
+            metrics["critic_grad_norm" if name == "critic" else "grad_norm"] = norm.item()
         factor = learning_rate_factor(self.config, step, total)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
@@ -89,6 +91,7 @@ class GradientStep(Generic[BatchT]):
     def accumulate(self, minibatch: BatchT, step: int) -> dict[str, float]:
         """Set the gradients of a whole minibatch and return its loss and statistics."""
         self.optimizer.zero_grad()
+        minibatch = self.algorithm.prepare(minibatch, self._without_gradient)
         sums: dict[str, Tensor] = {}
         for batch, weights in microbatches(self.algorithm, minibatch, self.micro_units):
             outputs = self.forward(batch)
@@ -101,6 +104,9 @@ class GradientStep(Generic[BatchT]):
             for name, value in named.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
         return {name: value.item() for name, value in sums.items()}
+
+    def _without_gradient(self, minibatch: BatchT) -> Outputs:
+        return forward_in_parts(self.forward, minibatch, self.micro_units)
 
     def _require_finite(self, value: Tensor, what: str, step: int) -> None:
         if not bool(torch.isfinite(value).all()):
@@ -122,11 +128,23 @@ class GradientStep(Generic[BatchT]):
 def microbatches(algorithm: Algorithm[BatchT], minibatch: BatchT, micro_units: int) -> "list[tuple[BatchT, Tensor]]":
     """Split a minibatch into microbatches with their share of its weights, units kept whole."""
     weights = algorithm.weights(minibatch)
-    rows_per_unit = algorithm.rows_per_unit
-    rows_per_weight = minibatch.rows // weights.shape[0]
-    parts = []
-    for start in range(0, minibatch.rows, micro_units * rows_per_unit):
-        stop = min(start + micro_units * rows_per_unit, minibatch.rows)
-        share = weights[start // rows_per_weight : stop // rows_per_weight]
-        parts.append((minibatch.select(slice(start, stop)), share))
-    return parts
+    by_row = weights.shape[0] == minibatch.rows
+    return [
+        (minibatch.select(rows), weights[rows if by_row else units])
+        for units, rows in unit_slices(minibatch, micro_units)
+    ]
+
+
+def unit_slices(batch: Batch, units: int) -> list[tuple[slice, slice]]:
+    """Consecutive stretches of `units` units: which units, and which rows those are."""
+    ends = [0, *accumulate(batch.unit_sizes)]
+    count = len(ends) - 1
+    stops = [min(start + units, count) for start in range(0, count, units)]
+    return [(slice(start, stop), slice(ends[start], ends[stop])) for start, stop in pairwise([0, *stops])]
+
+
+@torch.no_grad()
+def forward_in_parts(forward: Callable[[BatchT], Outputs], batch: BatchT, units: int) -> Outputs:
+    """The outputs of a whole batch, computed in microbatches without gradient."""
+    parts = [forward(batch.select(rows)) for _, rows in unit_slices(batch, units)]
+    return Outputs(**{item.name: torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Outputs)})

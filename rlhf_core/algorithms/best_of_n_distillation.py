@@ -1,0 +1,25 @@
+"""Best-of-N distillation: supervised fine-tuning on the best of N samples. Seed S3 ("select the best").
+
+Sample N responses per prompt from the SFT model, keep the one the reward model scores highest, and train the SFT
+model on those by cross-entropy; known as rejection-sampling fine-tuning (Touvron et al. 2023, arXiv:2307.09288,
+sec. 3.2.3).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rlhf_core.algorithms.sft import SFT
+from rlhf_core.fields import check_bounds, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfNDistillation(SFT):
+    """SFT's loss; what differs is the data."""
+
+    best_of: int = setting(8, "N, responses sampled per prompt, of which the best is kept", ge=2)
+    prompts: int = setting(512, "prompts to sample on", ge=1)
+
+    data: ClassVar[str] = "best_of_n"
+
+    def __post_init__(self) -> None:
+        check_bounds(self)

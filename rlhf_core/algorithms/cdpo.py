@@ -1,0 +1,31 @@
+"""cDPO: conservative DPO. Mitchell 2023, "A note on DPO with noisy preferences", eq. 1; seed S4.
+
+DPO with each label taken to be flipped with probability ε: L = (1 - ε) L_DPO(y_w, y_l) + ε L_DPO(y_l, y_w). The
+margin has a finite optimum, log((1 - ε)/ε) on a pair that is always labelled alike.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rlhf_core.algorithms.pairs import PairAlgorithm
+from rlhf_core.batch import Batch, Outputs
+from rlhf_core.fields import check_bounds, setting
+from rlhf_core.losses import dpo, smoothed
+
+
+@dataclass(frozen=True, kw_only=True)
+class CDPO(PairAlgorithm):
+    """DPO with smoothed labels."""
+
+    beta: float = setting(0.1, "weight of the KL to the reference model, as in DPO", gt=0)
+    label_smoothing: float = setting(0.1, "ε, probability that a label is wrong", gt=0, lt=0.5)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Eq. 1 per pair, (N,)."""
+        logratios = self.logratios(outputs, batch)
+        labels = smoothed(batch.labels[0::2], self.label_smoothing)
+        return dpo(logratios[0::2], logratios[1::2], self.beta, labels)

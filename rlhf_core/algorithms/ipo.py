@@ -1,0 +1,35 @@
+"""IPO: Identity Preference Optimization. Azar et al. 2023, arXiv:2310.12036, eq. 17; seed S4.
+
+L = (h - 1/(2τ))² with h = log π_θ(y_w)/π_ref(y_w) - log π_θ(y_l)/π_ref(y_l), summed over tokens as in the paper. Its
+optimum is π_ref exp(E_{y'~μ} p(y ≻ y')/τ), not π*: it follows how often a response wins, not by how much.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rlhf_core.algorithms.pairs import PairAlgorithm
+from rlhf_core.batch import Batch, Outputs
+from rlhf_core.fields import check_bounds, setting
+from rlhf_core.losses import ipo
+
+
+@dataclass(frozen=True, kw_only=True)
+class IPO(PairAlgorithm):
+    """Eq. 17."""
+
+    beta: float = setting(0.1, "τ of the paper, weight of the KL to the reference model", gt=0)
+    per_token: bool = setting(False, "divide each log-ratio by its length, as later code does; not the paper's")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Eq. 17 per pair, (N,)."""
+        logratios = self.logratios(outputs, batch)
+        return ipo(logratios[0::2], logratios[1::2], self.beta, batch.labels[0::2])
+
+    def logratios(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """log π_θ(y|x) - log π_ref(y|x), (B,); policy and reference are divided alike if per token (pitfall 22)."""
+        logratios = super().logratios(outputs, batch)
+        return logratios / batch.lengths if self.per_token else logratios

@@ -1,0 +1,62 @@
+"""KTO: Kahneman-Tversky Optimization on unpaired data. Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7-8; seed S3.
+
+With r = log π_θ(y|x)/π_ref(y|x): L = λ_D (1 - σ(β (r - z_0))) for a good response, λ_U (1 - σ(β (z_0 - r))) for a
+bad one. The reference point z_0 = max(0, mean r over mismatched pairs of the whole minibatch), without gradient.
+
+Units are (the labelled row, a mismatched row: the same prompt with the response to another prompt).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from rlhf_core.algorithms.base import Algorithm
+from rlhf_core.batch import Batch, Outputs
+from rlhf_core.fields import check_bounds, setting
+from rlhf_core.losses import kto
+from rlhf_core.reductions import sequence_sum, unit_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class KTO(Algorithm[Batch]):
+    """Labels are 1 for good, 0 for bad; `margins` hold z_0."""
+
+    beta: float = setting(0.1, "β, how sharply a log-ratio is judged (sec. 4.2)", gt=0)
+    desirable_weight: float = setting(1.0, "λ_D, weight of good responses (sec. 4.2)", gt=0)
+    undesirable_weight: float = setting(1.0, "λ_U, weight of bad responses (sec. 4.2)", gt=0)
+
+    data: ClassVar[str] = "unpaired"
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    def prepare(self, batch: Batch, forward: Callable[[Batch], Outputs]) -> Batch:
+        """The labelled rows alone, with z_0 from the mismatched ones as their margin."""
+        mismatched = batch.select(slice(1, None, 2))
+        reference_point = self._logratios(forward(mismatched), mismatched).mean().clamp(min=0)
+        labelled = batch.select(slice(0, None, 2))
+        return replace(labelled, margins=reference_point.expand(labelled.rows))
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Eq. 7, (B,)."""
+        values = kto(self._logratios(outputs, batch), batch.margins, batch.labels, self.beta)
+        good = batch.labels > 0.5
+        return values * good * self.desirable_weight + values * ~good * self.undesirable_weight
+
+    def weights(self, batch: Batch) -> Tensor:
+        """One response, one vote, (B,)."""
+        return unit_mean(batch.rows, batch.input_ids.device)
+
+    def statistics(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """The reference point, and the mean implicit reward with its sign turned for bad responses, (B,)."""
+        implicit = self.beta * self._logratios(outputs, batch).detach()
+        return {
+            "reference_point": batch.margins,
+            "implicit_reward": implicit,
+            "margin": implicit * (2 * batch.labels - 1),
+        }
+
+    def _logratios(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return sequence_sum(outputs.logprobs - batch.ref_logprobs, batch.response_mask)

@@ -1,0 +1,87 @@
+"""PPO-penalty: PPO with an adaptive penalty on the size of the update. Schulman et al. 2017, arXiv:1707.06347, sec. 4.
+
+Maximise ρ Â - β_old KL(π_old‖π_θ); after each rollout's updates β_old halves if that KL < d/1.5 and doubles if it is
+> 1.5 d. The KL to the reference stands in the token reward, as in PPO.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from torch import Tensor
+
+from rlhf_core.advantages import token_rewards, with_gae
+from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
+from rlhf_core.batch import Outputs, Rollout
+from rlhf_core.fields import check_bounds, setting
+from rlhf_core.kl import kl_k1, kl_k3
+from rlhf_core.losses import surrogate, value_loss
+from rlhf_core.reductions import token_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOPenalty(OnPolicyAlgorithm):
+    """The unclipped surrogate less the KL to the policy that sampled."""
+
+    group_size: int = setting(1, "responses sampled per prompt", ge=1)
+    kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", ge=0)
+    penalty: float = setting(1.0, "β_old at the start, weight of KL(π_old‖π_θ)", gt=0)
+    penalty_min: float = setting(1e-2, "β_old never falls below it, so that no step is unbounded", gt=0)
+    update_target: float = setting(0.01, "d, nats per token between two rollouts' policies (table 1)", gt=0)
+    value_coef: float = setting(0.1, "c_V, weight of the critic's loss (Ziegler et al.)", ge=0)
+    critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
+    gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
+    lam: float = setting(0.95, "λ of GAE (table 3)", ge=0, le=1)
+    whiten_advantages: bool = setting(True, "scale advantages to mean 0 and variance 1 over the rollout")
+
+    data: ClassVar[str] = "rollouts"
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.penalty < self.penalty_min:
+            raise ValueError(f"penalty {self.penalty} is below penalty_min {self.penalty_min}; raise it")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """A critic, and the KL to the policy that sampled after the last update."""
+        return frozenset({"critic", "final_kl"})
+
+    def initial_state(self) -> State:
+        """β_old."""
+        return {"penalty": self.penalty}
+
+    def at(self, state: State) -> Self:
+        """With the β_old that has been reached."""
+        return replace(self, penalty=state["penalty"])
+
+    def targets(self, rollout: Rollout, state: State) -> Rollout:
+        """r̃_t, GAE over it, and the returns, as in PPO."""
+        kl = kl_k1(rollout.old_logprobs, rollout.ref_logprobs)
+        rewards = token_rewards(rollout.scores, kl, self.kl_coef, rollout.response_mask)
+        return with_gae(rollout, rewards, self.gamma, self.lam, whitened=self.whiten_advantages)
+
+    def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
+        """-ρ Â + β_old KL(π_old‖π_θ) + c_V (V - G)², (B, R). Eq. 8; k3 is exact in expectation under π_old."""
+        update_kl = kl_k3(batch.old_logprobs, outputs.logprobs)
+        critic = value_loss(outputs.values, batch.old_values, batch.returns, None)
+        policy = surrogate(outputs.logprobs, batch.old_logprobs, batch.advantages)
+        return policy + self.penalty * update_kl + self.value_coef * critic
+
+    def weights(self, batch: Rollout) -> Tensor:
+        """One token, one vote, (B, R)."""
+        return token_mean(batch.response_mask, batch.row_weights)
+
+    def statistics(self, outputs: Outputs, batch: Rollout) -> dict[str, Tensor]:
+        """Size of the update and value error, (B, R)."""
+        return {
+            "update_kl": kl_k3(batch.old_logprobs, outputs.logprobs).detach(),
+            "value_loss": (outputs.values - batch.returns).detach().square(),
+        }
+
+    def next_state(self, state: State, metrics: dict[str, float], responses: int) -> State:
+        """Half of β_old if the update stayed under d/1.5, double if it went over 1.5 d."""
+        penalty, kl = state["penalty"], metrics["final_kl_per_token"]
+        if kl < self.update_target / 1.5:
+            penalty = max(penalty / 2, self.penalty_min)
+        elif kl > self.update_target * 1.5:
+            penalty *= 2
+        return {"penalty": penalty}

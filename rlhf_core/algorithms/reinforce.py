@@ -1,0 +1,118 @@
+"""REINFORCE with each weight Ψ and baseline. Williams 1992; Schulman et al. 2015, arXiv:1506.02438, eq. 1; seed S3.
+
+∇J = E Σ_t ∇log π(a_t|s_t) Ψ_t, with the KL to the reference in the token reward r̃_t. Ψ_t is
+
+    return          R(τ) = Σ_t r̃_t        seed S3's first form
+    reward_to_go    G_t = Σ_{i>=t} r̃_i     (seed S3 prints the sum from 0)
+    q               r̃_t + γ V_{t+1}
+    advantage       Â_t of GAE              (seed S4 prints Q / V; it is Q - V)
+    td_residual     δ_t = r̃_t + γ V_{t+1} - V_t
+
+and the baseline, subtracted from the first two, is none, the batch's mean, a running mean over earlier rollouts, the
+mean of the group's other responses (leave-one-out) or the critic's V_t. G_t - b is S3's sixth form.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from rlhf_core.advantages import gae, leave_one_out, returns_to_go, token_rewards
+from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
+from rlhf_core.batch import Outputs, Rollout
+from rlhf_core.fields import check_bounds, setting
+from rlhf_core.kl import kl_k1
+from rlhf_core.losses import policy_gradient, value_loss
+from rlhf_core.reductions import fixed_length, sequence_sum
+
+Weight = Literal["return", "reward_to_go", "q", "advantage", "td_residual"]
+Baseline = Literal["none", "batch_mean", "running_mean", "leave_one_out", "critic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinforce(OnPolicyAlgorithm):
+    """-Ψ_t log π(a_t|s_t), summed over tokens, then the mean over responses."""
+
+    weight: Weight = setting("reward_to_go", "Ψ_t")
+    baseline: Baseline = setting("batch_mean", "b, for weights return and reward_to_go; the others have V in them")
+    group_size: int = setting(1, "responses sampled per prompt", ge=1)
+    kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", ge=0)
+    momentum: float = setting(0.9, "of the running mean: share that earlier rollouts keep", ge=0, lt=1)
+    gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
+    lam: float = setting(0.95, "λ of GAE, for weight advantage", ge=0, le=1)
+    value_coef: float = setting(0.1, "weight of the critic's loss", ge=0)
+    critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
+    length: int = setting(64, "a constant that the sum over tokens is divided by, to keep the loss's scale", ge=1)
+
+    data: ClassVar[str] = "rollouts"
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.weight in ("q", "advantage", "td_residual") and self.baseline != "critic":
+            raise ValueError(f"weight {self.weight} is made of the critic's values; set baseline to critic")
+        if self.baseline == "leave_one_out" and self.group_size < 2:
+            raise ValueError("leave_one_out needs other responses to the prompt; set group_size to 2 or more")
+        defaults = {
+            "momentum": self.baseline == "running_mean",
+            "lam": self.weight == "advantage",
+            "value_coef": self.baseline == "critic",
+            "critic_learning_rate": self.baseline == "critic",
+        }
+        for name, used in defaults.items():
+            if not used and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"{name} has no effect with weight {self.weight} and baseline {self.baseline}; leave it out"
+                )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The critic where Ψ has one."""
+        return frozenset({"critic"}) if self.baseline == "critic" else frozenset()
+
+    def initial_state(self) -> State:
+        """The running mean of the return; 0 before the first rollout."""
+        return {"running_mean": 0.0} if self.baseline == "running_mean" else {}
+
+    def targets(self, rollout: Rollout, state: State) -> Rollout:
+        """Ψ_t as the advantage, and the returns that a critic is fitted to."""
+        kl = kl_k1(rollout.old_logprobs, rollout.ref_logprobs)
+        rewards = token_rewards(rollout.scores, kl, self.kl_coef, rollout.response_mask)
+        weights, returns = self._weights(rollout, rewards, state)
+        return rollout.with_targets(advantages=weights * rollout.response_mask, returns=returns, rewards=rewards)
+
+    def _weights(self, rollout: Rollout, rewards: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        mask, values = rollout.response_mask, rollout.old_values
+        if self.weight in ("q", "advantage", "td_residual"):
+            lam = self.lam if self.weight == "advantage" else 0.0
+            advantages, returns = gae(rewards, values, mask, self.gamma, lam)
+            return (returns if self.weight == "q" else advantages), returns
+        to_go = returns_to_go(rewards, mask, self.gamma)
+        psi = to_go if self.weight == "reward_to_go" else to_go[:, :1].expand_as(to_go)
+        return psi - self._baseline(rollout, rewards, state), to_go
+
+    def _baseline(self, rollout: Rollout, rewards: Tensor, state: State) -> Tensor | float:
+        total = sequence_sum(rewards, rollout.response_mask)
+        if self.baseline == "critic":
+            return rollout.old_values
+        if self.baseline == "leave_one_out":
+            return leave_one_out(total, self.group_size)[:, None]
+        if self.baseline == "batch_mean":
+            return ((total * rollout.row_weights).sum() / rollout.row_weights.sum()).item()
+        return state["running_mean"] if self.baseline == "running_mean" else 0.0
+
+    def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
+        """-Ψ_t log π(a_t|s_t), and the critic's squared error where there is one, (B, R)."""
+        loss = policy_gradient(outputs.logprobs, batch.advantages)
+        if self.baseline != "critic":
+            return loss
+        return loss + self.value_coef * value_loss(outputs.values, batch.old_values, batch.returns, None)
+
+    def weights(self, batch: Rollout) -> Tensor:
+        """Σ_t / length, mean over responses, (B, R): weights that don't depend on a response's length."""
+        return fixed_length(batch.response_mask, self.length, batch.row_weights)
+
+    def next_state(self, state: State, metrics: dict[str, float], responses: int) -> State:
+        """The running mean, moved towards this rollout's mean return."""
+        if self.baseline != "running_mean":
+            return state
+        return {"running_mean": self.momentum * state["running_mean"] + (1 - self.momentum) * metrics["return"]}

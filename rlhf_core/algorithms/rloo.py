@@ -1,0 +1,66 @@
+"""RLOO: REINFORCE with a leave-one-out baseline. Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, eq. 6.
+
+A response's advantage is its return, the KL to the reference included, less the mean return of the other responses to
+the prompt; a response is one action. The ratio of whole responses is clipped as in PPO, which changes nothing as long
+as each rollout makes one step.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rlhf_core.advantages import leave_one_out, token_rewards, whiten
+from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
+from rlhf_core.batch import Outputs, Rollout
+from rlhf_core.fields import check_bounds, setting
+from rlhf_core.kl import kl_k1
+from rlhf_core.losses import clipped_surrogate
+from rlhf_core.reductions import sequence_sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLOO(OnPolicyAlgorithm):
+    """One number per response."""
+
+    group_size: int = setting(4, "k, responses sampled per prompt (sec. 4)", ge=2)
+    kl_coef: float = setting(0.03, "β, weight of the KL to the reference in the return (appendix B)", ge=0)
+    clip: float = setting(0.2, "ε of the clipped ratio of whole responses; PPO's usual value", gt=0, lt=1)
+    normalize_advantages: bool = setting(False, "divide advantages, less their mean, by their std + ε over the rollout")
+    std_eps: float = setting(1e-4, "ε added to that std", gt=0)
+
+    data: ClassVar[str] = "rollouts"
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if not self.normalize_advantages and self.std_eps != type(self).std_eps:
+            raise ValueError("std_eps has no effect while normalize_advantages is false; leave it out")
+
+    def targets(self, rollout: Rollout, state: State) -> Rollout:
+        """R_i less the mean of the other R_j of its group."""
+        mask = rollout.response_mask
+        kl = kl_k1(rollout.old_logprobs, rollout.ref_logprobs)
+        rewards = token_rewards(rollout.scores, kl, self.kl_coef, mask)
+        returns = sequence_sum(rewards, mask)
+        advantages = returns - leave_one_out(returns, self.group_size)
+        if self.normalize_advantages:
+            advantages = whiten(advantages, rollout.row_weights, std_eps=self.std_eps)
+        return rollout.with_targets(advantages=advantages[:, None] * mask, rewards=rewards)
+
+    def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
+        """-min(ρ Â, clip(ρ) Â) with ρ = π_θ(y|x)/π_old(y|x), (B,)."""
+        mask = batch.response_mask
+        logprobs, old_logprobs = sequence_sum(outputs.logprobs, mask), sequence_sum(batch.old_logprobs, mask)
+        return clipped_surrogate(logprobs, old_logprobs, batch.advantages[:, 0], self.clip)
+
+    def weights(self, batch: Rollout) -> Tensor:
+        """One response, one vote, (B,)."""
+        return batch.row_weights / batch.row_weights.sum()
+
+    def statistics(self, outputs: Outputs, batch: Rollout) -> dict[str, Tensor]:
+        """Size of the update in nats per response, and share of clipped responses, (B,)."""
+        logratio = sequence_sum(outputs.logprobs - batch.old_logprobs, batch.response_mask).detach()
+        return {
+            "clip_fraction": ((logratio.exp() - 1).abs() > self.clip).float(),
+            "update_kl": logratio.exp() - 1 - logratio,
+        }

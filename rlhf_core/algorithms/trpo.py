@@ -1,0 +1,70 @@
+"""TRPO: Trust Region Policy Optimization. Schulman et al. 2015, arXiv:1502.05477, eq. 14 and sec. 6; seeds S2-S4.
+
+Maximise E[ρ Â] subject to mean KL(π_old‖π_θ) <= δ, by `rlhf_core.loops.trust_region`: one natural-gradient step per
+rollout, accepted only if the surrogate rises and the KL holds; otherwise the weights stay and the failure is counted.
+(Seed S2 has the KL the other way round.) AdamW trains the critic only. The KL to the reference stands in the token
+reward, as in PPO.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rlhf_core.advantages import token_rewards, with_gae
+from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
+from rlhf_core.batch import Outputs, Rollout
+from rlhf_core.fields import check_bounds, setting
+from rlhf_core.kl import kl_k1
+from rlhf_core.losses import surrogate, value_loss
+from rlhf_core.reductions import token_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRPO(OnPolicyAlgorithm):
+    """The surrogate for the policy's step, the squared error for the critic's."""
+
+    group_size: int = setting(1, "responses sampled per prompt", ge=1)
+    kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", ge=0)
+    max_kl: float = setting(0.01, "δ, nats per token between two rollouts' policies (table 2); follows schedule", gt=0)
+    cg_iterations: int = setting(10, "iterations of conjugate gradient (appendix C)", ge=1)
+    cg_damping: float = setting(0.1, "added to the diagonal of the Fisher matrix", ge=0)
+    fisher_fraction: float = setting(
+        0.1, "share of the rollout's responses that Fisher-vector products are made of (appendix C)", gt=0, le=1
+    )
+    line_search_steps: int = setting(10, "step lengths tried, each half of the last", ge=1)
+    gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
+    lam: float = setting(0.95, "λ of GAE", ge=0, le=1)
+    whiten_advantages: bool = setting(True, "scale advantages to mean 0 and variance 1 over the rollout")
+
+    data: ClassVar[str] = "rollouts"
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """A critic, and the natural-gradient step for the policy."""
+        return frozenset({"critic", "trust_region"})
+
+    def targets(self, rollout: Rollout, state: State) -> Rollout:
+        """r̃_t, GAE over it, and the returns, as in PPO."""
+        kl = kl_k1(rollout.old_logprobs, rollout.ref_logprobs)
+        rewards = token_rewards(rollout.scores, kl, self.kl_coef, rollout.response_mask)
+        return with_gae(rollout, rewards, self.gamma, self.lam, whitened=self.whiten_advantages)
+
+    def surrogate_losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
+        """-ρ Â, (B, R). Eq. 14."""
+        return surrogate(outputs.logprobs, batch.old_logprobs, batch.advantages)
+
+    def surrogate_weights(self, batch: Rollout) -> Tensor:
+        """One token, one vote, for surrogate and KL alike, (B, R)."""
+        return token_mean(batch.response_mask, batch.row_weights)
+
+    def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
+        """The critic's (V - G)², (B, R)."""
+        return value_loss(outputs.values, batch.old_values, batch.returns, None)
+
+    def weights(self, batch: Rollout) -> Tensor:
+        """One token, one vote, (B, R)."""
+        return token_mean(batch.response_mask, batch.row_weights)

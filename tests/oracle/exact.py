@@ -1,0 +1,125 @@
+"""Enumeration in place of the sampler, and the exact critic; everything else is the product's own loop."""
+
+import itertools
+from math import factorial, prod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from oracle.problem import Problem, table_reward, tokenizer
+from rlhf_core.algorithms.base import OnPolicyAlgorithm
+from rlhf_core.device import make_accelerator
+from rlhf_core.forward import response_logprobs
+from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
+from rlhf_core.loops.run import Run
+from rlhf_core.resume import ResumeStore
+from rlhf_core.rewards import WeightedSum
+from rlhf_core.sampling import Sampler
+
+WHOLE = 10**6  # rows of a minibatch that holds everything
+
+
+class ExactCritic(nn.Module):
+    """V(s) under the present policy, a table from prefix to value; `refresh` fills it. Nothing here is trained."""
+
+    def __init__(self, problem: Problem, kl_coef: float) -> None:
+        super().__init__()
+        self.problem, self.kl_coef = problem, kl_coef
+        self.table: dict[tuple[int, ...], float] = {}
+        self.nothing = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def refresh(self, policy, reference) -> None:
+        """V(s) = E[Σ_{i>=t} r̃_i | s], by summing over every response."""
+        self.table = {}
+        mass: dict[tuple[int, ...], float] = {}
+        for number in range(self.problem.prompts):
+            batch = self.problem.batch(number)
+            old, ref = response_logprobs(policy, batch), response_logprobs(reference, batch)
+            rewards = -self.kl_coef * (old - ref)
+            for row, response in enumerate(self.problem.responses()):
+                probability = old[row].sum().exp().item()
+                steps = rewards[row, : len(response)].tolist()
+                steps[-1] += self.problem.rewards()[number, row].item()
+                for t in range(len(response)):
+                    state = (number, *response[:t])
+                    mass[state] = mass.get(state, 0.0) + probability
+                    self.table[state] = self.table.get(state, 0.0) + probability * sum(steps[t:])
+        self.table = {state: value / mass[state] for state, value in self.table.items()}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """(B, P+R): at each column the value of the state that ends there; 0 for what is no state."""
+        values = [
+            [self.table.get(tuple(row[: column + 1]), 0.0) for column in range(len(row))] for row in input_ids.tolist()
+        ]
+        return torch.tensor(values, dtype=torch.float64) + 0 * self.nothing
+
+
+class Enumerated(OnlineTraining):
+    """The loop with every group of responses in place of sampled ones, each with its probability as row weight."""
+
+    problem: Problem
+
+    def draw(self, prompts):
+        """Every group of G responses to each prompt; groups that differ in order only stand for each other."""
+        size, responses = self.algorithm.group_size, self.problem.responses()
+        if isinstance(self.critic, ExactCritic):
+            self.critic.refresh(self.policy, self.reference)
+        repeated, drawn, weights = [], [], []
+        for prompt in prompts:
+            logprobs = response_logprobs(self.policy, self.problem.batch(prompt.ids[0])).sum(-1)
+            for group in itertools.combinations_with_replacement(range(len(responses)), size):
+                repeated += [prompt] * size
+                drawn += [responses[member] for member in group]
+                weights += [orders(group) * logprobs[list(group)].sum().exp()] * size
+        return repeated, drawn, torch.stack(weights) * (len(weights) / len(prompts) / size)
+
+
+def orders(group) -> int:
+    """In how many orders a group can be drawn: G! / Π (how often each member is in it)!."""
+    return factorial(len(group)) // prod(factorial(group.count(member)) for member in set(group))
+
+
+class SampledTraining(OnlineTraining):
+    """The loop as it is; only an exact critic is refreshed before each rollout."""
+
+    problem: Problem
+
+    def draw(self, prompts):
+        """As the loop does."""
+        if isinstance(self.critic, ExactCritic):
+            self.critic.refresh(self.policy, self.reference)
+        return super().draw(prompts)
+
+
+def make_training(
+    problem: Problem, algorithm: OnPolicyAlgorithm, *, sampled: bool, seed: int = 0, **settings
+) -> OnlineTraining:
+    """A training of the product's loop, enumerated or sampled, that starts from the reference policy.
+
+    An enumerated one takes `steps` steps, each on every group to both prompts.
+    """
+    if not sampled:
+        size = algorithm.group_size * problem.prompts
+        settings = {"rollout_size": size, "minibatch_size": WHOLE, "micro_batch_size": WHOLE, "epochs": 1} | settings
+    config = OnlineConfig(snapshots=0, resume_every=WHOLE, **settings)
+    critic = Critic(ExactCritic(problem, kl_in_reward(algorithm)), 1e-3) if "critic" in algorithm.needs else None
+    prompts = problem.all_prompts() * (config.rollout_size // (algorithm.group_size * problem.prompts))
+    kind = SampledTraining if sampled else Enumerated
+    training = kind(
+        make_accelerator("cpu", "fp32", 1),
+        Models(problem.reference(), problem.reference(), critic, tokenizer()),
+        algorithm,
+        WeightedSum([("table", 1.0, table_reward(problem))]),
+        prompts,
+        Sampler(problem.longest, (problem.end,), 0),
+        config,
+        Run(seed=seed, name="oracle", resume=ResumeStore(Path("nowhere"))),
+    )
+    training.problem = problem
+    return training
+
+
+def kl_in_reward(algorithm: OnPolicyAlgorithm) -> float:
+    """β as far as it stands in the token reward: part of what a critic has to know."""
+    return algorithm.kl_coef if getattr(algorithm, "kl_in", "reward") == "reward" else 0.0

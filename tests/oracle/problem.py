@@ -1,0 +1,131 @@
+"""Problems small enough to enumerate: a few tokens with an end, short responses, a table of rewards.
+
+The model is a real transformers model (GPT-2, because Llama computes its norms in float32 whatever the weights are),
+in float64; prompts, sampler, loops and losses are those that train real models.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config
+
+import tiny
+from rlhf_core.batch import Batch, Example, Unit, collate
+from rlhf_core.forward import response_logprobs
+from rlhf_core.models import new_policy
+from rlhf_core.tokens import Prompt
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`words` tokens besides the end token, responses of at most `longest` tokens, two prompts of one token each.
+
+    Rewards are drawn once per prompt and response. Responses that were cut off are responses of their own.
+    """
+
+    words: int
+    longest: int
+    beta: float
+    seed: int = 0
+    prompts: int = 2
+
+    @property
+    def end(self) -> int:
+        """The end token, the last of the vocabulary. Padding is token 0, which the mask hides."""
+        return self.words
+
+    def responses(self) -> list[list[int]]:
+        """Every response, shorter ones first."""
+        found = []
+        for length in range(1, self.longest + 1):
+            for start in itertools.product(range(self.words), repeat=length - 1):
+                last = range(self.words + 1) if length == self.longest else [self.end]
+                found += [[*start, token] for token in last]
+        return found
+
+    def prompt(self, number: int) -> Prompt:
+        """The prompt that is token `number`."""
+        return Prompt([{"role": "user", "content": str(number)}], [number])
+
+    def all_prompts(self) -> list[Prompt]:
+        """Both prompts."""
+        return [self.prompt(number) for number in range(self.prompts)]
+
+    def rewards(self) -> Tensor:
+        """r(x, y), (prompts, responses)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.rand(self.prompts, len(self.responses()), generator=generator, dtype=torch.float64) * 2 - 1
+
+    def batch(self, number: int) -> Batch:
+        """Every response to one prompt."""
+        return collate([Example([number], response) for response in self.responses()], 0)
+
+    def model(self, seed: int):
+        """A small GPT-2 in float64, far from uniform."""
+        config = GPT2Config(
+            vocab_size=self.words + 1,
+            n_embd=32,
+            n_layer=2,
+            n_head=2,
+            n_positions=8,
+            initializer_range=0.2,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=self.end,
+            tie_word_embeddings=False,
+        )
+        torch.manual_seed(seed)
+        return new_policy(config).double().eval()
+
+    def reference(self):
+        """π_ref, from which every policy starts."""
+        return self.model(1)
+
+    def logprobs(self, policy) -> Tensor:
+        """log π(y|x) of every response, (prompts, responses)."""
+        return torch.stack([response_logprobs(policy, self.batch(n)).sum(-1) for n in range(self.prompts)])
+
+    def optimum(self) -> Tensor:
+        """log π*(y|x) with π* ∝ π_ref exp(r/β), (prompts, responses)."""
+        return (self.logprobs(self.reference()) + self.rewards() / self.beta).log_softmax(-1)
+
+
+# Two tokens and an end, up to three steps: 15 responses, 225 groups of two. Seed and β are chosen so that every wrong
+# optimum that a KL in the wrong place leads to lies at least 0.05 nats from π*; tests/test_oracle.py holds them to it.
+PROBLEM = Problem(words=2, longest=3, beta=0.4, seed=41)
+
+
+def kl(first: Tensor, second: Tensor) -> float:
+    """KL(first ‖ second) in nats per response, the mean over prompts; both are log-probabilities."""
+    return (first.exp() * (first - second)).sum(-1).mean().item()
+
+
+def table_reward(problem: Problem):
+    """A Reward that reads r(x, y) off the table by the sampled ids."""
+    index = {tuple(response): number for number, response in enumerate(problem.responses())}
+    rewards = problem.rewards()
+
+    def reward(sampled) -> Tensor:
+        rows = zip(sampled.prompts, sampled.batch.response_ids, sampled.batch.lengths.long(), strict=True)
+        values = [rewards[prompt.ids[0], index[tuple(ids[:length].tolist())]] for prompt, ids, length in rows]
+        return torch.stack(values)
+
+    return reward
+
+
+def tokenizer():
+    """Any tokenizer: texts are decoded by the loop and looked at by nobody."""
+    return tiny.tiny_tokenizer()
+
+
+def all_pairs(problem: Problem, link) -> list[Unit]:
+    """Every pair of responses to each prompt, labelled with the exact probability `link`(r_1 − r_2)."""
+    units: list[Unit] = []
+    for number, rewards in enumerate(problem.rewards().tolist()):
+        rated = zip(problem.responses(), rewards, strict=True)
+        for (first, better), (second, worse) in itertools.combinations(rated, 2):
+            label = link(torch.tensor(better - worse, dtype=torch.float64)).item()
+            units.append((Example([number], first, label=label), Example([number], second, label=1 - label)))
+    return units

@@ -1,0 +1,110 @@
+"""Reward models fitted on exact probabilities of their own link: do they recover r*, up to a constant per prompt?"""
+
+import itertools
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oracle.methods import FAST
+from oracle.problem import PROBLEM, all_pairs, tokenizer
+from rlhf_core.algorithms.bradley_terry import BradleyTerry
+from rlhf_core.algorithms.likert import Likert
+from rlhf_core.algorithms.ranking import BestOfNChoice, PlackettLuce, RankingPairs
+from rlhf_core.algorithms.thurstone import Thurstone
+from rlhf_core.batch import Example, Unit
+from rlhf_core.device import make_accelerator
+from rlhf_core.forward import score_outputs
+from rlhf_core.loops.offline import OfflineConfig, train_offline
+from rlhf_core.loops.run import Run
+from rlhf_core.models import new_scalar_model, save_policy
+from rlhf_core.resume import ResumeStore
+
+STEPS = 300
+# Three responses with exp(r) = 1, 1, 2: every order, and every choice, has a probability that is a fraction of 12.
+SHARES, ORDERS = (1, 1, 2), 12
+
+
+def normal(difference: Tensor) -> Tensor:
+    """Φ, Thurstone's link."""
+    return torch.special.ndtr(difference)
+
+
+def orders(*, whole: bool) -> list[Unit]:
+    """Each order of the three as often in 12 as Plackett–Luce says; or, not whole, each choice of the best."""
+    units: list[Unit] = []
+    for number in range(PROBLEM.prompts):
+        for order in itertools.permutations(range(3)):
+            first, second, _ = (SHARES[item] for item in order)
+            count = ORDERS * first * second // (sum(SHARES) * (sum(SHARES) - first))
+            ranks = {item: rank for rank, item in enumerate(order, 1)}
+            if not whole:
+                ranks = {item: min(rank, 2) for item, rank in ranks.items()}
+            responses = PROBLEM.responses()[:3]
+            unit = tuple(Example([number], responses[item], label=float(ranks[item])) for item in range(3))
+            units += [unit] * count
+    return units
+
+
+def ratings() -> list[Unit]:
+    """Every response with its reward as its score."""
+    return [
+        (Example([number], response, label=reward),)
+        for number, rewards in enumerate(PROBLEM.rewards().tolist())
+        for response, reward in zip(PROBLEM.responses(), rewards, strict=True)
+    ]
+
+
+def fit(algorithm: Any, units: Sequence[Unit]) -> Tensor:
+    """Raw scores of every response after training, (prompts, responses)."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_policy(PROBLEM.reference(), tokenizer(), Path(folder), max_new_tokens=PROBLEM.longest)
+        torch.manual_seed(0)
+        model = new_scalar_model(folder).double()
+    count = len(units)
+    config = OfflineConfig(epochs=STEPS, batch_size=count, micro_batch_size=count, resume_every=10**6, **FAST)
+    run = Run(seed=0, name="oracle", resume=ResumeStore(Path("nowhere")))
+    accelerator = make_accelerator("cpu", "fp32", 1)
+    train_offline(accelerator, model, score_outputs, algorithm, units, [], config, run, 0)
+    with torch.no_grad():
+        return torch.stack([score_outputs(model, PROBLEM.batch(n)).scores for n in range(PROBLEM.prompts)])
+
+
+def off_by(scores: Tensor, rewards: Tensor) -> float:
+    """The largest deviation from r* after a constant per prompt."""
+    difference = scores - rewards
+    return (difference - difference.mean(-1, keepdim=True)).abs().max().item()
+
+
+def three() -> Tensor:
+    """r* of the three ranked responses."""
+    return torch.tensor(SHARES, dtype=torch.float64).log().expand(PROBLEM.prompts, 3)
+
+
+# Name -> (algorithm, units, bound on the largest error; None where a bias is expected).
+MODELS: dict[str, tuple[Any, Any, float | None]] = {
+    "Bradley–Terry, all pairs": (BradleyTerry(), lambda: all_pairs(PROBLEM, torch.sigmoid), 1e-3),
+    "Thurstone, all pairs": (Thurstone(), lambda: all_pairs(PROBLEM, normal), 1e-3),
+    "Likert": (Likert(), ratings, 1e-3),
+    "all pairs of a ranking of 3": (RankingPairs(), lambda: orders(whole=True), 1e-3),
+    "Plackett–Luce, K = 3": (PlackettLuce(), lambda: orders(whole=True), 1e-3),
+    "best of 3": (BestOfNChoice(), lambda: orders(whole=False), 1e-3),
+    "Bradley–Terry, smoothing ε = 0.1": (
+        BradleyTerry(label_smoothing=0.1),
+        lambda: all_pairs(PROBLEM, torch.sigmoid),
+        None,
+    ),
+    "Bradley–Terry, margin 0.5": (BradleyTerry(margin=0.5), lambda: all_pairs(PROBLEM, torch.sigmoid), None),
+}
+
+
+def recover(name: str) -> tuple[str, float, float | None]:
+    """(method, largest deviation from r*, bound)."""
+    algorithm, units, bound = MODELS[name]
+    scores = fit(algorithm, units())
+    if algorithm.data == "rankings":
+        return name, off_by(scores[:, :3], three()), bound
+    return name, off_by(scores, PROBLEM.rewards()), bound
