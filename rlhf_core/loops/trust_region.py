@@ -81,11 +81,10 @@ class TrustRegion:
         if not bool(gradient.any()):
             return metrics
         some = self._parts(rollout.select(slice(0, math.ceil(rollout.rows * self.algorithm.fisher_fraction))))
-        with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no second derivative
-            direction = conjugate_gradient(
-                lambda vector: self._fisher_product(some, vector), gradient, self.algorithm.cg_iterations
-            )
-            curvature = direction @ self._fisher_product(some, direction)
+        direction = conjugate_gradient(
+            lambda vector: self._fisher_product(some, vector), gradient, self.algorithm.cg_iterations
+        )
+        curvature = direction @ self._fisher_product(some, direction)
         full_step = direction * torch.sqrt(2 * limit / curvature)
         return metrics | self._line_search(parts, full_step, before, limit)
 
@@ -137,7 +136,8 @@ class TrustRegion:
         """(F + damping) v: at θ = θ_old the second derivative of KL(π_old‖π_θ) is the Fisher matrix."""
         product = self.algorithm.cg_damping * vector
         for batch, weights in parts:
-            logits = response_logits(self.policy, batch)
+            with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no second derivative
+                logits = response_logits(self.policy, batch)
             kl = exact_kl(logits.detach(), logits, self.temperature)
             mean = (kl.masked_fill(batch.response_mask == 0, 0.0) * weights).sum()
             slope = _flat(torch.autograd.grad(mean, self.parameters, create_graph=True))
