@@ -52,7 +52,9 @@ def page():
     assert CHROMIUM, "no Chromium here. Install it, on Debian: apt-get install chromium"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser.new_page(viewport={"width": 1280, "height": 900})
+        opened = browser.new_page(viewport={"width": 1280, "height": 900})
+        opened.set_default_timeout(2 * MINUTES)
+        yield opened
         browser.close()
 
 
@@ -74,9 +76,11 @@ def test_a_run_is_started_from_the_page_with_one_changed_parameter(served, page,
     fill(page, "name", "from-the-page")
     fill(page, "Beta", "0.25")
     page.screenshot(path=pictures / "prefect-form.png")
-    page.get_by_role("button", name="Submit").click()
-    page.goto(f"http://127.0.0.1:{prefect}/runs")
-    page.get_by_text("from-the-page").first.click(timeout=6 * MINUTES)
+    # To leave the page before the server has answered would cancel the request.
+    with page.expect_response(lambda answer: answer.url.endswith("/create_flow_run"), timeout=MINUTES) as created:
+        page.get_by_role("button", name="Submit").click()
+    assert created.value.ok, created.value.text()
+    page.goto(f"http://127.0.0.1:{prefect}/runs/flow-run/{created.value.json()['id']}")
     # Its title carries the state; the page follows the run by itself.
     page.get_by_text("Completed", exact=True).first.wait_for(timeout=6 * MINUTES)
     page.get_by_text("policy@dpo").first.wait_for(timeout=MINUTES)
