@@ -102,12 +102,19 @@ def chat(
 
 
 @app.command()
-def doctor(profile: Profile = "default", assignments: Assignments = None) -> None:
+def doctor(
+    profile: Profile = "default",
+    assignments: Assignments = None,
+    stage: Annotated[
+        str, typer.Option(help="Only what this stage checks in its model and data before it trains.", metavar="STAGE")
+    ] = "",
+) -> None:
     """Check versions, devices, data, disk and memory for a run before it starts."""
     root = _enter()
-    from flows.doctor import examine
+    from flows.doctor import examine, examine_stage
 
-    if not examine(root, profile, assignments or [], out):
+    chosen = assignments or []
+    if not (examine_stage(root, stage, profile, chosen, out) if stage else examine(root, profile, chosen, out)):
         raise typer.Exit(1)
 
 

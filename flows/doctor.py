@@ -5,7 +5,8 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
+from functools import partial
+from importlib import import_module, metadata
 from pathlib import Path
 
 import psutil
@@ -19,11 +20,14 @@ from flows.services import find
 from flows.workspace import head
 from rlhf_core.errors import UserError
 from tasks.params import Params, parse_override
+from tasks.preflight import Check
 from tasks.readers import read_rows
 from tasks.source import model_source
+from tasks.stage import quiet_libraries
 
 DISTRIBUTION = "rlhf-pipeline"
 GB = 1e9
+TRAINING_STAGES = ("base", "sft", "reward", "policy")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,37 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console) -> b
         needs = []
         findings.append(Finding("model", False, str(error)))
     return _show(findings, needs, _free_memory(params), out)
+
+
+def examine_stage(root: Path, stage: str, profile: str, assignments: list[str], out: Console) -> bool:
+    """Run the checks of one training stage on the data and models in this checkout; whether all passed.
+
+    Raises:
+        UserError: if the stage trains nothing, or what it reads is not there yet.
+    """
+    import torch
+
+    params = Changes(profile, dict(parse_override(text) for text in assignments)).resolve(root).params
+    os.chdir(root)
+    quiet_libraries()
+    torch.manual_seed(0)
+    findings = [_look(name, partial(_passed, check)) for name, check in _checks(stage, params)]
+    return _show(findings or [Finding(stage, True, "nothing is trained here")], [], 0, out)
+
+
+def _passed(check: Callable[[], None]) -> str:
+    check()
+    return "passed"
+
+
+def _checks(stage: str, params: Params) -> Iterator[Check]:
+    kind, _, name = stage.partition("@")
+    if (kind == "policy") != bool(name) or kind not in TRAINING_STAGES:
+        trained = ", ".join([*TRAINING_STAGES[:-1], *(f"policy@{name}" for name in params.policy.algorithms)])
+        raise UserError(f"--stage {stage} is no stage that trains. Choose from: {trained}.")
+    module = import_module(f"tasks.{kind}")
+    checks: Iterator[Check] = module.checks(params, name) if name else module.checks(params)
+    return checks
 
 
 def _environment(root: Path) -> Iterator[Finding]:

@@ -3,10 +3,10 @@
 from typing import Any
 
 from rlhf_core.device import make_accelerator
-from tasks.stage import Stage
+from tasks.params import Params
 
 
-def accelerator_of(stage: Stage) -> Any:
+def accelerator_of(params: Params) -> Any:
     """The Accelerator that params.yaml's section `run` asks for."""
-    run = stage.params.run
+    run = params.run
     return make_accelerator(run.device, run.precision, run.threads)

@@ -1,18 +1,22 @@
 """Stage `base`: a small language model trained from scratch on raw text, or a manifest naming the user's model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_core.algorithms.sft import SFT
 from rlhf_core.models import load_tokenizer, new_policy
 from rlhf_core.seeding import seed_everything
+from tasks.params import Params
+from tasks.preflight import ROWS, Check, policy_checks, prepared, require, run_checks
 from tasks.rows import demonstration_units
 from tasks.source import model_source
 from tasks.stage import Stage, main, open_stage, write_json
 from tasks.train import train_and_save_policy
 
 OUT = "models/base"
+THREADS = Path("data/prepared/threads.jsonl")
 
 
 def base() -> None:
@@ -22,26 +26,44 @@ def base() -> None:
         if source.config is None:
             write_json(stage.out(OUT) / "model.json", source.manifest())
         else:
+            run_checks("base", checks(stage.params))
             _train(stage, source.config)
 
 
-def _train(stage: Stage, config_file: Path) -> None:
-    params = stage.params
-    tokenizer = load_tokenizer("data/prepared/tokenizer")
-    config = AutoConfig.from_pretrained(
-        str(config_file),
+def checks(params: Params) -> Iterator[Check]:
+    """What is looked at before training; nothing where the user's own model is only named."""
+    require("base", "data/prepared")
+    source = model_source(params.model)
+    if source.config is not None:
+        tokenizer = load_tokenizer("data/prepared/tokenizer")
+        policy = prepared(params, new_policy(_config(source.config, tokenizer)))
+        rows = demonstration_units(THREADS, tokenizer, ROWS)
+        yield from policy_checks(params, policy, tokenizer, rows, params.base.learning_rate)
+
+
+def _config(file: Path, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The configuration in a file, with the tokenizer's vocabulary and special tokens."""
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        str(file),
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    return config
+
+
+def _train(stage: Stage, config_file: Path) -> None:
+    params = stage.params
+    tokenizer = load_tokenizer("data/prepared/tokenizer")
+    config = _config(config_file, tokenizer)
     seed_everything(params.run.seed, "base", "weights")
     train_and_save_policy(
         stage,
         new_policy(config),
         tokenizer,
         SFT(),
-        demonstration_units(Path("data/prepared/threads.jsonl"), tokenizer),
+        demonstration_units(THREADS, tokenizer),
         demonstration_units(Path("data/prepared/demonstrations_development.jsonl"), tokenizer),
         params.base,
         OUT,

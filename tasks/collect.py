@@ -112,7 +112,7 @@ class Desk:
         self.checkpoint = stage.inputs["models/sft"]
         self.world = World.load(Path(self.params.prepare.path))
         self.tokenizer = load_tokenizer("data/prepared/tokenizer")
-        self.policy = accelerator_of(stage).prepare_model(load_policy("models/sft"), evaluation_mode=True)
+        self.policy = accelerator_of(stage.params).prepare_model(load_policy("models/sft"), evaluation_mode=True)
 
     def judgements(
         self, split: str, rows: Sequence[dict[str, Any]], annotators: Sequence[Annotator], further: int

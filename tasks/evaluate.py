@@ -53,7 +53,7 @@ class Evaluation:
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.params = stage, stage.params
-        self.accelerator = accelerator_of(stage)
+        self.accelerator = accelerator_of(stage.params)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer("models/sft")
         self.reference = self._policy("models/sft")
         self.reward = self._reward_model("models/reward")

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rlhf_core.errors import UserError
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file.
+def read_jsonl(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a file, or the first `limit` of them.
 
     Raises:
         UserError: naming file and line where it is missing or not JSON.
@@ -18,7 +19,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} does not exist. Run the stage that writes it: dvc repro")
     rows = []
     with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(islice(lines, limit), 1):
             try:
                 rows.append(json.loads(line))
             except ValueError as error:

@@ -1,20 +1,25 @@
 """Stage `policy@NAME`: one aligned policy, from the data its method learns from."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlhf_core import preflight
 from rlhf_core.batch import Example, Unit
+from rlhf_core.ensembles import load_reward_model
 from rlhf_core.errors import UserError
 from rlhf_core.loops.offline import with_ref_logprobs
 from rlhf_core.loops.online import Critic, Models, OnlineTraining
 from rlhf_core.models import load_policy, load_scalar_model, load_tokenizer, save_policy
+from rlhf_core.sampling import sampled_batch
 from rlhf_core.tokens import Prompt
 from tasks.accelerator import accelerator_of
 from tasks.best_of_n import BEST_OF_N, best_of_n
 from tasks.jsonl import read_jsonl
-from tasks.params import algorithm_of
+from tasks.params import Params, algorithm_of
+from tasks.preflight import ROWS, Check, pad_token, policy_checks, prepared, require, run_checks, tolerance
 from tasks.rewards import make_reward
 from tasks.rows import as_prompts, preference_units, unpaired_units
 from tasks.sampling import make_sampler
@@ -22,6 +27,7 @@ from tasks.stage import Stage, main, open_stage, write_json
 from tasks.train import snapshot_saver, train_and_save_policy, write_curve
 
 FEEDBACK = Path("data/feedback")
+PROMPTS = Path("data/prepared/prompts_train.jsonl")
 
 
 def policy(name: str) -> None:
@@ -35,7 +41,40 @@ def policy(name: str) -> None:
             "best_of_n": _train_on_best,
             "none": _write_best_of_n,
         }
+        run_checks(f"policy@{name}", checks(stage.params, name))
         trainers[algorithm.data](stage, name, algorithm, getattr(stage.params.policy, name))
+
+
+def checks(params: Params, name: str) -> Iterator[Check]:
+    """What is looked at before training; nothing where nothing is trained."""
+    algorithm, config = algorithm_of(params, name), getattr(params.policy, name)
+    require(f"policy@{name}", "data/prepared", "data/feedback", "models/sft", "models/reward")
+    if algorithm.data == "none":
+        return
+    tokenizer = load_tokenizer("models/sft")
+    model, reference = (prepared(params, load_policy("models/sft")) for _ in range(2))
+    pad, rounding = pad_token(tokenizer), tolerance(params)
+    if algorithm.data == "pairs":
+        units = preference_units(FEEDBACK / "preferences_train.jsonl", tokenizer, ROWS)
+    elif algorithm.data == "unpaired":
+        units = unpaired_units(FEEDBACK, "train", tokenizer)[:ROWS]
+    else:
+        prompts = as_prompts(read_jsonl(PROMPTS, ROWS), tokenizer)
+        temperature = getattr(config, "temperature", 1.0)
+        sampler = make_sampler(model, tokenizer, params.prepare.max_response_tokens, temperature)
+        responses = sampler.responses(model, [prompt.ids for prompt in prompts])
+        units = [(Example(prompt.ids, ids),) for prompt, ids in zip(prompts, responses, strict=True)]
+        batch, _ = sampled_batch([prompt.ids for prompt in prompts], responses, pad)
+        yield "ratio 1", partial(preflight.check_ratio, model, batch, temperature, rounding)
+    rows = [example for unit in units for example in unit]
+    if not rows:
+        return  # the stage says what is missing
+    yield from policy_checks(params, model, tokenizer, units, config.learning_rate, is_sampled=True)
+    yield "reference", partial(preflight.check_reference, model, reference, rows, pad, rounding)
+    reward_model = Path("models/reward")
+    if algorithm.data in ("rollouts", "best_of_n") and not (reward_model / "none.json").is_file():
+        judge = prepared(params, load_reward_model(reward_model))
+        yield "scores in any batch", partial(preflight.check_scores, judge, rows, pad, rounding)
 
 
 def _train_on_pairs(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
@@ -63,7 +102,7 @@ def _train_offline(
     """Train on units whose reference log-probabilities are computed once, before training."""
     tokenizer = load_tokenizer("models/sft")
     reference = load_policy("models/sft")
-    accelerator = accelerator_of(stage)
+    accelerator = accelerator_of(stage.params)
     train_and_save_policy(
         stage,
         load_policy("models/sft"),
@@ -81,7 +120,7 @@ def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None
     """Supervised fine-tuning on the best of N samples of the SFT model; the last tenth of the prompts is held out."""
     tokenizer = load_tokenizer("models/sft")
     prompts = _training_prompts(tokenizer)[: algorithm.prompts]
-    accelerator = accelerator_of(stage)
+    accelerator = accelerator_of(stage.params)
     sft = accelerator.prepare_model(load_policy("models/sft"), evaluation_mode=True)
     sampler = make_sampler(sft, tokenizer, stage.params.prepare.max_response_tokens, 1.0)
     reward = make_reward(stage.params, accelerator, config.micro_batch_size)
@@ -126,7 +165,7 @@ def _train_on_samples(stage: Stage, name: str, algorithm: Any, config: Any) -> N
     model = load_policy("models/sft")
     folder = stage.out(f"models/policies/{name}")
     longest = params.prepare.max_response_tokens
-    accelerator = accelerator_of(stage)
+    accelerator = accelerator_of(stage.params)
     training = OnlineTraining(
         accelerator,
         Models(
@@ -159,7 +198,7 @@ def _critic(algorithm: Any, config: Any) -> Critic:
 
 
 def _training_prompts(tokenizer: Any) -> list[Prompt]:
-    return as_prompts(read_jsonl(Path("data/prepared/prompts_train.jsonl")), tokenizer)
+    return as_prompts(read_jsonl(PROMPTS), tokenizer)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Stage `reward`: the reward model or an ensemble, and a second one as judge where there is no gold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_core import preflight
 from rlhf_core.algorithms.bradley_terry import BradleyTerry
 from rlhf_core.algorithms.ranking import ordered_alike
 from rlhf_core.algorithms.table import reward_loss
@@ -24,6 +26,8 @@ from rlhf_core.sampling import sampled_batch
 from rlhf_core.seeding import seed_everything
 from tasks.accelerator import accelerator_of
 from tasks.jsonl import read_jsonl
+from tasks.params import Params
+from tasks.preflight import ROWS, Check, pad_token, prepared, require, row_checks, run_checks, tolerance
 from tasks.rows import (
     as_prompts,
     pair_sources,
@@ -67,6 +71,7 @@ def reward() -> None:
         present = [name for name in LOSSES if _rows(name, "train")]
         if present:
             _check(held_out, judge_train)
+            run_checks("reward", checks(stage.params))
             _fit(stage, OUT, _task(stage, present))
         else:
             write_json(stage.out(OUT) / "none.json", {"why": "no preferences: rewards are verified answers"})
@@ -74,6 +79,20 @@ def reward() -> None:
             _fit(stage, JUDGE_OUT, Task("judge", BradleyTerry(), judge_train, held_out))
         else:
             write_json(stage.out(JUDGE_OUT) / "none.json", {"why": "evaluation has gold, so no second reward model"})
+
+
+def checks(params: Params) -> Iterator[Check]:
+    """What is looked at before training; nothing where the data holds no preferences."""
+    require("reward", "data/prepared", "data/feedback", "models/sft")
+    tokenizer = load_tokenizer("data/prepared/tokenizer")
+    pairs = preference_units(FEEDBACK / "preferences_development.jsonl", tokenizer, ROWS)
+    rows = [example for pair in pairs for example in pair]
+    if rows:
+        model = prepared(params, new_scalar_model("models/sft"))
+        pad, rounding = pad_token(tokenizer), tolerance(params)
+        yield from row_checks(rows, tokenizer, is_sampled=True)
+        yield "scores in any batch", partial(preflight.check_scores, model, rows, pad, rounding)
+        yield "learning rate", partial(preflight.check_learning_rate, model, params.reward.learning_rate)
 
 
 def _check(held_out: list[Unit], judge_train: list[Unit]) -> None:
@@ -161,7 +180,7 @@ def _train(stage: Stage, task: Task, number: int, folder: Path) -> ScalarModel:
     seed_everything(stage.params.run.seed, "reward", name, "weights")
     model = new_scalar_model("models/sft")
     history = train_offline(
-        accelerator_of(stage),
+        accelerator_of(stage.params),
         model,
         score_outputs,
         task.algorithm,
@@ -225,7 +244,7 @@ def _sft_responses(stage: Stage, name: str) -> Sampled:
     """Responses of the SFT policy on training prompts, on which the mean reward is made 0."""
     params = stage.params
     tokenizer = load_tokenizer("data/prepared/tokenizer")
-    accelerator = accelerator_of(stage)
+    accelerator = accelerator_of(stage.params)
     policy = accelerator.prepare_model(load_policy("models/sft"), evaluation_mode=True)
     rows = read_jsonl(Path("data/prepared/prompts_train.jsonl"))[: params.reward.centre_prompts]
     prompts = as_prompts(rows, tokenizer)

@@ -19,21 +19,22 @@ from tasks.jsonl import read_jsonl
 Row = dict[str, Any]
 
 
-def demonstration_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
-    """Rows {"prompt", "response"} as units of one example."""
+def demonstration_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
+    """Rows {"prompt", "response"} as units of one example; all, or the first `limit`."""
     return [
         (Example(encode_prompt(tokenizer, row["prompt"]), encode_response(tokenizer, row["response"])),)
-        for row in read_jsonl(path)
+        for row in read_jsonl(path, limit)
     ]
 
 
-def preference_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
+def preference_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
     """Rows {"prompt", "chosen", "rejected"} as units (chosen, rejected); sampled ids are used where they are there.
 
     `label` is the probability that chosen is the better one, 1 if left out, ½ for a tie; `margin` is optional.
+    All rows, or the first `limit`.
     """
     units: list[Unit] = []
-    for row in read_jsonl(path):
+    for row in read_jsonl(path, limit):
         prompt = encode_prompt(tokenizer, row["prompt"])
         sides = [row.get(f"{side}_tokens") or encode_response(tokenizer, row[side]) for side in ("chosen", "rejected")]
         label, margin = row.get("label", 1.0), row.get("margin", math.nan)

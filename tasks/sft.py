@@ -1,33 +1,53 @@
 """Stage `sft`: supervised fine-tuning of the base model on demonstrations."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rlhf_core.algorithms.sft import SFT
 from rlhf_core.models import fit_vocabulary, load_policy, load_tokenizer
+from tasks.params import Params
+from tasks.preflight import ROWS, Check, policy_checks, prepared, require, run_checks
 from tasks.rows import demonstration_units
 from tasks.source import start_checkpoint
 from tasks.stage import main, open_stage
 from tasks.train import train_and_save_policy
 
 OUT = "models/sft"
+TRAIN = Path("data/prepared/demonstrations_train.jsonl")
 
 
 def sft() -> None:
     """Cross-entropy on response tokens only, the end token included."""
     with open_stage("sft") as stage:
-        tokenizer = load_tokenizer("data/prepared/tokenizer")
-        model = load_policy(start_checkpoint(stage.params.model))
-        fit_vocabulary(model, tokenizer)
+        run_checks("sft", checks(stage.params))
+        tokenizer, model = _start(stage.params)
         train_and_save_policy(
             stage,
             model,
             tokenizer,
             SFT(),
-            demonstration_units(Path("data/prepared/demonstrations_train.jsonl"), tokenizer),
+            demonstration_units(TRAIN, tokenizer),
             demonstration_units(Path("data/prepared/demonstrations_development.jsonl"), tokenizer),
             stage.params.sft,
             OUT,
         )
+
+
+def checks(params: Params) -> Iterator[Check]:
+    """What is looked at before training."""
+    require("sft", "data/prepared", "models/base")
+    tokenizer, model = _start(params)
+    rows = demonstration_units(TRAIN, tokenizer, ROWS)
+    yield from policy_checks(params, prepared(params, model), tokenizer, rows, params.sft.learning_rate)
+
+
+def _start(params: Params) -> tuple[Any, Any]:
+    """The tokenizer, and the model before fine-tuning with a row for each of its tokens."""
+    tokenizer = load_tokenizer("data/prepared/tokenizer")
+    model = load_policy(start_checkpoint(params.model))
+    fit_vocabulary(model, tokenizer)
+    return tokenizer, model
 
 
 if __name__ == "__main__":

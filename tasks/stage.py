@@ -208,14 +208,19 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main(work: Callable[[], None]) -> None:
-    """Run a stage's `work` as a command: a user's mistake is two lines and exit code 1, not a traceback."""
+def quiet_libraries() -> None:
+    """No progress bars and notes of transformers about what it loads."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def main(work: Callable[[], None]) -> None:
+    """Run a stage's `work` as a command: a user's mistake is two lines and exit code 1, not a traceback."""
+    quiet_libraries()
     try:
         work()
     except UserError as error:

@@ -47,7 +47,7 @@ def train_and_save_policy(
     folder = stage.out(out)
     longest = stage.params.prepare.max_response_tokens
     history = train_offline(
-        accelerator_of(stage),
+        accelerator_of(stage.params),
         model,
         policy_outputs,
         algorithm,

@@ -90,6 +90,19 @@ def test_resume_folder_is_gone_after_success(done):
     assert not list((done[0] / ".resume").glob("*"))
 
 
+def test_doctor_runs_the_checks_of_each_training_stage_alone(done):
+    script = (
+        "from pathlib import Path\n"
+        "from rich.console import Console\n"
+        "from flows.doctor import examine_stage\n"
+        "for stage in ('base', 'sft', 'reward', 'policy@ppo', 'policy@dpo', 'policy@kto'):\n"
+        "    assert examine_stage(Path.cwd(), stage, 'default', [], Console()), stage\n"
+    )
+    printed = run(done[0], "python", "-c", script).stdout
+    for check in ("ratio 1", "end token", "padding", "scores in any batch", "reference", "learning rate"):
+        assert check in printed
+
+
 def test_mlflow_holds_one_run_per_stage_with_lineage(done):
     """Read back in a fresh process from the checkout's own store."""
     script = (
