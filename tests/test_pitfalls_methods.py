@@ -1,4 +1,4 @@
-"""Conformance of every method on sampled data, through the loop itself: 9, 15 and 25 of the list of silent faults."""
+"""Conformance of every method on sampled data, through the loop itself (9, 14, 15, 25 and 30 of the list)."""
 
 import pytest
 import torch
@@ -72,8 +72,19 @@ def test_pitfall_09_ratio_is_1_before_the_first_update(method, accelerator, toke
     assert (ratio - 1).abs().max().item() < 1e-5
 
 
-def test_pitfall_15_gradient_does_not_depend_on_the_microbatch(method, accelerator, tokenizer, tmp_path):
-    """A rollout whose policy has moved on since, in microbatches of 16, 6 and 2 responses."""
+def test_pitfall_14_the_sampler_follows_the_policy_that_was_updated(accelerator, tokenizer, tmp_path):
+    """Tokens sampled after a training have the trained policy's log-probabilities, and no longer the first policy's."""
+    training = training_of(accelerator, tokenizer, tmp_path, METHODS["grpo"])
+    training.train()
+    rollout, _ = training.rollout(4)
+    now = response_logprobs(training.policy, rollout)
+    before = response_logprobs(tiny.learned(), rollout)
+    torch.testing.assert_close(rollout.old_logprobs, now, atol=1e-5, rtol=0)
+    assert (rollout.old_logprobs - before).abs().max().item() > 0.1
+
+
+def test_pitfall_15_and_pitfall_30_whatever_the_microbatch(method, accelerator, tokenizer, tmp_path):
+    """A rollout whose policy has moved on since, in microbatches of 16, 6 and 2: the same gradient and metrics."""
     found = []
     for size in (16, 6, 2):
         training = training_of(
@@ -95,7 +106,7 @@ def test_pitfall_15_gradient_does_not_depend_on_the_microbatch(method, accelerat
         assert others == pytest.approx(metrics, abs=1e-5)
 
 
-def test_pitfall_25_a_resumed_training_ends_with_the_same_bits(method, accelerator, tokenizer, tmp_path):
+def test_pitfall_25_and_pitfall_30_a_resumed_training_ends_with_the_same_bits(method, accelerator, tokenizer, tmp_path):
     """4 rollouts = 2 + a new process's objects + 2, weights, state and metrics; what a method carries has moved."""
     algorithm = METHODS[method]
     whole = training_of(accelerator, tokenizer, tmp_path / "whole", algorithm)
