@@ -8,8 +8,10 @@ Delete the folder (and `dvc exp remove comparison-seed-N`) to make it anew.
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from statistics import mean
 
@@ -55,6 +57,7 @@ def page(reports, seeds):
     policies = list(reports[0]["policies"])
     rows = {name: over_seeds(reports, name) for name in policies}
     ranked = sorted(rows.items(), key=lambda item: -item[1]["win_rate"])
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
     heads = [f"seed {seed}" for seed in seeds]
     lines = [
         "# Every method at equal terms",
@@ -64,7 +67,7 @@ def page(reports, seeds):
         f"Win rate against SFT on {reports[0]['prompts']} held-out prompts, judged by: {reports[0]['judge']}; in "
         "brackets the 95 % interval over prompts. Gold, reward, KL, length and tokens are means over the seeds, wall "
         "time is the least of them (two trainings side by side on 2 CPU cores); the KL of best-of-N sampling is its "
-        "upper bound.",
+        f"upper bound. {date.today().isoformat()}, commit {commit}, {platform.machine()}.",
         "",
         f"| method | mean win rate | {' | '.join(heads)} | gold | reward | KL, nats | length | sampled tokens "
         "| trained tokens | wall time |",

@@ -13,9 +13,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from oracle import page
 from oracle.page import Row
+from tasks.stage import quiet_libraries
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "proof.md"
 SEEDS = (0, 1, 2)
+
+
+def quiet() -> None:
+    """Nothing but results on the screen."""
+    warnings.simplefilter("ignore")
+    quiet_libraries()
 
 
 def one_case(group: str, number: int, seed: int | None) -> Row:
@@ -49,7 +56,7 @@ def main() -> int:
     """Run everything; 0 if every bound holds."""
     from oracle import gradients, methods, reward_models
 
-    with ProcessPoolExecutor(2, get_context("spawn"), warnings.simplefilter, ("ignore",)) as pool:
+    with ProcessPoolExecutor(2, get_context("spawn"), quiet) as pool:
         trainings = [
             pool.submit(one_case, group, number, seed)
             for group, seeds in (

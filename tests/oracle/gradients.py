@@ -1,5 +1,7 @@
 """Sampled gradients against enumerated ones, and what a baseline does to mean and variance."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ METHODS = {
     "GRPO, G = 2, no std, KL in the reward": GRPO(group_size=2, std="none", **GRPO_PLAIN),
     "GRPO, G = 2, std, KL in the reward": GRPO(group_size=2, **GRPO_PLAIN),
     "online DPO, soft labels": OnlineDPO(beta=B),
+    "online DPO, sampled labels": OnlineDPO(beta=B, labels="sampled"),
 }
 
 
@@ -36,7 +39,9 @@ def gradient(training, step: int = 0) -> Tensor:
 
 
 def enumerated_gradient(algorithm) -> Tensor:
-    """Its exact expectation, at a policy that is not the reference."""
+    """Its exact expectation, at a policy that is not the reference; of drawn labels, that of their probabilities."""
+    if getattr(algorithm, "labels", "soft") == "sampled":
+        algorithm = replace(algorithm, labels="soft")
     return gradient(moved(make_training(PROBLEM, algorithm, sampled=False, steps=1)))
 
 

@@ -23,7 +23,7 @@ from rlhf_core.loops.run import Run
 from rlhf_core.models import new_scalar_model, save_policy
 from rlhf_core.resume import ResumeStore
 
-STEPS = 300
+STEPS = 600
 # Three responses with exp(r) = 1, 1, 2: every order, and every choice, has a probability that is a fraction of 12.
 SHARES, ORDERS = (1, 1, 2), 12
 
