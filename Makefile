@@ -54,7 +54,7 @@ oracle: install
 bench-gpu: install
 	python benchmarks/gpu_smoke.py
 
-# All methods at equal terms, three seeds: writes docs/comparison.md. About two hours on 2 cores.
+# All methods at equal terms, three seeds: writes docs/comparison.md. About an hour on 2 cores.
 compare-algorithms: install
 	python benchmarks/compare_algorithms.py
 

@@ -5,6 +5,7 @@ Matplotlib draws with stand-in colours, which are replaced by CSS variables of t
 
 import html
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 SERIES = 6  # colours of the page's palette; further series begin again
-MARKERS = "osD^vP"
+MARKERS = "osD^v"  # not as many as colours, so that few series share both
 INK, MUTED, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
 SMOOTH_FROM = 60  # curves with more points are drawn thin under their running mean
 STYLE: dict[Any, Any] = {
@@ -59,19 +60,24 @@ def curve(rows: Sequence[Row], key: str, name: str, colour: int) -> str:
     return _svg(draw, f"{name}: {key} over steps", (3.7, 2.35))
 
 
-def tradeoff(snapshots: Sequence[Row], best: Mapping[str, int | None], key: str, label: str) -> str:
+def tradeoff(
+    snapshots: Sequence[Row], best: Mapping[str, int | None], key: str, label: str, name_of: Callable[[str], str] = str
+) -> str:
     """SVG of `key` against KL for each policy in `best`, from the SFT model on; stars are the best snapshots.
 
-    Rows are those of evaluation/snapshots.jsonl; vertical lines are 95 % intervals.
+    `name_of` gives the name that the legend shows. Rows are those of evaluation/snapshots.jsonl; vertical lines are
+    95 % intervals.
     """
     start = [row for row in snapshots if row["policy"] == "sft"]
 
     def draw(axes: Any) -> None:
         for index, (name, step) in enumerate(best.items()):
             own = sorted((row for row in snapshots if row["policy"] == name), key=lambda row: row["step"])
+            if not own:
+                continue  # best-of-N sampling trains nothing, so it has no snapshots
             path = [(_x(row), row[key]["value"]) for row in start + own]
             style = {"color": series_colour(index), "linewidth": 1.8}
-            marks = {"marker": MARKERS[index % len(MARKERS)], "markersize": 5, "label": name.upper()}
+            marks = {"marker": MARKERS[index % len(MARKERS)], "markersize": 5, "label": name_of(name)}
             axes.plot(*zip(*path, strict=True), **style, **marks)
             for row in own:
                 axes.vlines(_x(row), row[key]["low"], row[key]["high"], color=style["color"], linewidth=1.2, alpha=0.45)
@@ -84,9 +90,9 @@ def tradeoff(snapshots: Sequence[Row], best: Mapping[str, int | None], key: str,
         axes.set_xlabel("KL to the SFT model, nats per response")
         axes.set_ylabel(label)
         axes.margins(y=0.12)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9)
 
-    return _svg(draw, f"{label} against KL", (5.2, 3.5))
+    return _svg(draw, f"{label} against KL", (5.2, 3.3 + 0.2 * math.ceil(len(best) / 3)))
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:

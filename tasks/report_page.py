@@ -7,7 +7,7 @@ tracks may not. Environment: RLHF_MLFLOW_UI, the address of the MLflow server (d
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,6 +66,7 @@ def _content(report: Report) -> dict[str, Any]:
     steps = {name: len(_rows(f"models/policies/{name}/metrics.jsonl")) for name in ranked}
     return {
         "report": report,
+        "title": title(list(ranked)),
         "summary": summary(report, ranked),
         "ranked": ranked,
         "colours": colours,
@@ -90,6 +91,19 @@ LABELS = {
 }
 
 
+def title(names: Sequence[str]) -> str:
+    """What was compared."""
+    if len(names) == 1:
+        return f"{label(names[0])} against the SFT model"
+    return f"{join([label(name) for name in names]) if len(names) < 5 else f'{len(names)} policies'} against each other"
+
+
+def join(names: Sequence[str]) -> str:
+    """`A`, `A and B`, `A, B and C`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def summary(report: Report, ranked: Report) -> list[str]:
     """Three sentences: which policy is best, by how much and judged by whom; the others; what they learnt from."""
     (best, figures), *others = ranked.items()
@@ -109,7 +123,7 @@ def _others(best: str, figures: Report, others: list[tuple[str, Any]]) -> str:
     rates = ", ".join(f"{label(name)} {percent(other['win_rate_vs_sft']['value'])}" for name, other in others)
     low = figures["win_rate_vs_sft"]["low"]
     close = [label(name) for name, other in others if other["win_rate_vs_sft"]["high"] >= low]
-    overlap = f" Its interval overlaps with that of {' and '.join(close)}: their order may be chance." if close else ""
+    overlap = f" Its interval overlaps with that of {join(close)}: their order may be chance." if close else ""
     return f"After {label(best)}: {rates}; {baseline}.{overlap}"
 
 
@@ -193,7 +207,7 @@ def _tradeoffs(report: Report) -> list[tuple[str, Markup]]:
     best = {name: figures["best_snapshot"] for name, figures in report["policies"].items()}
     labels = {"reward": "reward (proxy)", "judge_score": f"judge score ({report['judge']})"}
     return [
-        (f"{text} against KL", Markup(charts.tradeoff(snapshots, best, key, text)))
+        (f"{text} against KL", Markup(charts.tradeoff(snapshots, best, key, text, label)))
         for key, text in labels.items()
         if snapshots and snapshots[0][key] is not None
     ]

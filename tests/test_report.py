@@ -322,6 +322,12 @@ def test_a_file_as_output_replaces_the_old_one_and_has_no_manifest(
     }
 
 
+def test_title() -> None:
+    assert report_page.title(["ppo"]) == "PPO against the SFT model"
+    assert report_page.title(["ppo", "dpo", "kto"]) == "PPO, DPO and KTO against each other"
+    assert report_page.title(list("abcde")) == "5 policies against each other"
+
+
 def test_running_mean() -> None:
     """Width 1: (1+2)/2 = 1.5, (1+2+6)/3 = 3, (2+6+4)/3 = 4, (6+4)/2 = 5."""
     assert running_mean([1.0, 2.0, 6.0, 4.0], 1) == pytest.approx([1.5, 3.0, 4.0, 5.0])

@@ -48,7 +48,7 @@ class Case:
 
     name: str
     algorithm: Any
-    steps: int = 700
+    steps: int = 500
     bound: float = 1e-6
     target: Callable[[Problem], Tensor] = field(default=Problem.optimum)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Case:
 
     def sample(self, seed: int) -> Result:
         """Train on responses from the real sampler."""
-        settings = {"rollout_size": 512, "minibatch_size": 512, "micro_batch_size": 512, "schedule": "linear"}
+        settings = {"rollout_size": 256, "minibatch_size": 256, "micro_batch_size": 256, "schedule": "linear"}
         settings |= {"learning_rate": 3e-3, "max_grad_norm": 100.0} | self.settings
         training = make_training(PROBLEM, self.algorithm, sampled=True, seed=seed, steps=self.steps, **settings)
         history = training.train()
@@ -133,21 +133,21 @@ EXACT = [
     Case("REINFORCE, G_t − batch mean", Reinforce(baseline="batch_mean", kl_coef=B, length=1)),
     Case("REINFORCE, G_t − running mean", Reinforce(baseline="running_mean", kl_coef=B, length=1)),
     Case("REINFORCE, G_t − critic", Reinforce(baseline="critic", kl_coef=B, length=1)),
-    Case("REINFORCE, G_t − leave-one-out", Reinforce(baseline="leave_one_out", **G2, length=1), 500),
+    Case("REINFORCE, G_t − leave-one-out", Reinforce(baseline="leave_one_out", **G2, length=1), 450),
     Case("REINFORCE, Ψ = Q", Reinforce(weight="q", baseline="critic", kl_coef=B, length=1)),
     Case("REINFORCE, Ψ = Â, λ = 0.95", Reinforce(weight="advantage", baseline="critic", kl_coef=B, length=1)),
     Case("REINFORCE, Ψ = δ_t", Reinforce(weight="td_residual", baseline="critic", kl_coef=B, length=1)),
-    Case("RLOO", RLOO(**G2), 500),
-    Case("GRPO, no std, KL in the reward", GRPO(**G2, kl_in="reward", kl_estimator="k1", std="none", **FIXED), 500),
-    Case("GRPO, no std, KL in the reward, 1/|y|", GRPO(**G2, kl_in="reward", kl_estimator="k1", std="none"), 800),
-    Case("DPO, all pairs, exact labels", DPO(beta=B), 400),
-    Case("online DPO, soft labels", OnlineDPO(beta=B), 800),
+    Case("RLOO", RLOO(**G2), 450),
+    Case("GRPO, no std, KL in the reward", GRPO(**G2, kl_in="reward", kl_estimator="k1", std="none", **FIXED), 450),
+    Case("GRPO, no std, KL in the reward, 1/|y|", GRPO(**G2, kl_in="reward", kl_estimator="k1", std="none"), 600),
+    Case("DPO, all pairs, exact labels", DPO(beta=B), 300),
+    Case("online DPO, soft labels", OnlineDPO(beta=B), 600),
     Case(
-        "GRPO, std, KL in the reward", GRPO(**G2, kl_in="reward", kl_estimator="k1", **FIXED), 800, 1e-3, settings=SLOW
+        "GRPO, std, KL in the reward", GRPO(**G2, kl_in="reward", kl_estimator="k1", **FIXED), 700, 1e-3, settings=SLOW
     ),
-    Case("PPO-clip, whitened, 2 epochs", PPO(kl_coef=B), 700, 1e-3, settings=DECAYING),
-    Case("PPO-penalty, whitened, 2 epochs", PPOPenalty(kl_coef=B), 700, 1e-3, settings=DECAYING),
-    Case("TRPO, whitened, δ → 0", TRPO(kl_coef=B, fisher_fraction=1.0), 300, 1e-3),
+    Case("PPO-clip, whitened, 2 epochs", PPO(kl_coef=B), 450, 1e-3, settings=DECAYING),
+    Case("PPO-penalty, whitened, 2 epochs", PPOPenalty(kl_coef=B), 450, 1e-3, settings=DECAYING),
+    Case("TRPO, whitened, δ → 0", TRPO(kl_coef=B, fisher_fraction=1.0), 200, 1e-3),
 ]
 
 PLACES = [
@@ -186,14 +186,14 @@ SWITCHES = [
     Case(
         "std, k2 whole, fixed length",
         GRPO(**G2, **K2_WHOLE, **FIXED),
-        1000,
+        700,
         1e-5,
         lambda problem: standardised(problem, 2, 1e-4),
     ),
     Case(
         "std, k2 whole, 1/|y|",
         GRPO(**G2, **K2_WHOLE),
-        1000,
+        700,
         1e-4,
         grpo_fixed_point(k3_per_token=False),
     ),
@@ -227,7 +227,7 @@ OFFLINE = [
     Case(
         "cDPO, ε = 0.1",
         CDPO(beta=B),
-        400,
+        300,
         1e-5,
         target=minimiser(lambda table: pair_loss(table, cdpo_pair(B, 0.1))),
     ),
@@ -240,21 +240,38 @@ OFFLINE = [
 ]
 
 SAMPLED = [
-    Case("REINFORCE, G_t − batch mean", Reinforce(baseline="batch_mean", kl_coef=B, length=1), 250, 0.01),
-    Case("RLOO, G = 4", RLOO(group_size=4, kl_coef=B), 300, 0.01, settings=GENTLE),
+    Case("REINFORCE, Ψ = R(τ)", Reinforce(weight="return", baseline="none", kl_coef=B, length=1), 400, 0.01),
+    Case("REINFORCE, Ψ = G_t", Reinforce(weight="reward_to_go", baseline="none", kl_coef=B, length=1), 400, 0.01),
+    Case("REINFORCE, G_t − batch mean", Reinforce(baseline="batch_mean", kl_coef=B, length=1), 400, 0.01),
+    Case("REINFORCE, Ψ = Q", Reinforce(weight="q", baseline="critic", kl_coef=B, length=1), 400, 0.01),
+    Case(
+        "REINFORCE, Ψ = Â, λ = 0.95",
+        Reinforce(weight="advantage", baseline="critic", kl_coef=B, length=1),
+        250,
+        0.01,
+    ),
+    Case("REINFORCE, Ψ = δ_t", Reinforce(weight="td_residual", baseline="critic", kl_coef=B, length=1), 250, 0.01),
+    Case("RLOO, G = 4", RLOO(group_size=4, kl_coef=B), 250, 0.01, settings=GENTLE),
     Case(
         "GRPO, no std, KL in the reward, G = 4",
         GRPO(group_size=4, kl_coef=B, kl_in="reward", kl_estimator="k1", std="none", **FIXED),
-        300,
+        250,
         0.01,
         settings=GENTLE,
     ),
-    Case("PPO-clip, 2 epochs", PPO(kl_coef=B), 250, 0.01, settings=DECAYING),
-    Case("PPO-penalty, 2 epochs", PPOPenalty(kl_coef=B), 250, 0.01, settings=DECAYING),
-    Case("TRPO", TRPO(kl_coef=B, fisher_fraction=1.0), 150, 0.01),
-    Case("online DPO, soft labels", OnlineDPO(beta=B), 250, 0.01),
+    Case(
+        "GRPO, std, KL in the reward, G = 16",
+        GRPO(group_size=16, kl_coef=B, kl_in="reward", kl_estimator="k1", **FIXED),
+        400,
+        0.01,
+        settings=SLOW | {"schedule": "cosine"},
+    ),
+    Case("PPO-clip, 2 epochs", PPO(kl_coef=B), 200, 0.01, settings=DECAYING),
+    Case("PPO-penalty, 2 epochs", PPOPenalty(kl_coef=B), 200, 0.01, settings=DECAYING),
+    Case("TRPO", TRPO(kl_coef=B, fisher_fraction=1.0), 120, 0.01),
+    Case("online DPO, soft labels", OnlineDPO(beta=B), 400, 0.01),
     # A drawn label is one bit about a pair: what is left after so few pairs is noise (section 4 has the gradient).
-    Case("online DPO, sampled labels", OnlineDPO(beta=B, labels="sampled"), 250, 0.1),
+    Case("online DPO, sampled labels", OnlineDPO(beta=B, labels="sampled"), 400, 0.1),
 ]
 
 

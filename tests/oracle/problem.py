@@ -71,6 +71,7 @@ class Problem:
             n_head=2,
             n_positions=8,
             initializer_range=0.2,
+            activation_function="gelu_pytorch_tanh",  # GPT-2's own, in one kernel
             pad_token_id=0,
             bos_token_id=None,
             eos_token_id=self.end,

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oracle.methods import FAST
+from oracle.methods import FAST, Case, train_on_units
 from oracle.problem import PROBLEM, all_pairs, tokenizer
 from rlhf_core.algorithms.bradley_terry import BradleyTerry
+from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.algorithms.likert import Likert
 from rlhf_core.algorithms.ranking import BestOfNChoice, PlackettLuce, RankingPairs
 from rlhf_core.algorithms.thurstone import Thurstone
@@ -73,6 +74,12 @@ def fit(algorithm: Any, units: Sequence[Unit]) -> Tensor:
         return torch.stack([score_outputs(model, PROBLEM.batch(n)).scores for n in range(PROBLEM.prompts)])
 
 
+def implicit_rewards(algorithm: DPO) -> Tensor:
+    """β (log π − log π_ref) of every response after training on all pairs, (prompts, responses)."""
+    trained = train_on_units(Case("DPO", algorithm, 400))
+    return algorithm.beta * (trained.logprobs - PROBLEM.logprobs(PROBLEM.reference()))
+
+
 def off_by(scores: Tensor, rewards: Tensor) -> float:
     """The largest deviation from r* after a constant per prompt."""
     difference = scores - rewards
@@ -92,6 +99,7 @@ MODELS: dict[str, tuple[Any, Any, float | None]] = {
     "all pairs of a ranking of 3": (RankingPairs(), lambda: orders(whole=True), 1e-3),
     "Plackett–Luce, K = 3": (PlackettLuce(), lambda: orders(whole=True), 1e-3),
     "best of 3": (BestOfNChoice(), lambda: orders(whole=False), 1e-3),
+    "DPO, its implicit reward": (DPO(beta=PROBLEM.beta), lambda: [], 1e-3),
     "Bradley–Terry, smoothing ε = 0.1": (
         BradleyTerry(label_smoothing=0.1),
         lambda: all_pairs(PROBLEM, torch.sigmoid),
@@ -104,7 +112,7 @@ MODELS: dict[str, tuple[Any, Any, float | None]] = {
 def recover(name: str) -> tuple[str, float, float | None]:
     """(method, largest deviation from r*, bound)."""
     algorithm, units, bound = MODELS[name]
-    scores = fit(algorithm, units())
+    scores = implicit_rewards(algorithm) if isinstance(algorithm, DPO) else fit(algorithm, units())
     if algorithm.data == "rankings":
         return name, off_by(scores[:, :3], three()), bound
     return name, off_by(scores, PROBLEM.rewards()), bound
