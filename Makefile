@@ -46,7 +46,7 @@ test-data: install
 test-all: check
 	pytest -m "not data"
 
-# Every method against the exact optimum: writes docs/proof.md. About ten minutes on 2 cores.
+# Every method against the exact optimum: writes docs/proof.md. About twelve minutes on 2 cores.
 oracle: install
 	OMP_NUM_THREADS=1 python -W ignore tests/oracle/__main__.py
 

@@ -125,7 +125,7 @@ G2 = {"group_size": 2, "kl_coef": B}
 FIXED = {"averaging": "fixed_length", "length": 1}
 DECAYING = {"epochs": 2}
 GENTLE = {"learning_rate": 2e-3}
-SLOW = {"learning_rate": 1e-3}  # with two responses the std makes every advantage ±1, however near the optimum is
+SLOW = {"learning_rate": 6e-4}  # with two responses the std makes every advantage ±1, however near the optimum is
 
 EXACT = [
     Case("REINFORCE, Ψ = R(τ)", Reinforce(weight="return", baseline="none", kl_coef=B, length=1)),
@@ -143,7 +143,7 @@ EXACT = [
     Case("DPO, all pairs, exact labels", DPO(beta=B), 300),
     Case("online DPO, soft labels", OnlineDPO(beta=B), 600),
     Case(
-        "GRPO, std, KL in the reward", GRPO(**G2, kl_in="reward", kl_estimator="k1", **FIXED), 700, 1e-3, settings=SLOW
+        "GRPO, std, KL in the reward", GRPO(**G2, kl_in="reward", kl_estimator="k1", **FIXED), 800, 1e-3, settings=SLOW
     ),
     Case("PPO-clip, whitened, 2 epochs", PPO(kl_coef=B), 450, 1e-3, settings=DECAYING),
     Case("PPO-penalty, whitened, 2 epochs", PPOPenalty(kl_coef=B), 450, 1e-3, settings=DECAYING),
@@ -264,7 +264,7 @@ SAMPLED = [
         GRPO(group_size=16, kl_coef=B, kl_in="reward", kl_estimator="k1", **FIXED),
         400,
         0.01,
-        settings=SLOW | {"schedule": "cosine"},
+        settings={"learning_rate": 1e-3, "schedule": "cosine"},
     ),
     Case("PPO-clip, 2 epochs", PPO(kl_coef=B), 200, 0.01, settings=DECAYING),
     Case("PPO-penalty, 2 epochs", PPOPenalty(kl_coef=B), 200, 0.01, settings=DECAYING),
