@@ -120,5 +120,6 @@ def test_the_table_of_reward_models_names_each_loss():
         "RankingPairs",
         "PlackettLuce",
         "BestOfNChoice",
+        "DPO",
     }
     assert all(0 < first.label < 1 for first, _ in all_pairs(PROBLEM, torch.sigmoid))
