@@ -66,7 +66,7 @@ def clean(
     cleaned = Cleaned()
     seen = set()
     for row in rows:
-        identity = (_canonical(row.prompt), *row.responses, row.label, repr((row.score, row.ranks)))
+        identity = (_canonical(row.prompt), *row.responses, row.label, repr((row.score, row.ranks, row.margin)))
         reason = _fault(row, scale) or (DUPLICATE if identity in seen else "")
         if not reason:
             sizes = [count_tokens(row.prompt, response) for response in row.responses]
@@ -93,7 +93,7 @@ def _fault(row: RawRow, scale: int) -> str:
     texts = [*(message["content"] for message in row.prompt), *row.responses]
     if any(SURROGATE.search(text) for text in texts):
         return "not Unicode text"
-    return _score_fault(row.score, scale) or (_ranking_fault(row.ranked, row.ranks) if row.ranked is not None else "")
+    return _score_fault(row.score, scale) or _margin_fault(row.margin) or _ranking_fault(row.ranked, row.ranks)
 
 
 def _score_fault(score: Any, scale: int) -> str:
@@ -104,7 +104,13 @@ def _score_fault(score: Any, scale: int) -> str:
     return "" if 1 <= score <= scale else f"score outside 1 to collect.scale {scale}"
 
 
-def _ranking_fault(responses: Sequence[str], ranks: Sequence[Any]) -> str:
+def _margin_fault(margin: Any) -> str:
+    return "" if margin is None or _is_number(margin) else "margin that is no number"
+
+
+def _ranking_fault(responses: Sequence[str] | None, ranks: Sequence[Any]) -> str:
+    if responses is None:
+        return ""
     if len(responses) != len(ranks):
         return "responses and ranks differ in number"
     if not all(_is_number(rank) for rank in ranks):
@@ -220,6 +226,7 @@ def _feedback(row: RawRow) -> Row:
     given: Row = {"prompt": row.prompt}
     if row.chosen is not None:
         given |= {"chosen": row.chosen, "rejected": row.rejected}
+        given |= {} if row.margin is None else {"margin": row.margin}
     elif row.ranked is not None:
         places = {rank: place for place, rank in enumerate(sorted(set(row.ranks)), 1)}
         given |= {"responses": list(row.ranked), "ranks": [places[rank] for rank in row.ranks]}

@@ -12,6 +12,7 @@
 
 A prompt is `prompt` (text or messages), `conversations` or `messages` (either naming of roles), or `instruction` with
 `input` and `history`; `system` adds a system turn. Text is kept as it is; only the turns of a transcript are stripped.
+A pair's `margin` is by how much the chosen response is better, for the Bradley-Terry loss to subtract.
 A text in `source` names the data set that a row came from: a reward model is measured on each apart.
 """
 
@@ -41,8 +42,8 @@ class RawRow:
     """One row of the source: a prompt, and either a response (with a label, a score or an answer), a pair or a ranking.
 
     `line` counts from 1; where a source has no lines it is the number of the row. `same_prompt` is False where chosen
-    and rejected go back to differing prompts; `prompt` is then the chosen one's. `score` and `ranks` are as they stood
-    in the row: whether they are numbers is looked at when rows are cleaned.
+    and rejected go back to differing prompts; `prompt` is then the chosen one's. `score`, `ranks` and `margin` are as
+    they stood in the row: whether they are numbers is looked at when rows are cleaned.
     """
 
     file: str
@@ -51,6 +52,7 @@ class RawRow:
     response: str | None = None
     chosen: str | None = None
     rejected: str | None = None
+    margin: Any = None
     label: bool | None = None
     answer: str | None = None
     score: Any = None
@@ -169,8 +171,9 @@ def parse_row(fields: Fields, form: str, answer_pattern: re.Pattern[str]) -> Raw
         "unpaired": lambda row: replace(_single(row), label=_label(row)),
         "demonstration": _single,
     }
-    source = fields.values.get("source")
-    return replace(parsers[form](fields), source=source if isinstance(source, str) else None)
+    row, source = parsers[form](fields), fields.values.get("source")
+    margin = None if row.chosen is None else fields.values.get("margin")
+    return replace(row, margin=margin, source=source if isinstance(source, str) else None)
 
 
 def _single(fields: Fields) -> RawRow:

@@ -98,6 +98,8 @@ def test_scores_and_ranks_that_cannot_be_used_are_listed_by_line():
         ranking(14, "a", "bc", (1, "2")),
         ranking(15, "a", ["b", " "], (1, 2)),
         ranking(16, "a", (), ()),
+        pair(17, "a", margin=-0.5),
+        pair(18, "a", margin="1"),
     ]
     assert [(row["line"], row["reason"]) for row in cleaned(rows).dropped] == [
         (3, "score outside 1 to collect.scale 5"),
@@ -112,6 +114,7 @@ def test_scores_and_ranks_that_cannot_be_used_are_listed_by_line():
         (14, "rank that is no number"),
         (15, "empty response"),
         (16, "ranking of fewer than 2 different responses"),
+        (18, "margin that is no number"),
     ]
     assert [row["line"] for row in cleaned([rating(1, "a", "b", 7), rating(2, "a", "b", 11)], scale=10).dropped] == [2]
 
@@ -126,6 +129,8 @@ def test_context_holds_for_prompt_and_response_together():
 def test_only_rows_alike_in_everything_are_duplicates():
     rows = [pair(1, "a"), pair(2, "a", "no", "yes"), pair(3, "a", "maybe"), pair(4, "A"), pair(5, "a")]
     assert [row["line"] for row in cleaned(rows).dropped] == [5]
+    margins = [pair(1, "a", margin=1), pair(2, "a", margin=2.5), pair(3, "a", margin=1)]
+    assert [row["line"] for row in cleaned(margins).dropped] == [3]
     labelled = [demo(1, "a", label=True), demo(2, "a", label=False), demo(3, "a", label=True)]
     assert [row["line"] for row in cleaned(labelled).dropped] == [3]
 
@@ -195,7 +200,7 @@ def test_split_that_would_stay_empty_is_named():
 
 def test_preferences_become_demonstrations_prompts_and_pairs():
     splits = {
-        "train": [pair(1, "a", "b", "c"), pair(2, "a", "b", "d")],
+        "train": [pair(1, "a", "b", "c"), pair(2, "a", "b", "d", margin=0.5)],
         "development": [pair(3, "e", "f", "g")],
         "test": [pair(4, "h", "i", "j")],
         "judge": [pair(5, "k", "l", "m")],
@@ -208,7 +213,7 @@ def test_preferences_become_demonstrations_prompts_and_pairs():
         "prompts_test": [{"prompt": user("h"), "response": "i"}],
         "preferences_train": [
             {"prompt": user("a"), "chosen": "b", "rejected": "c"},
-            {"prompt": user("a"), "chosen": "b", "rejected": "d"},
+            {"prompt": user("a"), "chosen": "b", "rejected": "d", "margin": 0.5},
         ],
         "preferences_development": [{"prompt": user("e"), "chosen": "f", "rejected": "g"}],
         "preferences_judge": [{"prompt": user("k"), "chosen": "l", "rejected": "m"}],

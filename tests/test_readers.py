@@ -144,6 +144,12 @@ def test_rankings_carry_responses_and_ranks(tmp_path):
     assert read.responses == ["a", "b", "c"]
 
 
+def test_pairs_may_bring_a_margin_as_it_stands(tmp_path):
+    assert read_one(tmp_path, {"prompt": "Why?", **PAIR, "margin": 0.5}).margin == 0.5
+    assert read_one(tmp_path, {"prompt": "Why?", **PAIR, "margin": "much"}).margin == "much"
+    assert read_one(tmp_path, {"prompt": "Why?", "response": "a", "margin": 0.5}).margin is None
+
+
 def test_rows_may_name_the_data_set_they_come_from(tmp_path):
     assert read_one(tmp_path, {"prompt": "Why?", **PAIR, "source": "forum"}).source == "forum"
     assert read_one(tmp_path, {"prompt": "Why?", **PAIR, "source": 3}).source is None
