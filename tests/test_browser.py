@@ -82,7 +82,7 @@ def test_a_run_is_started_from_the_page_with_one_changed_parameter(served, page,
     assert created.value.ok, created.value.text()
     page.goto(f"http://127.0.0.1:{prefect}/runs/flow-run/{created.value.json()['id']}")
     # Its title carries the state; the page follows the run by itself.
-    page.get_by_text("Completed", exact=True).first.wait_for(timeout=6 * MINUTES)
+    page.get_by_text("Completed", exact=True).first.wait_for(timeout=8 * MINUTES)
     page.get_by_text("policy@dpo").first.wait_for(timeout=MINUTES)
     page.locator("canvas").first.wait_for()
     page.screenshot(path=pictures / "prefect-run.png")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oracle.exact import make_training
 from oracle.formulas import each_state, reversed_kl, standardised, tilted, whole_responses
-from oracle.problem import PROBLEM, Problem, all_pairs, kl
+from oracle.problem import PROBLEM, Problem, all_pairs, drawn_pairs, kl
 from oracle.tabular import Table, cdpo_pair, grpo_update, kto_loss, pair_loss
 from rlhf_core.algorithms.cdpo import CDPO
 from rlhf_core.algorithms.dpo import DPO
@@ -31,6 +31,7 @@ from rlhf_core.loops.run import Run
 from rlhf_core.resume import ResumeStore
 
 B = PROBLEM.beta
+ROWS = 256  # of a sampled rollout; pairs of a step on drawn pairs
 FAST = {"learning_rate": 3e-3, "schedule": "cosine", "adam_eps": 1e-10, "max_grad_norm": 100.0}
 
 
@@ -56,30 +57,34 @@ class Case:
     def run(self) -> Result:
         """Train on every response with its probability."""
         if not hasattr(self.algorithm, "targets"):
-            return train_on_units(self)
+            units = unpaired(PROBLEM) if self.algorithm.data == "unpaired" else all_pairs(PROBLEM, torch.sigmoid)
+            return train_on_units(self.algorithm, units, len(units), self.steps, FAST)
         training = make_training(PROBLEM, self.algorithm, sampled=False, steps=self.steps, **FAST | self.settings)
         history = training.train()
         return Result(PROBLEM.logprobs(training.policy), history)
 
     def sample(self, seed: int) -> Result:
-        """Train on responses from the real sampler."""
-        settings = {"rollout_size": 256, "minibatch_size": 256, "micro_batch_size": 256, "schedule": "linear"}
+        """Train on responses from the real sampler; a method for fixed data, on pairs with drawn labels, each once."""
+        if not hasattr(self.algorithm, "targets"):
+            units = drawn_pairs(PROBLEM, torch.sigmoid, self.steps * ROWS, seed)
+            return train_on_units(self.algorithm, units, ROWS, 1, self.settings)
+        settings = {"rollout_size": ROWS, "minibatch_size": ROWS, "micro_batch_size": ROWS, "schedule": "linear"}
         settings |= {"learning_rate": 3e-3, "max_grad_norm": 100.0} | self.settings
         training = make_training(PROBLEM, self.algorithm, sampled=True, seed=seed, steps=self.steps, **settings)
         history = training.train()
         return Result(PROBLEM.logprobs(training.policy), history)
 
 
-def train_on_units(case: Case) -> Result:
-    """The loop for fixed data on every pair (or, for KTO, every response), all of them in each step."""
+def train_on_units(algorithm: Any, units: list[Unit], size: int, epochs: int, settings: dict[str, Any]) -> Result:
+    """The loop for fixed data, `size` units in each step."""
     accelerator = make_accelerator("cpu", "fp32", 1)
-    units = unpaired(PROBLEM) if case.algorithm.data == "unpaired" else all_pairs(PROBLEM, torch.sigmoid)
-    count = len(units)
-    config = OfflineConfig(epochs=case.steps, batch_size=count, micro_batch_size=count, resume_every=10**6, **FAST)
+    config = OfflineConfig(
+        epochs=epochs, batch_size=size, micro_batch_size=size, resume_every=10**6, **{"max_grad_norm": 100.0} | settings
+    )
     policy = PROBLEM.reference()
     units = with_ref_logprobs(accelerator, PROBLEM.reference(), units, config, 0)
     run = Run(seed=0, name="oracle", resume=ResumeStore(Path("nowhere")))
-    history = train_offline(accelerator, policy, policy_outputs, case.algorithm, units, [], config, run, 0)
+    history = train_offline(accelerator, policy, policy_outputs, algorithm, units, [], config, run, 0)
     return Result(PROBLEM.logprobs(policy), history)
 
 
@@ -242,7 +247,7 @@ OFFLINE = [
 SAMPLED = [
     Case("REINFORCE, Ψ = R(τ)", Reinforce(weight="return", baseline="none", kl_coef=B, length=1), 400, 0.01),
     Case("REINFORCE, Ψ = G_t", Reinforce(weight="reward_to_go", baseline="none", kl_coef=B, length=1), 400, 0.01),
-    Case("REINFORCE, G_t − batch mean", Reinforce(baseline="batch_mean", kl_coef=B, length=1), 400, 0.01),
+    Case("REINFORCE, G_t − batch mean", Reinforce(baseline="batch_mean", kl_coef=B, length=1), 300, 0.01),
     Case("REINFORCE, Ψ = Q", Reinforce(weight="q", baseline="critic", kl_coef=B, length=1), 400, 0.01),
     Case(
         "REINFORCE, Ψ = Â, λ = 0.95",
@@ -251,25 +256,26 @@ SAMPLED = [
         0.01,
     ),
     Case("REINFORCE, Ψ = δ_t", Reinforce(weight="td_residual", baseline="critic", kl_coef=B, length=1), 250, 0.01),
-    Case("RLOO, G = 4", RLOO(group_size=4, kl_coef=B), 250, 0.01, settings=GENTLE),
+    Case("RLOO, G = 4", RLOO(group_size=4, kl_coef=B), 350, 0.01, settings=GENTLE),
     Case(
         "GRPO, no std, KL in the reward, G = 4",
         GRPO(group_size=4, kl_coef=B, kl_in="reward", kl_estimator="k1", std="none", **FIXED),
-        250,
+        350,
         0.01,
         settings=GENTLE,
     ),
     Case(
         "GRPO, std, KL in the reward, G = 16",
         GRPO(group_size=16, kl_coef=B, kl_in="reward", kl_estimator="k1", **FIXED),
-        400,
+        300,
         0.01,
         settings={"learning_rate": 1e-3, "schedule": "cosine"},
     ),
     Case("PPO-clip, 2 epochs", PPO(kl_coef=B), 200, 0.01, settings=DECAYING),
     Case("PPO-penalty, 2 epochs", PPOPenalty(kl_coef=B), 200, 0.01, settings=DECAYING),
-    Case("TRPO", TRPO(kl_coef=B, fisher_fraction=1.0), 120, 0.01),
-    Case("online DPO, soft labels", OnlineDPO(beta=B), 400, 0.01),
+    Case("TRPO", TRPO(kl_coef=B), 80, 0.01),
+    Case("DPO, drawn labels", DPO(beta=B), 800, 0.01, settings={"learning_rate": 1e-3, "schedule": "linear"}),
+    Case("online DPO, soft labels", OnlineDPO(beta=B), 250, 0.01),
     # A drawn label is one bit about a pair: what is left after so few pairs is noise (section 4 has the gradient).
     Case("online DPO, sampled labels", OnlineDPO(beta=B, labels="sampled"), 400, 0.1),
 ]

@@ -5,7 +5,7 @@ in float64; prompts, sampler, loops and losses are those that train real models.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -129,4 +129,16 @@ def all_pairs(problem: Problem, link) -> list[Unit]:
         for (first, better), (second, worse) in itertools.combinations(rated, 2):
             label = link(torch.tensor(better - worse, dtype=torch.float64)).item()
             units.append((Example([number], first, label=label), Example([number], second, label=1 - label)))
+    return units
+
+
+def drawn_pairs(problem: Problem, link, count: int, seed: int) -> list[Unit]:
+    """`count` pairs as people would label them: each of all pairs is as likely, and the label is drawn."""
+    every = all_pairs(problem, link)
+    generator = torch.Generator().manual_seed(seed)
+    units: list[Unit] = []
+    for number in torch.randint(len(every), (count,), generator=generator).tolist():
+        first, second = every[number]
+        label = float(torch.rand((), generator=generator, dtype=torch.float64) < first.label)
+        units.append((replace(first, label=label), replace(second, label=1 - label)))
     return units

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oracle.methods import FAST, Case, train_on_units
+from oracle.methods import FAST, Case
 from oracle.problem import PROBLEM, all_pairs, tokenizer
 from rlhf_core.algorithms.bradley_terry import BradleyTerry
 from rlhf_core.algorithms.dpo import DPO
@@ -76,7 +76,7 @@ def fit(algorithm: Any, units: Sequence[Unit]) -> Tensor:
 
 def implicit_rewards(algorithm: DPO) -> Tensor:
     """β (log π − log π_ref) of every response after training on all pairs, (prompts, responses)."""
-    trained = train_on_units(Case("DPO", algorithm, 400))
+    trained = Case("DPO", algorithm, 400).run()
     return algorithm.beta * (trained.logprobs - PROBLEM.logprobs(PROBLEM.reference()))
 
 
