@@ -7,7 +7,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from tasks.params import Params, apply_overrides, load_profile, overlay, read_yaml, validate
+from rlhf_core.errors import UserError
+from tasks.params import Params, PrepareParams, apply_overrides, load_profile, overlay, read_yaml, validate
 
 DEFAULT = "default"  # the profile that is params.yaml as it stands
 
@@ -50,6 +51,33 @@ class Changes:
         words += [f"{'.'.join(key.split('.')[-2:])}-{value}" for key, value in self.overrides.items()]
         label = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words))
         return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or "unchanged"
+
+
+def require_inputs(params: Params, root: Path) -> None:
+    """Look for the data and the model that a run of `root` starts from, before anything starts.
+
+    Raises:
+        UserError: a path that does not exist, or still names the help desk where other data is asked for.
+    """
+    require_data(params.prepare, root)
+    path = params.model.path
+    if not params.model.hub and not (root / path).exists():
+        raise UserError(
+            f"model.path {path} does not exist. Name a Hugging Face folder, or a config to train from scratch."
+        )
+
+
+def require_data(prepare: PrepareParams, root: Path) -> None:
+    """The half of `require_inputs` that is about data; it raises the same."""
+    if prepare.hub:
+        return
+    if prepare.format != "helpdesk" and prepare.path == PrepareParams().path:
+        raise UserError(
+            f"prepare.format is {prepare.format}, but prepare.path is still the help desk's {prepare.path}. "
+            f"Set prepare.path to your data file or folder, or prepare.hub."
+        )
+    if not (root / prepare.path).exists():
+        raise UserError(f"prepare.path {prepare.path} does not exist. Name a data file or folder that does.")
 
 
 def update_yaml(path: Path, content: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from flows.changes import Changes
+from flows.changes import Changes, require_data
 from flows.graph import read_graph
 from flows.memory import FROZEN, TRAINED, ModelShape, Need, estimate, model_shape
 from flows.services import find
@@ -161,6 +161,7 @@ def _installed(name: str) -> str | None:
 def _data(params: Params) -> str:
     """Read the data as stage prepare will, and say what is there."""
     section = params.prepare
+    require_data(section, Path())
     if section.hub:
         return f"{section.hub}, fetched when stage prepare first runs"
     if section.format == "helpdesk":

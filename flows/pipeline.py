@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.changes import DEFAULT, Changes
+from flows.changes import DEFAULT, Changes, require_inputs
 from flows.form import Form, Profile, chosen
 from flows.graph import Stage, read_graph, select
 from flows.lineage import ParentRun, comparison_markdown, read_report
@@ -82,6 +82,7 @@ def _run(root: Path, changes: Changes, only: str | None, name: str | None) -> di
     """Run the stages and return where the report lies and the experiment's name, if it is one."""
     logger = get_run_logger()
     params = changes.resolve(root).params
+    require_inputs(params, root)
     with (
         open_workspace(root, changes, name) as workspace,
         ParentRun(workspace.name or changes.label(), params, root, str(flow_run.id)) as parent,

@@ -1,5 +1,6 @@
 """`rlhf run`: checks what was asked for, runs the flow on the terminal, and says where to look."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flows.changes import Changes
+from flows.changes import Changes, require_inputs
 from flows.graph import read_graph, select
 from flows.lineage import number_text, ranked, rate_text, read_report
 from flows.services import find
@@ -24,6 +25,12 @@ TERMINAL = {
 }
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of Prefect's is worth a place on the terminal: a failure is told once, at the end."""
+    text = record.getMessage()
+    return not text.startswith(("Finished in state", "Stopping temporary server")) or "Completed" in text
+
+
 def run_pipeline(
     root: Path, profile: str, assignments: list[str], only: str | None, name: str | None, out: Console
 ) -> None:
@@ -33,7 +40,7 @@ def run_pipeline(
         UserError: a bad parameter, stage or name (before anything starts), or a stage that failed.
     """
     changes = Changes(profile, dict(parse_override(text) for text in assignments))
-    changes.resolve(root)
+    require_inputs(changes.resolve(root).params, root)
     if name is not None:
         require_free_name(root, name)
     select(read_graph(root), only)
@@ -44,6 +51,8 @@ def run_pipeline(
 
     from flows.pipeline import rlhf_pipeline
 
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
     try:
         state: Any = rlhf_pipeline(
             profile=profile, name=name or "", only=only or "", overrides=dict(changes.overrides), return_state=True

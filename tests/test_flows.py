@@ -15,7 +15,7 @@ import pytest
 
 from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch
 from flows import services, supervise
-from flows.changes import Changes, update_yaml
+from flows.changes import Changes, require_inputs, update_yaml
 from flows.form import Form, chosen
 from flows.graph import Stage, read_graph, select
 from flows.lineage import comparison_markdown, figures
@@ -109,6 +109,25 @@ def test_values_as_they_stand_are_no_change(scratch: Path) -> None:
 def test_bad_changes_name_the_key(scratch: Path, changes: Changes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         changes.resolve(scratch)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"prepare.path": "nowhere.jsonl"}, "prepare.path nowhere.jsonl does not exist"),
+        ({"model.path": "nowhere"}, "model.path nowhere does not exist"),
+        ({"prepare.path": "rlhf_core/helpdesk/world.json"}, "still the help desk's .* Set prepare.path"),
+    ],
+)
+def test_missing_inputs_are_told_before_the_run(scratch: Path, overrides: dict[str, str], message: str) -> None:
+    require_inputs(Changes().resolve(scratch).params, scratch)
+    with pytest.raises(UserError, match=message):
+        require_inputs(Changes(overrides=overrides).resolve(scratch).params, scratch)
+
+
+def test_a_hub_id_stands_in_for_a_path(scratch: Path) -> None:
+    hub = {"prepare.hub": "org/rows@1", "prepare.path": "nowhere", "model.hub": "org/model@1", "model.path": "nowhere"}
+    require_inputs(Changes(overrides=hub).resolve(scratch).params, scratch)
 
 
 def test_label_says_what_is_changed() -> None:

@@ -101,6 +101,7 @@ def test_users_mistake_in_a_stage_is_a_message_and_is_not_retried(served: tuple[
         "The same run, started again, goes on where this one stopped.",
     ]
     assert "Traceback" not in failed.stderr
+    assert "NotReady" not in failed.stderr  # of the stages that were not started
     assert calls(root) == ["sft"]
     # the same run again takes up the kept checkout, and nothing is left of it afterwards
     done = rlhf(root, "run", "--set", "sft.learning_rate=0.9", "--name", "mistaken")
@@ -135,6 +136,7 @@ def test_bug_is_retried_once_and_fails_the_run(served: tuple[Path, services.Serv
         (["--set", "sft.epochs=0"], "'sft.epochs' is 0"),
         (["--profile", "fats"], "no profile 'fats'"),
         (["--only", "sftt"], "Did you mean sft?"),
+        (["--set", "prepare.path=nowhere.jsonl"], "prepare.path nowhere.jsonl does not exist"),
         (["--set", "sft.epochs=2", "--name", "a b"], "cannot name an experiment"),
     ],
 )
