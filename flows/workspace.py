@@ -77,7 +77,8 @@ def open_workspace(root: Path, changes: Changes, name: str | None = None) -> Ite
         if not (folder / "fingerprint").is_file():
             shutil.rmtree(checkout, ignore_errors=True)  # the remains of a clone that was not finished
             make_clone(root, checkout, edits)
-            _lend_data(root, checkout, wanted.raw)
+            _link_data(root, checkout, wanted.raw)
+            _lend_untracked(root, checkout)
             update_yaml(checkout / "params.yaml", wanted.raw)
             (folder / "fingerprint").write_text(fingerprint)
         yield Workspace(root, checkout, experiment)
@@ -120,16 +121,13 @@ def head(root: Path) -> str:
 
 
 def make_clone(root: Path, checkout: Path, edits: bytes) -> None:
-    """Clone `root` with its uncommitted `edits` and untracked files, sharing its DVC cache."""
+    """Clone `root` with its uncommitted `edits`, sharing its DVC cache."""
     from dvc.config import Config
     from dvc.repo import Repo
 
     git(root, "clone", "--local", "--quiet", str(root), str(checkout))
     if edits:
         git(checkout, "apply", "--whitespace=nowarn", stdin=edits)
-    for path in git(root, "ls-files", "--others", "--exclude-standard", "-z").decode().split("\0"):
-        if path:
-            _lend(root / path, checkout / path)
     local = root / ".dvc" / "config.local"
     if local.is_file():  # remotes and their credentials
         shutil.copyfile(local, checkout / ".dvc" / "config.local")
@@ -182,17 +180,24 @@ def _refuse_other(folder: Path, fingerprint: str) -> None:
         )
 
 
-def _lend(source: Path, target: Path) -> None:
-    """Make one file or folder of the user's available at `target`: copied if small, since stages may rewrite it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_file() and source.stat().st_size < COPY_BELOW:
-        shutil.copy2(source, target)
-    else:
-        target.symlink_to(source)
+def _lend_untracked(root: Path, checkout: Path) -> None:
+    """Make untracked files of the user's available; small ones as copies, since stages may rewrite them (dvc.lock)."""
+    for path in filter(None, git(root, "ls-files", "--others", "--exclude-standard", "-z").decode().split("\0")):
+        source, target = root / path, checkout / path
+        if target.exists():
+            continue  # data, linked already
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_file() and source.stat().st_size < COPY_BELOW:
+            shutil.copy2(source, target)
+        else:
+            target.symlink_to(source)
 
 
-def _lend_data(root: Path, checkout: Path, parameters: dict[str, Any]) -> None:
-    """Make local data that parameters name available: inside `root` at the same place, outside by full path."""
+def _link_data(root: Path, checkout: Path, parameters: dict[str, Any]) -> None:
+    """Link local data that parameters name: inside `root` at the same place, outside by full path.
+
+    Linked, not copied: a failed run that is started again has to see what the user mended in its data.
+    """
     for section, key in DATA_KEYS:
         value = (parameters.get(section) or {}).get(key)
         if not isinstance(value, str) or not value or not (root / value).exists():
@@ -201,4 +206,5 @@ def _lend_data(root: Path, checkout: Path, parameters: dict[str, Any]) -> None:
         if not source.is_relative_to(root.resolve()):
             parameters[section][key] = str(source)
         elif not (checkout / value).exists():
-            _lend(source, checkout / value)
+            (checkout / value).parent.mkdir(parents=True, exist_ok=True)
+            (checkout / value).symlink_to(source)

@@ -275,6 +275,20 @@ def test_edits_and_untracked_files_go_along(scratch: Path) -> None:
         assert re.search("learning_rate: 0.25 +# found by trying", (workspace.checkout / "params.yaml").read_text())
 
 
+def test_failed_run_sees_what_was_mended_in_its_data(scratch: Path) -> None:
+    (scratch / "my").mkdir()
+    (scratch / "my/rows.jsonl").write_text('{"prompt": ')
+    changes = Changes(overrides={"prepare.path": "my/rows.jsonl"})
+    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes):
+        raise ZeroDivisionError
+    (scratch / "my/rows.jsonl").write_text("{}\n")
+    with open_workspace(scratch, changes) as workspace:
+        assert (workspace.checkout / "my/rows.jsonl").read_text() == "{}\n"
+        dvc(workspace.checkout, "repro")
+        workspace.finish([stage.name for stage in read_graph(workspace.checkout)])
+    assert (scratch / "my/rows.jsonl").read_text() == "{}\n"
+
+
 def test_data_outside_the_checkout_gets_its_full_path(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     outside = tmp_path_factory.mktemp("outside") / "rows.jsonl"
     outside.write_text("{}\n")
