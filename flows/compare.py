@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from flows.lineage import KIND
+from flows.lineage import KIND, number_text, rate_text
 from rlhf_core.errors import UserError
 from tasks import tracking
 
@@ -25,14 +26,18 @@ class Run:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
 
-    def best(self) -> tuple[str, float] | None:
-        """The policy with the highest win rate against SFT, and that rate; None where no policy was judged."""
-        rates = {
+    def rates(self) -> dict[str, float]:
+        """Win rates against SFT by policy, the highest first."""
+        found = {
             key.split(".")[1]: value
             for key, value in self.metrics.items()
             if key.startswith("policies.") and key.endswith(f".{RATE}")
         }
-        return max(rates.items(), key=lambda item: item[1]) if rates else None
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def best(self) -> tuple[str, float] | None:
+        """The policy with the highest win rate against SFT, and that rate; None where no policy was judged."""
+        return next(iter(self.rates().items()), None)
 
 
 def compare_runs(out: Console) -> None:
@@ -53,7 +58,7 @@ def compare_runs(out: Console) -> None:
     elif len(runs) > 1:
         out.print("All ran with the same parameters; code or data differed.")
     name, (policy, _) = runs[0].name, runs[0].best() or ("", 0.0)
-    out.print(f"Best: {policy} of {name}. Intervals and curves: rlhf up")
+    out.print(f"Best: {policy} of {name}. In brackets the 95 % interval. Curves: rlhf up")
 
 
 def finished_runs() -> list[Run]:
@@ -94,22 +99,22 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 
 def _results(runs: Sequence[Run]) -> Table:
-    policies = sorted({key.split(".")[1] for run in runs for key in run.metrics if key.startswith("policies.")})
-    table = Table("run", "began", "best", *policies, "reward model", title="Win rate against SFT (95 % interval)")
+    """A block of lines for each run, one for each of its policies, so that any number of them fits a terminal."""
+    table = Table("run", "policy", "wins against SFT", "KL", "length", "reward model")
     for run in runs:
-        best, _ = run.best() or ("", 0.0)
-        rates = [_rate(run.metrics, policy, policy == best) for policy in policies]
-        accuracy = run.metrics.get("reward_model.accuracy")
-        table.add_row(run.name, run.began, best, *rates, "–" if accuracy is None else f"{accuracy:.3f}")
+        accuracy = number_text(run.metrics.get("reward_model.accuracy"))
+        for row, (policy, rate) in enumerate(run.rates().items()):
+            of_policy = {key: run.metrics.get(f"policies.{policy}.{key}") for key in ("kl", "mean_length")}
+            interval = {end: run.metrics.get(f"policies.{policy}.{RATE}.{end}") for end in ("low", "high")}
+            table.add_row(
+                f"{run.name}\n{run.began}" if row == 0 else "",
+                policy,
+                Text(rate_text({"value": rate, **interval}), style="bold green" if row == 0 else ""),
+                *map(number_text, of_policy.values()),
+                accuracy if row == 0 else "",
+            )
+        table.add_section()
     return table
-
-
-def _rate(metrics: Mapping[str, float], policy: str, is_best: bool) -> str:
-    key = f"policies.{policy}.{RATE}"
-    if key not in metrics:
-        return "–"
-    text = f"{metrics[key]:.3f} ({metrics[f'{key}.low']:.3f}–{metrics[f'{key}.high']:.3f})"
-    return f"[bold green]{text}[/]" if is_best else text
 
 
 def _parameters(runs: Sequence[Run], keys: Sequence[str]) -> Table:

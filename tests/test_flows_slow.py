@@ -80,7 +80,7 @@ def test_changed_run_is_isolated_named_and_compared(served: tuple[Path, services
     assert not (root / "runs/stronger/checkout").exists()
 
     compared = rlhf(root, "compare").stdout
-    assert re.search(r"│ stronger +│ [-0-9: ]+ │ dpo +│ 0\.400 \(0\.350–0\.450\)", compared)
+    assert re.search(r"│ stronger +│ dpo +│ 0\.400 \(0\.350–0\.450\)", compared)
     assert re.search(r"│ policy\.dpo\.learning_rate +│ 0\.4 +│ 0\.3 ", compared)
     assert "Best: dpo of stronger" in compared
 
