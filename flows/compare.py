@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from flows.lineage import KIND, number_text, rate_text
@@ -100,7 +100,14 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 def _results(runs: Sequence[Run]) -> Table:
     """A block of lines for each run, one for each of its policies, so that any number of them fits a terminal."""
-    table = Table("run", "policy", "wins against SFT", "KL", "length", "reward model")
+    table = Table(
+        Column("run", overflow="fold"),
+        "policy",
+        Column("wins against SFT", no_wrap=True),
+        "KL",
+        "length",
+        "reward model",
+    )
     for run in runs:
         accuracy = number_text(run.metrics.get("reward_model.accuracy"))
         for row, (policy, rate) in enumerate(run.rates().items()):
