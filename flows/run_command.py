@@ -28,7 +28,7 @@ TERMINAL = {
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a line of Prefect's is worth a place on the terminal: a failure is told once, at the end."""
     text = record.getMessage()
-    return not text.startswith(("Finished in state", "Stopping temporary server")) or "Completed" in text
+    return not text.startswith(("Finished in state", "Starting temporary", "Stopping temporary")) or "Completed" in text
 
 
 def run_pipeline(

@@ -48,7 +48,7 @@ class Sampler:
         if context is not None and width + self.max_new_tokens > context:
             raise UserError(
                 f"a prompt of {width} tokens and {self.max_new_tokens} new ones exceed the model's context of "
-                f"{context}. Lower max_new_tokens, or prepare.max_prompt_tokens."
+                f"{context}. Lower prepare.max_response_tokens, or prepare.max_prompt_tokens."
             )
         device = policy.device
         input_ids = torch.full((len(prompts), width), self.pad_token)

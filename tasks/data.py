@@ -60,7 +60,7 @@ def clean(
         count_tokens: Tokens of (prompt, response), the generation prompt and the end token included.
         max_prompt_tokens: The longest prompt.
         max_response_tokens: The longest response.
-        context: The most that prompt and response may have together, where the model sets such a limit.
+        context: The most that the prompt and `max_response_tokens` may have together, where the model sets a limit.
         scale: The highest score of a rating; the lowest is 1.
     """
     cleaned = Cleaned()
@@ -128,7 +128,10 @@ def _excess(sizes: Sequence[tuple[int, int]], max_prompt: int, max_response: int
     longest = max(response for _, response in sizes)
     if longest > max_response:
         return "response too long"
-    return "longer than the context" if context is not None and sizes[0][0] + longest > context else ""
+    # The prompt will be sampled on, so there has to be room for more than this row's own response.
+    if context is not None and sizes[0][0] + max_response > context:
+        return f"longer than the context of {context} with max_response_tokens {max_response} to come"
+    return ""
 
 
 def check_dropped(cleaned: Cleaned, max_dropped: float = 0.05) -> None:
@@ -149,7 +152,7 @@ def check_dropped(cleaned: Cleaned, max_dropped: float = 0.05) -> None:
     )
     raise UserError(
         f"{len(bad)} of {cleaned.read} rows cannot be used, more than prepare.max_dropped {max_dropped:g}: {reasons}. "
-        "Mend the rows, raise the token limits, or raise prepare.max_dropped."
+        "Mend the rows, change the token limits, or raise prepare.max_dropped."
     )
 
 

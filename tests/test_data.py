@@ -119,11 +119,13 @@ def test_scores_and_ranks_that_cannot_be_used_are_listed_by_line():
     assert [row["line"] for row in cleaned([rating(1, "a", "b", 7), rating(2, "a", "b", 11)], scale=10).dropped] == [2]
 
 
-def test_context_holds_for_prompt_and_response_together():
-    """2 + 3 tokens fit a context of 5; 3 + 3 do not, though each side is within its own limit."""
-    rows = [demo(1, "a", "b c"), demo(2, "a b", "b c")]
-    assert [row["reason"] for row in cleaned(rows, context=5).dropped] == ["longer than the context"]
-    assert cleaned(rows, context=6).dropped == []
+def test_context_has_room_for_prompt_and_longest_response():
+    """A prompt of 2 and up to 3 response tokens fit a context of 5; one of 3 does not, however short its response."""
+    rows = [demo(1, "a", "b c"), demo(2, "a b", "b")]
+    assert cleaned(rows, max_response_tokens=3, context=5).dropped == [
+        {"file": "d.jsonl", "line": 2, "reason": "longer than the context of 5 with max_response_tokens 3 to come"}
+    ]
+    assert cleaned(rows, max_response_tokens=3, context=6).dropped == []
 
 
 def test_only_rows_alike_in_everything_are_duplicates():
@@ -151,7 +153,7 @@ def test_too_many_dropped_rows_stop():
     assert str(caught.value) == (
         "2 of 20 rows cannot be used, more than prepare.max_dropped 0.05: "
         "1 prompt too long (first: d.jsonl, line 19); 1 empty response (first: d.jsonl, line 20). "
-        "Mend the rows, raise the token limits, or raise prepare.max_dropped."
+        "Mend the rows, change the token limits, or raise prepare.max_dropped."
     )
 
 

@@ -1,5 +1,7 @@
 """params.yaml: an unknown, missing, ill-typed or out-of-range key is an error that names the key and the mend."""
 
+import json
+
 import pytest
 import yaml
 
@@ -49,6 +51,14 @@ def test_missing_key_is_named():
 def test_pitfall_28_option_without_effect_raises():
     """kl_horizon moves nothing while kl_target is null."""
     assert "kl_horizon has no effect while kl_target is null" in error({"policy.ppo.kl_horizon": 5})
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml")))
+def test_prompt_and_response_of_every_profile_fit_the_model_it_brings(profile):
+    params = validate(overlay(RAW, load_profile(profile, ROOT)))
+    model = json.loads((ROOT / params.model.path).read_text())
+    longest = params.prepare.max_prompt_tokens + params.prepare.max_response_tokens
+    assert longest <= model["max_position_embeddings"]
 
 
 def test_file_that_is_missing_or_not_yaml(tmp_path):
