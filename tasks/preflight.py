@@ -41,7 +41,8 @@ def run_checks(stage: str, checks: Iterable[Check]) -> None:
             except UserError as error:
                 raise UserError(f"preflight of {stage}, {name}: {error}") from error
             count += 1
-    sys.stderr.write(f"{stage:12} preflight: {count} checks passed\n")
+    if count:  # best-of-N sampling trains nothing
+        sys.stderr.write(f"{stage:12} preflight: {count} checks passed\n")
 
 
 def require(stage: str, *folders: str) -> None:

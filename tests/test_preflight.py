@@ -165,6 +165,8 @@ def test_a_failure_names_stage_and_check(capsys):
     assert capsys.readouterr().err == ""
     run_checks("sft", [("fine", lambda: None)] * 2)
     assert capsys.readouterr().err == "sft          preflight: 2 checks passed\n"
+    run_checks("best_of_n", [])
+    assert capsys.readouterr().err == ""
 
 
 def test_what_checks_draw_leaves_the_stages_random_stream_alone():
