@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf_core.errors import UserError
 from tasks.params import Params, PrepareParams, apply_overrides, load_profile, overlay, read_yaml, validate
+from tasks.source import model_source
 
 DEFAULT = "default"  # the profile that is params.yaml as it stands
 
@@ -54,21 +55,22 @@ class Changes:
 
 
 def require_inputs(params: Params, root: Path) -> None:
-    """Look for the data and the model that a run of `root` starts from, before anything starts.
+    """Look for the data and the model that a run of `root` starts from; what is on a hub is left to the stages.
+
+    Raises:
+        UserError: a data path as `require_data` says, or a model path that is neither a checkpoint nor a config.
+    """
+    require_data(params.prepare, root)
+    if not params.model.hub:
+        model_source(params.model, root)
+
+
+def require_data(prepare: PrepareParams, root: Path) -> None:
+    """Look for the data alone; its rows are read by stage prepare.
 
     Raises:
         UserError: a path that does not exist, or still names the help desk where other data is asked for.
     """
-    require_data(params.prepare, root)
-    path = params.model.path
-    if not params.model.hub and not (root / path).exists():
-        raise UserError(
-            f"model.path {path} does not exist. Name a Hugging Face folder, or a config to train from scratch."
-        )
-
-
-def require_data(prepare: PrepareParams, root: Path) -> None:
-    """The half of `require_inputs` that is about data; it raises the same."""
     if prepare.hub:
         return
     if prepare.format != "helpdesk" and prepare.path == PrepareParams().path:

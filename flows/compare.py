@@ -109,17 +109,16 @@ def _results(runs: Sequence[Run]) -> Table:
         "reward model",
     )
     for run in runs:
+        heading, style = f"{run.name}\n{run.began}", "bold green"
         accuracy = number_text(run.metrics.get("reward_model.accuracy"))
-        for row, (policy, rate) in enumerate(run.rates().items()):
-            of_policy = {key: run.metrics.get(f"policies.{policy}.{key}") for key in ("kl", "mean_length")}
-            interval = {end: run.metrics.get(f"policies.{policy}.{RATE}.{end}") for end in ("low", "high")}
-            table.add_row(
-                f"{run.name}\n{run.began}" if row == 0 else "",
-                policy,
-                Text(rate_text({"value": rate, **interval}), style="bold green" if row == 0 else ""),
-                *map(number_text, of_policy.values()),
-                accuracy if row == 0 else "",
+        for policy, rate in run.rates().items():
+            kl, length, low, high = (
+                run.metrics.get(f"policies.{policy}.{key}")
+                for key in ("kl", "mean_length", f"{RATE}.low", f"{RATE}.high")
             )
+            wins = Text(rate_text({"value": rate, "low": low, "high": high}), style)
+            table.add_row(heading, policy, wins, number_text(kl), number_text(length), accuracy)
+            heading = accuracy = style = ""  # said once, beside the best policy
         table.add_section()
     return table
 

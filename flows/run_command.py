@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ TERMINAL = {
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
 }
 
+# How each waiting stage ended is the failure of another; the temporary server is nobody's to look at.
+NO_NEWS = re.compile(r"Finished in state (?!Completed)|(Starting|Stopping) temporary server")
+
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of Prefect's is worth a place on the terminal: a failure is told once, at the end."""
-    text = record.getMessage()
-    return not text.startswith(("Finished in state", "Starting temporary", "Stopping temporary")) or "Completed" in text
+    """Whether a line of Prefect's is worth a place on the terminal, where a failure is told once, at the end."""
+    return not NO_NEWS.match(record.getMessage())
 
 
 def run_pipeline(

@@ -30,31 +30,33 @@ class ModelSource:
         return {"name": self.name, "revision": self.revision, "weights_sha256": digest.hexdigest()}
 
 
-def model_source(params: ModelParams) -> ModelSource:
-    """Resolve `model.path` or `model.hub`; a hub id is downloaded at its pinned revision.
+def model_source(params: ModelParams, root: Path = Path()) -> ModelSource:
+    """Resolve `model.path`, which starts at `root`, or `model.hub`; a hub id is downloaded at its pinned revision.
 
     Raises:
         UserError: if the path is neither a checkpoint folder nor a config, or the hub id is not pinned or not found.
     """
     if params.hub:
         return _from_hub(params.hub)
-    path = Path(params.path)
+    path = root / params.path
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"model.path {path} holds no config.json, so it is not a checkpoint folder. Name one.")
+            raise UserError(
+                f"model.path {params.path} holds no config.json, so it is not a checkpoint folder. Name one."
+            )
         return ModelSource(folder=path, name=path.name)
     if not path.is_file():
         raise UserError(
-            f"model.path {path} does not exist. Name a Hugging Face folder, or a config to train from scratch."
+            f"model.path {params.path} does not exist. Name a Hugging Face folder, or a config to train from scratch."
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
-            f"model.path {path} is not JSON ({error}). Name a config.json, or a checkpoint folder."
+            f"model.path {params.path} is not JSON ({error}). Name a config.json, or a checkpoint folder."
         ) from error
     if "model_type" not in config:
-        raise UserError(f'model.path {path} has no model_type. Add it, for example "model_type": "llama".')
+        raise UserError(f'model.path {params.path} has no model_type. Add it, for example "model_type": "llama".')
     return ModelSource(config=path)
 
 

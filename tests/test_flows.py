@@ -116,6 +116,7 @@ def test_bad_changes_name_the_key(scratch: Path, changes: Changes, message: str)
     [
         ({"prepare.path": "nowhere.jsonl"}, "prepare.path nowhere.jsonl does not exist"),
         ({"model.path": "nowhere"}, "model.path nowhere does not exist"),
+        ({"model.path": "tasks"}, "model.path tasks holds no config.json"),
         ({"prepare.path": "rlhf_core/helpdesk/world.json"}, "still the help desk's .* Set prepare.path"),
     ],
 )

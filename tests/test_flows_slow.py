@@ -102,6 +102,7 @@ def test_users_mistake_in_a_stage_is_a_message_and_is_not_retried(served: tuple[
     ]
     assert "Traceback" not in failed.stderr
     assert "NotReady" not in failed.stderr  # of the stages that were not started
+    assert failed.stderr.count("no field 'prompt'") == 2  # by the stage as it happens, and at the end
     assert calls(root) == ["sft"]
     # the same run again takes up the kept checkout, and nothing is left of it afterwards
     done = rlhf(root, "run", "--set", "sft.learning_rate=0.9", "--name", "mistaken")
