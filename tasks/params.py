@@ -28,8 +28,7 @@ from rlhf_core.annotators import Form
 from rlhf_core.device import Device, Precision
 from rlhf_core.errors import UserError
 from rlhf_core.fields import check_bounds, setting
-from rlhf_core.loops.offline import OfflineConfig
-from rlhf_core.loops.online import OnlineConfig, check_loop
+from rlhf_core.loops.config import OfflineConfig, OnlineConfig, check_loop
 
 ROOT = Path(__file__).resolve().parent.parent
 
