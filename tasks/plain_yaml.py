@@ -1,7 +1,6 @@
 """YAML as parameters are written in: plain values, no tags, each key once."""
 
 import re
-from collections.abc import Hashable
 from typing import Any
 
 import yaml
@@ -9,11 +8,11 @@ import yaml
 from rlhf_core.errors import UserError
 
 
-class _NotPlainError(yaml.MarkedYAMLError):
+class _NotPlainError(yaml.MarkedYAMLError):  # type: ignore[misc]  # untyped
     """YAML, and more of it than parameters may use."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # untyped
     """Reads 1e-5 as a number, as YAML 1.2 does, dates as text, and refuses tags and repeated keys."""
 
     yaml_implicit_resolvers = {
@@ -22,14 +21,14 @@ class _Loader(yaml.SafeLoader):
     }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()
         if tag := getattr(event, "tag", None):
             raise _NotPlainError(
                 problem=f"the tag {tag} is not allowed; write a plain value", problem_mark=event.start_mark
             )
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -42,7 +41,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
 )
 
