@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from rich.console import Console
@@ -20,10 +21,11 @@ from flows.services import find
 from flows.workspace import head
 from rlhf_core.errors import UserError
 from tasks.params import Params
-from tasks.preflight import Check
 from tasks.readers import read_rows
-from tasks.source import model_source
-from tasks.stage import quiet_libraries
+from tasks.source import model_source, require_pinned
+
+if TYPE_CHECKING:
+    from tasks.preflight import Check
 
 DISTRIBUTION = "rlhf-pipeline"
 GB = 1e9
@@ -67,10 +69,12 @@ def examine_stage(root: Path, stage: str, profile: str, assignments: list[str], 
     Raises:
         UserError: if the stage trains nothing, or what it reads is not there yet.
     """
-    import torch
-
     params = Changes.from_command_line(profile, assignments).resolve(root).params
     os.chdir(root)
+    import torch
+
+    from tasks.stage import quiet_libraries
+
     quiet_libraries()
     torch.manual_seed(0)
     findings = [_look(name, partial(_passed, check)) for name, check in _checks(stage, params)]
@@ -82,7 +86,7 @@ def _passed(check: Callable[[], None]) -> str:
     return "passed"
 
 
-def _checks(stage: str, params: Params) -> Iterator[Check]:
+def _checks(stage: str, params: Params) -> "Iterator[Check]":
     kind, _, name = stage.partition("@")
     if (kind == "policy") != bool(name) or kind not in TRAINING_STAGES:
         trained = ", ".join([*TRAINING_STAGES[:-1], *(f"policy@{name}" for name in params.policy.algorithms)])
@@ -199,15 +203,18 @@ def _model(params: Params) -> tuple[ModelShape, bool]:
     """Sizes of the chosen model, and whether it is trained from scratch."""
     from transformers import AutoConfig
 
+    from rlhf_core.models import load_config
+
     if params.model.hub:  # the config alone: a look must not fetch gigabytes
-        name, _, revision = params.model.hub.partition("@")
+        name, revision = require_pinned("model.hub", params.model.hub)
         try:
-            return model_shape(AutoConfig.from_pretrained(name, revision=revision or None)), False
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            return model_shape(config), False
         except OSError as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"model.hub {params.model.hub}: {first} Check the id and the network.") from error
     source = model_source(params.model)
-    config = AutoConfig.from_pretrained(str(source.config or source.folder))
+    config = load_config(source.config or source.folder or Path())
     if source.config is not None:
         config.vocab_size = params.model.vocabulary
     return model_shape(config), source.config is not None

@@ -36,7 +36,7 @@ def check_checkpoint(folder: Path, name: str) -> None:
         UserError: naming the file (after `name`, what the user calls the folder), what is wrong with it, and the fix.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{name} holds no config.json, so it is not a checkpoint folder. Name one.")
+        raise UserError(f"{name} holds no config.json, so it is not a checkpoint folder. Name one, such as models/sft.")
     config = check_config(folder / "config.json", f"{name}: config.json")
     shapes = _weight_shapes(folder, name)
     rows = _embedding_rows(shapes, config, name)
@@ -55,9 +55,9 @@ def check_config(path: Path, name: str) -> dict[str, Any]:
     _refuse_code(config, name)
     if "quantization_config" in config:
         raise UserError(f"{name} has quantization_config: quantised weights cannot be trained. Take the full model.")
-    classes = config.get("architectures") or []
-    if classes and not any(word in str(kind) for kind in classes for word in WRITERS):
-        raise UserError(f"{name} names {', '.join(map(str, classes))}, which writes no text. Take a language model.")
+    classes = [str(kind) for kind in config.get("architectures") or []]
+    if classes and not any(word in kind for kind in classes for word in WRITERS):
+        raise UserError(f"{name} names {', '.join(classes)}, which writes nothing. Name a language model.")
     return config
 
 

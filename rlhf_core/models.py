@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -27,15 +28,19 @@ from rlhf_core.errors import UserError
 
 
 def load_config(path: str | Path) -> PretrainedConfig:
-    """The configuration in a checkpoint folder or in a file, with every dropout off.
+    """The configuration of a causal language model in a checkpoint folder or in a file, with every dropout off.
 
     Raises:
-        UserError: if transformers does not know the architecture, or does not take a value of it.
+        UserError: if transformers does not know the architecture, does not take a value of it, or cannot make a
+            language model of it.
     """
     try:
-        return without_dropout(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
+        config = without_dropout(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
     except Exception as error:  # of as many kinds as there are architectures
         raise UserError(f"{path} holds no configuration that transformers takes: {_first_line(error)}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{path} has model_type {config.model_type}, which is no causal language model. Take another.")
+    return config
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
