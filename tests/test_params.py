@@ -170,9 +170,7 @@ def test_bounds_of_the_dataclasses_hold_for_numbers_that_are_none(value):
 def test_a_file_with_tags_or_a_key_twice_names_the_line(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("run:\n  seed: !!python/object/apply:os.getpid []\n")
-    with pytest.raises(
-        UserError, match=r"params\.yaml, line 2: the tag tag:yaml\.org,2002:python/object/apply"
-    ):
+    with pytest.raises(UserError, match=r"params\.yaml, line 2: the tag tag:yaml\.org,2002:python/object/apply"):
         load_params(path)
     path.write_text("run:\n  seed: 1\nmodel: {}\nrun:\n  seed: 2\n")
     with pytest.raises(UserError, match=r"params\.yaml, line 4: the key 'run' is there twice; delete one\."):
