@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GraniteConfig
 
 import tiny
 from rlhf_core.checkpoint import check_checkpoint
@@ -17,6 +18,7 @@ from rlhf_core.models import (
     load_policy,
     load_scalar_model,
     load_tokenizer,
+    new_policy,
     new_scalar_model,
     save_policy,
     save_scalar_model,
@@ -331,6 +333,28 @@ def test_tensors_with_other_names_are_named(model):
 def test_layers_that_would_be_dropped_are_named(model):
     edit_json(model / "config.json", num_hidden_layers=1)
     assert ": model.layers.1.input_layernorm.weight belongs to no part of the model" in refused(load_policy, model)
+
+
+def test_constants_of_older_checkpoints_are_no_weights(tmp_path):
+    """GPT-2 as it was published: no prefix, no head (it is tied), causal masks beside the weights."""
+    policy = tiny.learned()
+    save_policy(policy, tiny.tiny_tokenizer(), tmp_path, max_new_tokens=4)
+
+    def published(tensors):
+        masks = {"h.0.attn.bias": torch.ones(1, 1, 64, 64), "h.1.attn.masked_bias": torch.tensor(-1e4)}
+        return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()} | masks
+
+    edit_tensors(tmp_path, published)
+    check_checkpoint(tmp_path, "m")
+    loaded = load_policy(tmp_path).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in policy.state_dict().items())
+
+
+def test_an_architecture_without_a_score_is_named(tmp_path):
+    config = GraniteConfig(**tiny.rotary().config.to_dict() | {"model_type": "granite"})
+    save_policy(new_policy(config), tiny.tiny_tokenizer(), tmp_path, max_new_tokens=4)
+    assert load_policy(tmp_path)
+    assert refused(new_scalar_model, tmp_path) == " has model_type granite, which cannot give a score. Take another."
 
 
 def test_a_tensor_of_another_shape_is_named(model):
