@@ -210,10 +210,25 @@ def test_deployment_refuses_what_the_flow_cannot_take(
     assert found in refused.value.read().decode()
 
 
-def test_deployment_refuses_an_unknown_override_as_a_mistake(served: tuple[Path, services.Services]) -> None:
-    state = end_of(served[1], start(served[1], {"overrides": {"sft.epoch": 2}}, {}))
-    assert state["name"] == "Mistake"
-    assert state["message"] == "unknown key 'sft.epoch'. Did you mean 'sft.epochs'?"
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        ({"sft.epoch": 2}, "unknown key 'sft.epoch'. Did you mean 'sft.epochs'?"),
+        ({"sft.epochs": True}, "changed value: 'sft.epochs' is true; it must be a whole number, at least 1."),
+        (
+            {"model.path": "tasks"},
+            "model.path tasks holds no config.json, so it is not a checkpoint folder. Name one, such as models/sft.",
+        ),
+    ],
+)
+def test_deployment_ends_as_a_mistake_that_names_it(
+    served: tuple[Path, services.Services], overrides: dict[str, Any], found: str
+) -> None:
+    root, running = served
+    forget_calls(root)
+    state = end_of(running, start(running, {"overrides": overrides}, {}))
+    assert (state["name"], state["message"]) == ("Mistake", found)
+    assert calls(root) == []
 
 
 def test_deployment_runs_with_the_forms_values(served: tuple[Path, services.Services]) -> None:
