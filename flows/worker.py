@@ -6,6 +6,13 @@ from pathlib import Path
 
 POOL = "rlhf"
 
+# How the pool starts a run. A template's variables (command, environment, folder) are filled in by whoever starts
+# a run; this one has none and refuses any. `env` is left out, since Prefect adds a run's own to a literal one.
+TEMPLATE = {
+    "job_configuration": {"stream_output": True},
+    "variables": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+
 
 def register() -> None:
     """Make the work pool and the deployment, or bring them up to date with params.yaml's fields and profiles/."""
@@ -17,7 +24,7 @@ def register() -> None:
     from flows.pipeline import rlhf_pipeline
 
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=TEMPLATE), overwrite=True)
     deployment = RunnerDeployment.from_flow(
         rlhf_pipeline,
         name="rlhf",
