@@ -361,7 +361,8 @@ def test_the_pool_ignores_job_variables_that_were_not_refused() -> None:
 
     values = {"command": "touch pwned", "env": {"PATH": "/"}, "env.LD_PRELOAD": "x", "working_dir": "/", "name": "x"}
     made = ProcessJobConfiguration.from_template_and_values(TEMPLATE, values, client=object())
-    assert asyncio.run(made) == ProcessJobConfiguration()
+    command = TEMPLATE["job_configuration"]["command"]
+    assert asyncio.run(made) == ProcessJobConfiguration(command=command)
 
 
 def test_mlflow_needs_the_password_for_everything(served: tuple[Path, services.Services]) -> None:
