@@ -191,7 +191,7 @@ def end_of(api: httpx.Client, flow_run: str) -> dict[str, Any]:
         (
             {"epochs": 2},
             "('epochs' was unexpected)",
-            "the flow has no argument 'epochs'. Choose from: profile, name, only, overrides, parameters.",
+            "the flow has no argument 'epochs'. Choose from: profile, ",
         ),
         (
             {"parameters": {"sft": {"epoch": 2}}},
