@@ -47,11 +47,11 @@ class Changes:
         return Resolved(params, raw, params != before)
 
     def label(self) -> str:
-        """A readable name for a run with these changes: `gsm8k-dpo.beta-0.2`."""
+        """A readable name for a run with these changes: `gsm8k-dpo.beta-0.2`, or `default` where nothing is changed."""
         words = [self.profile] if self.profile != DEFAULT else []
         words += [f"{'.'.join(key.split('.')[-2:])}-{value}" for key, value in self.overrides.items()]
         label = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words))
-        return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or "unchanged"
+        return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or DEFAULT
 
 
 def require_inputs(params: Params, root: Path) -> None:

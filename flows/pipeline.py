@@ -46,9 +46,18 @@ def run_stage(stage: str, runner: StageRunner) -> State[None] | None:
 
 
 def _title() -> str:
-    """Name of the flow run: the experiment's, else what is changed."""
+    """Name of the flow run: the experiment's, else what it runs."""
     given = flow_run.parameters
-    return given.get("name") or _changes(given["profile"], given["parameters"], given["overrides"]).label()
+    changes = _changes(given["profile"], given["parameters"], given["overrides"])
+    try:
+        return given.get("name") or describe(changes, changes.resolve(find_root()).params)
+    except UserError:  # the run itself tells it
+        return changes.label()
+
+
+def describe(changes: Changes, params: Params) -> str:
+    """What a run is: its profile and policies where no single value is changed (`default: ppo, dpo`), else the changes."""
+    return changes.label() if changes.overrides else f"{changes.label()}: {', '.join(params.policy.algorithms)}"
 
 
 @flow(name="rlhf", flow_run_name=_title, persist_result=False)
@@ -85,7 +94,7 @@ def _run(root: Path, changes: Changes, only: str | None, name: str | None) -> di
     require_inputs(params, root)
     with (
         open_workspace(root, changes, name) as workspace,
-        ParentRun(workspace.name or changes.label(), params, root, str(flow_run.id)) as parent,
+        ParentRun(workspace.name or describe(changes, params), params, root, str(flow_run.id)) as parent,
     ):
         stages = select(read_graph(workspace.checkout), only)
         runner = StageRunner(workspace.checkout, _environment(params, parent))

@@ -198,7 +198,7 @@ def evaluate() -> None:
         write_jsonl(folder / "snapshots.jsonl", _judge_snapshots(evaluation))
         for name, result in results["policies"].items():
             stage.log(
-                {f"{name}/win_rate_vs_sft": result["win_rate_vs_sft"]["value"], f"{name}/kl": result["kl"]["value"]}
+                {f"win_rate_vs_sft/{name}": result["win_rate_vs_sft"]["value"], f"kl/{name}": result["kl"]["value"]}
             )
 
 
