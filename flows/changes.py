@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -80,30 +79,3 @@ def require_data(prepare: PrepareParams, root: Path) -> None:
         )
     if not (root / prepare.path).exists():
         raise UserError(f"prepare.path {prepare.path} does not exist. Name a data file or folder that does.")
-
-
-def update_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """Give the YAML file at `path` the values of `content`, keeping its comments and order."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.representer import RoundTripRepresenter
-
-    class Representer(RoundTripRepresenter):
-        """Writes null as null, where ruamel would leave the value out."""
-
-    Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
-    yaml = YAML()
-    yaml.Representer = Representer
-    yaml.width = 4096
-    document = yaml.load(path)
-    _update(document, content)
-    text = StringIO()
-    yaml.dump(document, text)
-    path.write_text(text.getvalue(), encoding="utf-8")
-
-
-def _update(document: Any, content: Mapping[str, Any]) -> None:
-    for key, value in content.items():
-        if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):
-            _update(document[key], value)
-        elif key not in document or document[key] != value:
-            document[key] = value

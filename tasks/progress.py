@@ -3,14 +3,15 @@
 import atexit
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+T = TypeVar("T")
 INTERVAL = 10.0  # seconds between two lines
 
 
@@ -29,10 +30,11 @@ class Shown(Protocol):
 class Bar:
     """A bar on the terminal."""
 
-    def __init__(self, name: str, total: int, done: int = 0) -> None:
+    def __init__(self, name: str, total: int, done: int, *, stays: bool) -> None:
         columns = (TextColumn("{task.description:12}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
         note = TextColumn("{task.fields[note]}")
-        self.shown = RichProgress(*columns, note, console=Console(stderr=True, highlight=False))
+        console = Console(stderr=True, highlight=False)
+        self.shown = RichProgress(*columns, note, console=console, transient=not stays)
         self.task = self.shown.add_task(name, total=total, completed=done, note="")
         self.shown.start()
         atexit.register(self.close)  # whatever happens, the terminal gets its cursor back
@@ -82,16 +84,34 @@ class Lines:
         """Nothing to clean up."""
 
 
-def show(name: str, total: int, done: int = 0, began: float | None = None) -> Shown:
-    """Begin to show how many of `total` are done; whoever begins also closes. `began`: see Lines."""
-    return Bar(name, total, done) if sys.stderr.isatty() else Lines(name, total, done, began)
+def show(name: str, total: int, done: int = 0, began: float | None = None, *, stays: bool = True) -> Shown:
+    """Begin to show how many of `total` are done; whoever begins also closes.
+
+    began: see Lines. stays: leave the bar on the terminal when all is done.
+    """
+    return Bar(name, total, done, stays=stays) if sys.stderr.isatty() else Lines(name, total, done, began)
 
 
 @contextmanager
 def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a piece of work: yields the function that is told how many more are done."""
-    shown = show(name, total)
+    """Show a piece of work while it lasts: yields the function that is told how many more are done."""
+    shown = show(name, total, stays=False)
     try:
         yield shown.advance
     finally:
         shown.close()
+
+
+def counted(name: str, items: Collection[T]) -> Iterator[T]:
+    """The items one by one, showing how many have been dealt with."""
+    with progress(name, len(items)) as report:
+        for item in items:
+            yield item
+            report(1)
+
+
+def transformers_progress(bar: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> Any:
+    """What transformers counts (weights that it loads), as our progress; see transformers' `set_tqdm_hook`."""
+    if args and isinstance(args[0], Collection):
+        return counted(str(settings.get("desc") or "loading").lower(), args[0])
+    return bar(*args, **settings)

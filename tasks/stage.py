@@ -16,7 +16,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.loops.run import Run
 from rlhf_core.resume import ResumeStore
 from tasks.params import Params, load_params
-from tasks.progress import Shown, show
+from tasks.progress import Shown, show, transformers_progress
 from tasks.tracking import StageRun
 
 RESUME = Path(".resume")
@@ -205,12 +205,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def quiet_libraries() -> None:
-    """No progress bars and notes of transformers about what it loads."""
+    """No notes of transformers about what it loads; its progress is shown as the stages' own."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_tqdm_hook(transformers_progress)
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
