@@ -7,12 +7,12 @@ judge. Every other run stands in a group of its own kind.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rich import box
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from flows.lineage import KIND, number_text, rate_text
+from flows.screen import plain_table
 from rlhf_core.errors import UserError
 from tasks import tracking
 
@@ -70,7 +70,7 @@ def compare_runs(out: Console) -> None:
 def _heading(run: Run, first: Run | None) -> Text:
     """How a group was judged; of a later group also why it is not ranked with the first."""
     if not run.terms:
-        text = "Judge and test prompts are not on record (made by an earlier version): they may differ."
+        text = "Not ranked, because judge and test prompts are not on record (made by an earlier version)."
     else:
         prompts, test, judge = (run.terms[key] for key in ("prompts", "test_prompts", "judge"))
         text = f"Judged on {prompts} test prompts ({test}) by: {judge}."
@@ -94,8 +94,8 @@ def _print_group(out: Console, runs: Mapping[str, Run]) -> None:
     elif len(runs) > 1:
         out.print("All ran with the same parameters; code or data differed.", soft_wrap=True)
     best = next(iter(runs.values()))
-    policy, _ = best.best() or ("", 0.0)
-    out.print(Text(f"Best: {policy} of {best.name}"), soft_wrap=True)
+    if best.terms:
+        out.print(Text(f"Best: {next(iter(best.rates()))} of {best.name}"), soft_wrap=True)
 
 
 def finished_runs() -> list[Run]:
@@ -155,15 +155,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 def _results(runs: Mapping[str, Run]) -> Table:
     """A block of lines for each run, one for each of its policies, so that any number of them fits a terminal."""
-    table = Table(
-        Column("run", no_wrap=True),
-        Column("policy", overflow="fold"),
-        Column("wins against SFT", no_wrap=True),
-        Column("KL", no_wrap=True),
-        Column("length", no_wrap=True),
-        Column("reward model", no_wrap=True),
-        box=box.SIMPLE_HEAD,
-    )
+    table = plain_table("run", "policy", "wins against SFT", "KL", "length", "reward model")
     for number, run in runs.items():
         heading, style = number, "bold green"
         accuracy = number_text(run.metrics.get("reward_model/accuracy"))
@@ -181,13 +173,7 @@ def _results(runs: Mapping[str, Run]) -> Table:
 
 def _parameters(runs: Mapping[str, Run], keys: Sequence[str]) -> Table:
     """Each differing parameter with its values, and the numbers of the runs that had them."""
-    table = Table(
-        Column("parameter", overflow="fold"),
-        Column("value", overflow="fold"),
-        Column("runs", overflow="fold"),
-        title="What differed",
-        box=box.SIMPLE_HEAD,
-    )
+    table = plain_table("parameter", "value", "runs", title="What differed")
     for key in keys:
         by_value: dict[str, list[str]] = {}
         for number, run in runs.items():

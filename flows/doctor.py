@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich import box
 from rich.console import Console
-from rich.table import Column, Table
 from rich.text import Text
 
 from flows.changes import Changes, require_data
 from flows.durations import Span, count_rows, measure, span_text, together, work
 from flows.graph import read_graph
 from flows.memory import FROZEN, TRAINED, ModelShape, Need, estimate, model_shape
+from flows.screen import plain_table
 from flows.services import find
 from flows.workspace import head
 from rlhf_core.errors import UserError
@@ -294,7 +293,7 @@ def _show(
         out.print(line, soft_wrap=True)
     if needs:
         headings = ("stage", "models (GB)", "one batch (GB)", "in all (GB)", "time")
-        stages = Table(*(Column(heading, no_wrap=True) for heading in headings), title="Estimated", box=box.SIMPLE_HEAD)
+        stages = plain_table(*headings, title="Estimated")
         for need in needs:
             colour = "red" if need.total > free else "none"
             numbers = [f"{value / GB:.2f}" for value in (need.models, need.activations, need.total)]

@@ -35,8 +35,15 @@ FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {  # section: its title and fie
     "evaluate": ("Evaluation", ("prompts",)),
     "run": ("Run", ("seed", "device")),
 }
-METHOD_FIELDS = ("beta", "kl_coef", "max_kl", "best_of", "steps", "epochs", "learning_rate")  # those that a method has
-TITLES = {"hub": "Hub id", "kl_coef": "KL weight", "max_kl": "Largest KL of a step", "best_of": "N"}
+METHOD_FIELDS = ("beta", "kl_coef", "max_kl", "best_of", "learning_rate")  # those that a method has
+TITLES = {
+    "algorithms": "Methods to train",
+    "hub": "Hub id",
+    "limit": "Number of rows",
+    "kl_coef": "KL weight",
+    "max_kl": "Largest KL of a step",
+    "best_of": "N",
+}
 
 
 class Section(BaseModel):
@@ -58,18 +65,16 @@ def make_form(present: Mapping[str, Any]) -> type[Section]:
         section, values = kinds[name], present.get(name) or {}
         inputs = _inputs(section, names, values)
         for method in values.get("algorithms", ()):
-            kind = get_type_hints(section)[method]
-            form = create_model(
-                label(method), __base__=Section, **_inputs(kind, METHOD_FIELDS, values.get(method) or {})
-            )
-            inputs[method] = _nested(form, f"How {label(method)} is trained")
-        form = create_model(title, __base__=Section, **inputs)
-        members[name] = _nested(form, (section.__doc__ or "").strip().splitlines()[0])
+            kind, own = get_type_hints(section)[method], values.get(method) or {}
+            form = create_model(method, __base__=Section, **_inputs(kind, METHOD_FIELDS, own))
+            inputs[method] = _nested(form, label(method), f"How {label(method)} is trained.")
+        form = create_model(name, __base__=Section, **inputs)
+        members[name] = _nested(form, title, (section.__doc__ or "").strip().splitlines()[0])
     return create_model("Parameters", __base__=Section, **members)
 
 
-def _nested(form: type[Section], meaning: str) -> Any:
-    return form, Field(default_factory=form, description=meaning)
+def _nested(form: type[Section], title: str, meaning: str) -> Any:
+    return form, Field(default_factory=form, title=title, description=meaning)
 
 
 def _inputs(section: type, names: Iterable[str], present: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def _input(item: DataclassField[Any], kind: Any, value: Any) -> Any:
     """An optional field; its schema is that of the value alone, so that it is drawn as one plain input."""
     bounds = {key: item.metadata[key] for key in BOUNDS if key in item.metadata}
     meaning = item.metadata.get("description", item.name)
-    description = meaning if value is None else f"{meaning} [{_text(value)}]"
+    description = meaning if value in (None, "") else f"{meaning} [{_text(value)}]"
     title = TITLES.get(item.name, item.name.replace("_", " ").capitalize())
     return kind | None, Field(default=None, title=title, description=description, json_schema_extra=_plain, **bounds)
 

@@ -11,7 +11,6 @@ from typing import Any
 from tasks.jsonl import read_jsonl
 
 METRICS, CURVES = "reports/metrics.json", "reports/curves.csv"
-RATES = ("win_rate_vs_sft", "win_rate_vs_reference")
 NUMBERS = ("kl", "reward", "mean_length", "judge_score")  # of each policy
 CURVE = ("loss", "kl", "score", "accuracy", "response_length")  # of each step of a training
 REWARD_MODEL = ("accuracy", "log_loss", "ece")
@@ -20,18 +19,17 @@ REWARD_MODEL = ("accuracy", "log_loss", "ece")
 def comparison(report: Mapping[str, Any], *, intervals: bool = False) -> dict[str, dict[str, float]]:
     """The figures of a report that are compared: {"kl": {"ppo": 1.5, ...}, ...}, those that a run lacks left out.
 
-    intervals: win rates bring their 95 % interval, as "ppo_low" and "ppo_high" beside "ppo".
+    intervals: the win rate against SFT brings its 95 % interval, as "ppo_low" and "ppo_high" beside "ppo".
     """
     policies: Mapping[str, Any] = report.get("policies") or {}
-    parts = {"": "value", "_low": "low", "_high": "high"} if intervals else {"": "value"}
-    found: dict[str, dict[str, float | None]] = {
-        key: {
+    ends = {"_low": "low", "_high": "high"} if intervals else {}
+    found: dict[str, dict[str, float | None]] = {}
+    for key, parts in (("win_rate_vs_sft", ends), ("win_rate_vs_reference", {})):
+        found[key] = {
             f"{name}{end}": (row.get(key) or {}).get(part)
             for name, row in policies.items()
-            for end, part in parts.items()
+            for end, part in {"": "value", **parts}.items()
         }
-        for key in RATES
-    }
     found |= {key: {name: row.get(key) for name, row in policies.items()} for key in NUMBERS}
     found["reward_model"] = {key: (report.get("reward_model") or {}).get(key) for key in REWARD_MODEL}
     given = {key: {name: value for name, value in row.items() if value is not None} for key, row in found.items()}
