@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,11 +74,11 @@ class Changes:
         return Resolved(params, raw, params != before)
 
     def label(self) -> str:
-        """A readable name for a run with these changes: `gsm8k-dpo.beta-0.2`."""
+        """A readable name for a run with these changes: `gsm8k-dpo.beta-0.2`, or `default` where nothing is changed."""
         words = [self.profile] if self.profile != DEFAULT else []
         words += [f"{'.'.join(key.split('.')[-2:])}-{value}" for key, value in self.overrides.items()]
         label = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words))
-        return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or "unchanged"
+        return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or DEFAULT
 
 
 def require_inputs(params: Params, root: Path) -> None:
@@ -124,30 +123,3 @@ def require_data(prepare: PrepareParams, root: Path) -> None:
         raise UserError(f"prepare.path {prepare.path} does not exist. Name a data file or folder that does.")
     if prepare.format == "helpdesk" and not path.is_file():
         raise UserError(f"prepare.path {prepare.path} is not a file. Name a world file, or set prepare.format.")
-
-
-def update_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """Give the YAML file at `path` the values of `content`, keeping its comments and order."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.representer import RoundTripRepresenter
-
-    class Representer(RoundTripRepresenter):
-        """Writes null as null, where ruamel would leave the value out."""
-
-    Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
-    yaml = YAML()
-    yaml.Representer = Representer
-    yaml.width = 4096
-    document = yaml.load(path)
-    _update(document, content)
-    text = StringIO()
-    yaml.dump(document, text)
-    path.write_text(text.getvalue(), encoding="utf-8")
-
-
-def _update(document: Any, content: Mapping[str, Any]) -> None:
-    for key, value in content.items():
-        if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):
-            _update(document[key], value)
-        elif key not in document or document[key] != value:
-            document[key] = value

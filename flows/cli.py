@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False)
+out = Console(highlight=False, soft_wrap=True)  # a command, path or address is never broken in the middle
 
 Profile = Annotated[str, typer.Option(help="A set of parameters from profiles/, laid over params.yaml.")]
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="key=value for this run, repeatable.")]

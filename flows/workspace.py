@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.changes import Changes, update_yaml
+from flows.changes import Changes
+from flows.yaml_edit import update_yaml
 from rlhf_core.errors import UserError
 
 COPY_BELOW = 1 << 20  # bytes; a larger untracked file is linked
