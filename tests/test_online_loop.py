@@ -1,6 +1,5 @@
 """The loop for sampled data: what it samples on, in which order, with which coefficients and learning rates."""
 
-from collections import Counter
 from dataclasses import dataclass, replace
 
 import pytest

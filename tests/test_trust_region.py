@@ -102,7 +102,7 @@ def test_the_full_step_reaches_the_edge_of_the_trust_region(monkeypatch):
 
 def test_the_line_search_goes_on_until_the_surrogate_rises(monkeypatch):
     """The KL holds at every length; the surrogate only rises at the third, a quarter of the full step."""
-    policy, rollout, region = setting(tiny.learned)
+    policy, _, region = setting(tiny.learned)
     monkeypatch.setattr(region, "_mean_kl", lambda parts: 0.0)
     start = parameters_to_vector(policy.parameters()).detach().clone()
     after = iter([0.9, 1.0, 1.5])
@@ -113,7 +113,7 @@ def test_the_line_search_goes_on_until_the_surrogate_rises(monkeypatch):
 
 
 def test_a_surrogate_that_never_rises_keeps_the_weights(monkeypatch):
-    policy, rollout, region = setting(tiny.learned)
+    policy, _, region = setting(tiny.learned)
     monkeypatch.setattr(region, "_mean_kl", lambda parts: 0.0)
     monkeypatch.setattr(region, "_surrogate", lambda parts, with_gradient: (1.0, None))
     before = [parameter.clone() for parameter in policy.parameters()]
