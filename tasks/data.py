@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf_core.errors import UserError
-from tasks.formats import Message, RawRow
+from tasks.fields import Message
+from tasks.formats import RawRow
 
 Row = dict[str, Any]
 CountTokens = Callable[[list[Message], str], tuple[int, int]]
@@ -66,8 +67,10 @@ def clean(
     cleaned = Cleaned()
     seen = set()
     for row in rows:
-        identity = (_canonical(row.prompt), *row.responses, row.label, repr((row.score, row.ranks, row.margin)))
-        reason = _fault(row, scale) or (DUPLICATE if identity in seen else "")
+        reason = row.fault or _fault(row, scale)
+        identity = None if reason else _identity(row)
+        if identity in seen:
+            reason = DUPLICATE
         if not reason:
             sizes = [count_tokens(row.prompt, response) for response in row.responses]
             reason = _excess(sizes, max_prompt_tokens, max_response_tokens, context)
@@ -81,6 +84,10 @@ def clean(
     return cleaned
 
 
+def _identity(row: RawRow) -> tuple[Any, ...]:
+    return (_canonical(row.prompt), *row.responses, row.label, repr((row.score, row.ranks, row.margin)))
+
+
 def _fault(row: RawRow, scale: int) -> str:
     if not row.prompt or not row.prompt[-1]["content"].strip():
         return "empty prompt"
@@ -90,8 +97,7 @@ def _fault(row: RawRow, scale: int) -> str:
         return "differing prompts"
     if row.chosen is not None and row.chosen == row.rejected:
         return "equal on both sides"
-    texts = [*(message["content"] for message in row.prompt), *row.responses]
-    if any(SURROGATE.search(text) for text in texts):
+    if any(SURROGATE.search(text) for text in (*row.texts, row.answer or "", row.source or "")):
         return "not Unicode text"
     return _score_fault(row.score, scale) or _margin_fault(row.margin) or _ranking_fault(row.ranked, row.ranks)
 

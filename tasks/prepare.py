@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.bpe import train_tokenizer
 from rlhf_core.helpdesk.generate import generate
 from rlhf_core.helpdesk.world import World
-from rlhf_core.models import load_tokenizer, save_tokenizer
+from rlhf_core.models import load_config, load_tokenizer, save_tokenizer
 from rlhf_core.tokens import encode_prompt, encode_response, ready_tokenizer
-from tasks.data import PAIRED_KINDS, Cleaned, check_dropped, clean, split_by_prompt, to_prepared
+from tasks.data import PAIRED_KINDS, SURROGATE, Cleaned, check_dropped, clean, split_by_prompt, to_prepared
 from tasks.data_card import card_markdown, data_card
-from tasks.formats import Message, RawRow
+from tasks.fields import Message
+from tasks.formats import RawRow
 from tasks.jsonl import write_jsonl
 from tasks.params import Params
 from tasks.readers import read_rows
@@ -77,8 +78,8 @@ def _user_data(params: Params, source: ModelSource) -> tuple[PreTrainedTokenizer
     section = params.prepare
     path = None if section.hub else Path(section.path)
     rows = read_rows(path, section.hub, section.format, section.answer_pattern)[: section.limit]
-    kind = rows[0].kind
-    texts = [text for row in rows for text in (*(m["content"] for m in row.prompt), *row.responses)]
+    kind = next((row.kind for row in rows if not row.fault), "")
+    texts = [text for row in rows for text in row.texts if not SURROGATE.search(text)]
     tokenizer = _tokenizer(source, texts, params.model.vocabulary)
     cleaned = _clean(rows, tokenizer, params, source)
     check_dropped(cleaned, section.max_dropped)
@@ -97,7 +98,7 @@ def _clean(rows: Sequence[RawRow], tokenizer: PreTrainedTokenizerBase, params: P
     def count_tokens(prompt: list[Message], response: str) -> tuple[int, int]:
         return len(encode_prompt(tokenizer, prompt)), len(encode_response(tokenizer, response))
 
-    config = AutoConfig.from_pretrained(str(source.config or source.folder))
+    config = load_config(source.config or source.folder or Path())
     return clean(
         rows,
         count_tokens=count_tokens,

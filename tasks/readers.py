@@ -1,159 +1,209 @@
 """Where rows come from: a file, a folder of files, a saved data set, or a data set hub at a pinned revision.
 
-All of it goes through `datasets`. JSON is taken from it as text and parsed here: its own JSON reader infers a type per
-column, which turns answers such as "2020-01-01" into dates and "5.5" into numbers, and it cannot name a broken line.
-Its caches stand in a temporary folder, so that a changed file is never taken for the old one.
+`datasets` and pyarrow are imported where they are needed: the first rows of a text file are looked at before a run.
 """
 
-import gzip
-import json
+import os
 import re
-import zlib
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
-import datasets
-
+from rlhf_core.answers import answer_pattern as checked_pattern
 from rlhf_core.errors import UserError
-from tasks.formats import Fields, RawRow, detect_format, parse_row
+from tasks.detect import detect_format, missing_field
+from tasks.fields import Fields, MissingFieldError
+from tasks.formats import RawRow, faulty, parse_row
+from tasks.text_files import TEXT_SUFFIXES, read_text_file
 
-FORMATS = ("auto", "preference", "implicit", "demonstration", "unpaired", "ratings", "rankings", "question_answer")
+if TYPE_CHECKING:
+    import datasets
+
+FORMATS = (
+    "auto", "preference", "implicit", "demonstration", "unpaired", "ratings", "rankings", "question_answer", "prompts",
+)  # fmt: skip
 ANSWER_PATTERN = r"####\s*(.+)$"
-JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-SUFFIXES = (*JSON_SUFFIXES, ".parquet")
+SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
+LOOKED_AT = 20  # first rows, by which a format is told
+MOST_FILES = 100_000  # of a folder: more is a disk, not a data set
 HUB_ID = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{7,40})(:(?P<config>[^#]+))?(#(?P<split>.+))?", re.ASCII
 )
 
 
-def read_rows(path: Path | None, hub: str, format: str = "auto", answer_pattern: str = ANSWER_PATTERN) -> list[RawRow]:
-    """Every row of the source, in its order, none left out.
+def read_rows(
+    path: Path | None,
+    hub: str,
+    format: str = "auto",
+    answer_pattern: str = ANSWER_PATTERN,
+    preference_base: int | None = None,
+) -> list[RawRow]:
+    """Every row of the source, in its order, none left out; a row that cannot be read says why (`fault`).
 
-    `auto` takes the format of the first row for all. Of a folder all files are read, of a saved or hub data set all
-    splits unless one is named: the pipeline makes its own splits by prompt.
+    `auto` takes the format that the first row shows for all. Of a folder all files are read, of a saved or hub data set
+    all splits unless one is named: the pipeline makes its own splits by prompt.
 
     Raises:
-        UserError: if the source is missing, empty, cut off or of unknown kind, a row lacks a field that its format
-            needs, or the hub id is not pinned.
+        UserError: if the source is missing, empty, cut off or of unknown kind, its first row lacks a field that the
+            format needs, none of its first rows can be read, it holds preferences of 0 and 1 only and
+            `preference_base` does not say what they mean, or the hub id is not pinned.
     """
-    if format not in FORMATS:
-        raise UserError(f"prepare.format is {format!r}. Choose one of: {', '.join(FORMATS)}.")
     if (path is None) == (not hub):
         raise UserError("the data needs one source. Set either prepare.path or prepare.hub.")
-    pattern = _answer_pattern(answer_pattern)
-    rows = []
-    for fields in _from_hub(hub) if path is None else _from_path(path):
-        if format == "auto":
-            format = detect_format(fields)
-        rows.append(parse_row(fields, format, pattern))
-    if not rows:
-        raise UserError(f"{path or hub} holds no rows. Name a data set that does.")
+    source = _from_hub(hub) if path is None else _from_path(path)
+    choices: set[object] = set()
+    rows = list(_parse(_noting_choices(source, choices), str(path or hub), format, answer_pattern, preference_base))
+    if preference_base is None and choices and choices <= {0, 1}:
+        raise UserError(
+            f"'preference' is only ever 0 or 1 in {path or hub}: is 1 the first response, or the second? "
+            "Set prepare.preference_base to 1 (1 first, 2 second, 0 a tie) or to 0 (0 first, 1 second)."
+        )
     return rows
 
 
-def _answer_pattern(text: str) -> re.Pattern[str]:
+def first_rows(
+    path: Path,
+    format: str,
+    answer_pattern: str = ANSWER_PATTERN,
+    count: int = LOOKED_AT,
+    preference_base: int | None = None,
+) -> list[RawRow]:
+    """The first `count` rows of a local source, without reading the rest.
+
+    Raises:
+        UserError: as `read_rows`, for what can be seen in these rows.
+    """
+    rows = _parse(_from_path(path), str(path), format, answer_pattern, preference_base)
+    return list(islice(rows, count))
+
+
+def _noting_choices(source: Iterable[Fields], choices: set[object]) -> Iterator[Fields]:
+    """The same rows; the different values of `preference` beside numbered responses are added to `choices`."""
+    for fields in source:
+        if fields.has("preference") and fields.has("response_1") and not fields.first("chosen", "rejected"):
+            value = fields.values["preference"]
+            choices.add(value if isinstance(value, int | float) else None)
+        yield fields
+
+
+def _parse(
+    source: Iterator[Fields], where: str, format: str, answer_pattern: str, preference_base: int | None
+) -> Iterator[RawRow]:
+    if format not in FORMATS:
+        raise UserError(f"prepare.format is {format!r}. Choose one of: {', '.join(FORMATS)}.")
+    checked_pattern(answer_pattern)
+    base = 1 if preference_base is None else preference_base
+    first = list(islice(source, LOOKED_AT))
+    if not first:
+        raise UserError(f"{where} holds no rows. Name a data set that does.")
+    readable = [fields for fields in first if not fields.fault]
     try:
-        pattern = re.compile(text)
-    except re.error as error:
-        raise UserError(f"prepare.answer_pattern {text!r} is no regular expression: {error}. Mend it.") from error
-    if pattern.groups != 1:
-        raise UserError(f"prepare.answer_pattern {text!r} needs one group ( ), which is the answer. Mend it.")
-    return pattern
+        if readable and format == "auto":
+            format = detect_format(readable)
+        for fields in readable[:1]:
+            parse_row(fields, format, answer_pattern, base)
+    except MissingFieldError as error:
+        at = readable[0]
+        raise UserError(f"{at.file}, line {at.line}: {missing_field(at, error)}") from error
+
+    def parsed(fields: Fields) -> RawRow:
+        try:
+            return parse_row(fields, format, answer_pattern, base)
+        except MissingFieldError as error:
+            return faulty(fields, str(error))
+
+    rows = [parsed(fields) for fields in first]
+    if all(row.fault for row in rows):
+        raise UserError(
+            f"{rows[0].file}, line {rows[0].line}: {rows[0].fault}. "
+            f"None of the first {len(rows)} rows can be read: correct them, or set prepare.format."
+        )
+    yield from chain(rows, map(parsed, source))
 
 
 def _from_path(path: Path) -> Iterator[Fields]:
-    if not path.exists():
-        raise UserError(f"{path} does not exist. Set prepare.path to a data file or folder.")
-    if path.is_file():
+    mode = _mode(path)
+    if stat.S_ISREG(mode):
         yield from _from_file(path, path.name)
     elif (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-        with _readable(str(path)):
+        import datasets
+
+        with _readable(str(path), datasets.exceptions.DatasetsError):
             saved = datasets.load_from_disk(str(path))
         yield from _from_dataset(saved, path.name)
     else:
-        # Sorted, and named from the folder on: the same on every machine.
-        files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
-        if not files:
-            raise UserError(f"{path} holds no data file ({', '.join(SUFFIXES)}). Set prepare.path to one.")
-        for file in files:
-            yield from _from_file(file, f"{path.name}/{file.relative_to(path).as_posix()}")
+        for file in _files(path):
+            # A name that is not UTF-8 could not be written into the data card.
+            name = f"{path.name}/{file.relative_to(path).as_posix()}".encode(errors="replace").decode()
+            yield from _from_file(file, name)
+
+
+def _mode(path: Path) -> int:
+    """The mode of a regular file or a folder on a disk.
+
+    Raises:
+        UserError: for anything else; a pipe would be waited for without end.
+    """
+    try:
+        mode = path.stat().st_mode
+        real = path.resolve()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist. Set prepare.path to a data file or folder.") from error
+    except (OSError, RuntimeError, ValueError) as error:  # among them links in a circle
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {why}. Set prepare.path to a data file or folder.") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or any(map(real.is_relative_to, ("/proc", "/sys"))):
+        raise UserError(f"{path} is not a file or folder on a disk. Set prepare.path to one that is.")
+    return mode
+
+
+def _files(folder: Path) -> list[Path]:
+    """The data files of a folder and those below it, sorted: the same order on every machine."""
+    files, seen = [], set()
+    for here, _, names in os.walk(folder, followlinks=True, onerror=_unreadable):
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:
+            raise UserError(f"{here} is reached twice, through a link. Take the link out of {folder}.")
+        seen.add((status.st_dev, status.st_ino))
+        files += [Path(here, name) for name in names]
+        if len(files) > MOST_FILES:
+            raise UserError(
+                f"{folder} holds more than {MOST_FILES:,} files. Set prepare.path to the data's own folder."
+            )
+    files = sorted(file for file in files if file.name.endswith(SUFFIXES))
+    if not files:
+        raise UserError(f"{folder} holds no data file ({', '.join(SUFFIXES)}). Set prepare.path to one.")
+    return files
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}. Make it readable.") from error
 
 
 def _from_file(path: Path, name: str) -> Iterator[Fields]:
     """Rows of one file; `name` stands for it in messages and in the data card."""
+    _mode(path)
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path} is of an unknown kind. Name a file that ends in {', '.join(SUFFIXES)}.")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty. Fetch or copy it again.")
-    with TemporaryDirectory() as cache:
-        # The library expands * and [ in names; a link of our own naming has none.
-        link = Path(cache, "rows" + next(suffix for suffix in SUFFIXES if path.name.endswith(suffix)))
-        link.symlink_to(path.resolve())
-        if path.suffix == ".parquet":
-            with _readable(str(path)):
-                table = datasets.Dataset.from_parquet(str(link), cache_dir=cache)
-            yield from _from_dataset(table, name)
-        elif _check_text(path) == b"[":
-            yield from _from_list(_text(path, link, "document")["text"][0], path, name)
-        else:
-            yield from _from_lines(_text(path, link, "line")["text"], path, name)
+    yield from _from_parquet(path, name) if path.suffix == ".parquet" else read_text_file(path, name)
 
 
-def _check_text(path: Path) -> bytes:
-    """The first character of a text file that is not a space, once all of it is known to be readable."""
-    first = b""
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):  # noqa: B007 (the messages below need it)
-                line.decode("utf-8")
-                first = first or line.removeprefix(b"\xef\xbb\xbf").strip()[:1]
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}, line {number + 1} cannot be read: {error}. Fetch or copy the file again.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number} is not UTF-8 text ({error.reason}). Convert the file.") from error
-    if not first:
-        raise UserError(f"{path} is empty. Fetch or copy it again.")
-    return first
+def _from_parquet(path: Path, name: str) -> Iterator[Fields]:
+    from pyarrow import parquet
+
+    with _readable(str(path)), parquet.ParquetFile(path) as table:
+        rows = (values for batch in table.iter_batches(batch_size=1000) for values in batch.to_pylist())
+        for number, values in enumerate(rows, 1):
+            yield Fields(name, number, values)
 
 
-def _text(path: Path, link: Path, unit: str) -> datasets.Dataset:
-    with _readable(str(path)):
-        return datasets.Dataset.from_text(str(link), cache_dir=str(link.parent), sample_by=unit, encoding="utf-8-sig")
-
-
-def _from_lines(lines: Iterable[str], path: Path, name: str) -> Iterator[Fields]:
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise UserError(
-                    f"{path}, line {number} is not JSON ({error}). Mend it, or copy the file again if it is cut off."
-                ) from error
-            yield _fields(values, name, number)
-
-
-def _from_list(text: str, path: Path, name: str) -> Iterator[Fields]:
-    try:
-        rows = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}). Mend it, or copy it again if it is cut off.") from error
-    for number, values in enumerate(rows, 1):
-        yield _fields(values, name, number)
-
-
-def _fields(values: Any, name: str, number: int) -> Fields:
-    if not isinstance(values, dict):
-        raise UserError(f"{name}, line {number} is not a JSON object {{...}} but {type(values).__name__}. Mend it.")
-    return Fields(name, number, values)
-
-
-def _from_dataset(data: datasets.Dataset | datasets.DatasetDict, name: str) -> Iterator[Fields]:
-    if isinstance(data, datasets.DatasetDict):
+def _from_dataset(data: "datasets.Dataset | datasets.DatasetDict", name: str) -> Iterator[Fields]:
+    if isinstance(data, dict):  # the splits
         for split, part in data.items():
             yield from _from_dataset(part, f"{name}#{split}")
     else:
@@ -166,19 +216,22 @@ def _from_hub(hub: str) -> Iterator[Fields]:
     if match is None:
         raise UserError(
             f"prepare.hub is {hub}, which is not pinned. Write org/name@COMMIT, with :CONFIG and #SPLIT after it where "
-            "needed; the commit stands on the data set's page under Files, History."
+            "needed; the commit is on the data set's page under Files, History."
         )
-    with _readable(f"prepare.hub {hub}"):
+    import datasets
+
+    with _readable(f"prepare.hub {hub}", datasets.exceptions.DatasetsError):
         data = datasets.load_dataset(match["name"], match["config"], revision=match["revision"], split=match["split"])
     yield from _from_dataset(data, hub)
 
 
 @contextmanager
-def _readable(what: str) -> Iterator[None]:
-    """Turns whatever `datasets` raises for a broken or unreachable source into a message for the user."""
+def _readable(what: str, *more: type[Exception]) -> Iterator[None]:
+    """Turns whatever a library raises for a broken or unreachable source into a message for the user."""
+    kinds: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *more)
     try:
         yield
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except kinds as error:
         cause = error.__cause__ or error
         first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise UserError(f"{what} could not be read: {first.rstrip('.')}. Check that it is there and whole.") from error
