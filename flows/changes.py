@@ -5,10 +5,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rlhf_core.errors import UserError
-from tasks.params import Params, PrepareParams, apply_overrides, load_profile, overlay, read_yaml, validate
+from tasks.params import (
+    Params,
+    PrepareParams,
+    apply_overrides,
+    as_written,
+    load_profile,
+    overlay,
+    parse_override,
+    read_yaml,
+    validate,
+)
 from tasks.source import model_source
 
 DEFAULT = "default"  # the profile that is params.yaml as it stands
@@ -25,10 +35,25 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Changes:
-    """A profile's name and single values by dotted key, e.g. `{"sft.learning_rate": 1e-5}`."""
+    """A profile's name and single values by dotted key, e.g. `{"sft.learning_rate": 1e-5}`.
+
+    `written` holds how the user wrote them, where that was on a command line; messages repeat it.
+    """
 
     profile: str = DEFAULT
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    written: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_command_line(cls, profile: str, assignments: list[str]) -> Self:
+        """The changes of `--profile` and of `--set`, each `key=value`.
+
+        Raises:
+            UserError: an assignment without a known key or with a value that is not YAML.
+        """
+        values = [parse_override(text) for text in assignments]
+        written = {key: as_written(text) for (key, _), text in zip(values, assignments, strict=True)}
+        return cls(profile, dict(values), written)
 
     def resolve(self, root: Path) -> Resolved:
         """Return what params.yaml of `root` becomes under these changes; the file stays as it is.
@@ -43,7 +68,7 @@ class Changes:
             params = validate(raw, f"profiles/{self.profile}.yaml")
         if self.overrides:
             raw = apply_overrides(raw, self.overrides)
-            params = validate(raw, "changed value")
+            params = validate(raw, "changed value", self.written)
         return Resolved(params, raw, params != before)
 
     def label(self) -> str:

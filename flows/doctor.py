@@ -19,7 +19,7 @@ from flows.memory import FROZEN, TRAINED, ModelShape, Need, estimate, model_shap
 from flows.services import find
 from flows.workspace import head
 from rlhf_core.errors import UserError
-from tasks.params import Params, parse_override
+from tasks.params import Params
 from tasks.preflight import Check
 from tasks.readers import read_rows
 from tasks.source import model_source
@@ -43,7 +43,7 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console) -> b
     """Print the findings for a run of this profile with these values, and return whether it may start."""
     findings = list(_environment(root))
     try:
-        params = Changes(profile, dict(parse_override(text) for text in assignments)).resolve(root).params
+        params = Changes.from_command_line(profile, assignments).resolve(root).params
         findings.append(Finding("parameters", True, f"valid, profile {profile}"))
     except UserError as error:
         return _show([*findings, Finding("parameters", False, str(error))], [], 0, out)
@@ -69,7 +69,7 @@ def examine_stage(root: Path, stage: str, profile: str, assignments: list[str], 
     """
     import torch
 
-    params = Changes(profile, dict(parse_override(text) for text in assignments)).resolve(root).params
+    params = Changes.from_command_line(profile, assignments).resolve(root).params
     os.chdir(root)
     quiet_libraries()
     torch.manual_seed(0)

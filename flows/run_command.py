@@ -15,7 +15,6 @@ from flows.lineage import number_text, ranked, rate_text, read_report
 from flows.services import find
 from flows.workspace import require_free_name
 from rlhf_core.errors import UserError
-from tasks.params import parse_override
 
 # Prefect's own lines say little on a terminal; the stages' lines do, each after the name of its stage.
 TERMINAL = {
@@ -42,7 +41,7 @@ def run_pipeline(
     Raises:
         UserError: a bad parameter, stage or name (before anything starts), or a stage that failed.
     """
-    changes = Changes(profile, dict(parse_override(text) for text in assignments))
+    changes = Changes.from_command_line(profile, assignments)
     require_inputs(changes.resolve(root).params, root)
     if name is not None:
         require_free_name(root, name)

@@ -10,7 +10,7 @@ POOL = "rlhf"
 def register() -> None:
     """Make the work pool and the deployment, or bring them up to date with params.yaml's fields and profiles/."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
     from prefect.deployments.runner import RunnerDeployment
     from prefect.types.entrypoint import EntrypointType
 
@@ -26,6 +26,11 @@ def register() -> None:
         description="Train, align and judge a model. Empty fields keep the value of params.yaml and of the profile.",
     )
     deployment.apply()
+    with get_client(sync_client=True) as client:
+        # Prefect's own schema lets unknown arguments through, and the flow run would crash on them.
+        made = client.read_deployment_by_name(f"{rlhf_pipeline.name}/{deployment.name}")
+        schema = {**(made.parameter_openapi_schema or {}), "additionalProperties": False}
+        client.update_deployment(made.id, DeploymentUpdate(parameter_openapi_schema=schema))
 
 
 def main() -> None:

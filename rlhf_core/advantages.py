@@ -2,10 +2,8 @@
 
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from rlhf_core.batch import Rollout
+from rlhf_core.lazy import Tensor, torch
 
 
 def token_rewards(scores: Tensor, kl: Tensor, kl_coef: float, response_mask: Tensor) -> Tensor:

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import torch
-from torch import Tensor
-
 from rlhf_core.errors import UserError
+from rlhf_core.lazy import Tensor, torch
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Batch:
             self, **{item.name: getattr(self, item.name)[rows] for item in dataclasses.fields(self)}
         )
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: "torch.device") -> Self:
         """Every tensor on `device`."""
         return dataclasses.replace(
             self, **{item.name: getattr(self, item.name).to(device) for item in dataclasses.fields(self)}
@@ -153,7 +151,7 @@ class Outputs:
         return cls(**{name: not_computed(*size, device=device) for name, size in shapes.items()} | computed)
 
 
-def not_computed(*shape: int, device: torch.device | None = None) -> Tensor:
+def not_computed(*shape: int, device: "torch.device | None" = None) -> Tensor:
     """A tensor of NaN: reading it by mistake makes the loss NaN, which stops the step."""
     return torch.full(shape, float("nan"), device=device)
 

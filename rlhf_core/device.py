@@ -1,22 +1,25 @@
 """Device, precision and processes, through accelerate."""
 
-from typing import Literal
-
-import torch
-from accelerate import Accelerator
+from typing import TYPE_CHECKING, Literal
 
 from rlhf_core.errors import UserError
+from rlhf_core.lazy import torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 
 
-def make_accelerator(device: Device, precision: Precision, threads: int) -> Accelerator:
+def make_accelerator(device: Device, precision: Precision, threads: int) -> "Accelerator":
     """An Accelerator for one process, with the number of CPU threads fixed so that sums round the same way each time.
 
     Raises:
         UserError: if CUDA is asked for and absent, or several processes were launched.
     """
+    from accelerate import Accelerator
+
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device is cuda, and torch sees no CUDA device. Set run.device to auto or cpu.")
     torch.set_num_threads(threads)

@@ -1,6 +1,8 @@
 """Hyperparameters as dataclass fields that carry their meaning and their bounds."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 _BOUNDS = {
@@ -24,10 +26,17 @@ def setting(default: Any, description: str, **bounds: float) -> Any:
 
 
 def check_bounds(instance: Any) -> None:
-    """Raise ValueError naming the first field of a dataclass instance that is outside its bounds."""
+    """Raise ValueError naming the first field of a dataclass instance that is outside its bounds or not finite."""
     for item in dataclasses.fields(instance):
         value = getattr(instance, item.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{item.name} is {value}; it must be a finite number")
         for key, (word, holds) in _BOUNDS.items():
             bound = item.metadata.get(key)
             if bound is not None and value is not None and not holds(value, bound):
                 raise ValueError(f"{item.name} is {value}; it must be {word} {bound}")
+
+
+def describe_bounds(metadata: Mapping[str, Any]) -> str:
+    """The bounds of a field in words: "above 0 and below 1", empty where there are none."""
+    return " and ".join(f"{word} {metadata[key]}" for key, (word, _) in _BOUNDS.items() if key in metadata)

@@ -4,9 +4,8 @@ Per token d_t = log π_θ(a_t|s_t) - log π_ref(a_t|s_t), with a_t drawn from π
 Schulman 2020, "Approximating KL divergence".
 """
 
-from torch import Tensor
-
 from rlhf_core.errors import UserError
+from rlhf_core.lazy import Tensor
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

@@ -4,9 +4,7 @@ Shapes: (B, R) per response token, (B,) per response, (N,) per pair. Nothing is 
 `rlhf_core.reductions` holds the weights that turn these into one number.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from rlhf_core.lazy import F, Tensor, torch
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -25,20 +26,41 @@ from transformers import (
 from rlhf_core.errors import UserError
 
 
+def load_config(path: str | Path) -> PretrainedConfig:
+    """The configuration in a checkpoint folder or in a file, with every dropout off.
+
+    Raises:
+        UserError: if transformers does not know the architecture, or does not take a value of it.
+    """
+    try:
+        return without_dropout(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
+    except Exception as error:  # of as many kinds as there are architectures
+        raise UserError(f"{path} holds no configuration that transformers takes: {_first_line(error)}") from error
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder, or of a folder that holds a tokenizer alone."""
+    """The tokenizer of a checkpoint folder, or of a folder that holds a tokenizer alone.
+
+    Raises:
+        UserError: if there is none, or transformers cannot read it.
+    """
     _require_checkpoint(path, "tokenizer_config.json")
-    return AutoTokenizer.from_pretrained(str(path))
+    try:
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except Exception as error:  # of as many kinds as there are tokenizers
+        raise UserError(f"{path} holds no tokenizer that transformers reads: {_first_line(error)}") from error
 
 
 def load_policy(path: str | Path) -> PreTrainedModel:
     """A causal language model with float32 weights and every dropout off.
 
     Weights stay float32 whatever the compute precision is: a step of 1e-6 vanishes in bf16 (pitfall 24).
+
+    Raises:
+        UserError: if `path` is no checkpoint, lacks a tensor or has one too many, or holds NaN or infinite weights.
     """
     _require_checkpoint(path, "config.json")
-    config = without_dropout(AutoConfig.from_pretrained(str(path)))
-    return AutoModelForCausalLM.from_pretrained(str(path), config=config, dtype=torch.float32)
+    return _load(AutoModelForCausalLM, path, load_config(path))
 
 
 def new_policy(config: PretrainedConfig) -> PreTrainedModel:
@@ -91,24 +113,66 @@ def new_scalar_model(policy_path: str | Path) -> ScalarModel:
 
     The head is drawn out of torch's global generator with a tenth of the std 1/√(d+1) of Ziegler et al. 2019: their
     head gives unit-variance scores before any training, which a single epoch on few pairs first has to unlearn.
+
+    Raises:
+        UserError: as `load_policy` does.
     """
     _require_checkpoint(policy_path, "config.json")
-    config = without_dropout(AutoConfig.from_pretrained(str(policy_path)))
+    config = load_config(policy_path)
     config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_pretrained(str(policy_path), config=config, dtype=torch.float32)
+    model = _load(AutoModelForSequenceClassification, policy_path, config, has_new_head=True)
     nn.init.normal_(model.score.weight, std=0.1 * (model.score.weight.shape[1] + 1) ** -0.5)
     return ScalarModel(model)
 
 
 def load_scalar_model(path: str | Path) -> ScalarModel:
-    """A reward model saved by `save_scalar_model`, its centring and scale included."""
+    """A reward model saved by `save_scalar_model`, its centring and scale included.
+
+    Raises:
+        UserError: if `path` holds another kind of model, or as `load_policy` does.
+    """
     _require_checkpoint(path, "config.json")
-    config = without_dropout(AutoConfig.from_pretrained(str(path)))
+    config = load_config(path)
     if not any("SequenceClassification" in name for name in config.architectures or []):
         raise UserError(f"{path} holds {config.architectures}, not a reward model. Name the folder of a reward stage.")
-    return ScalarModel(
-        AutoModelForSequenceClassification.from_pretrained(str(path), config=config, dtype=torch.float32)
-    )
+    return ScalarModel(_load(AutoModelForSequenceClassification, path, config))
+
+
+def _load(kind: Any, path: str | Path, config: PretrainedConfig, *, has_new_head: bool = False) -> Any:
+    """The model of a checkpoint in float32, every tensor of it from the checkpoint and finite.
+
+    transformers fills a tensor that is missing with random numbers and drops one that it has no place for. Where
+    `has_new_head`, the score head is meant to be new and the vocabulary head to be dropped.
+    """
+    try:
+        model, found = kind.from_pretrained(
+            str(path),
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are named below
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} could not be loaded: {_first_line(error)} Restore the checkpoint.") from error
+    missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
+    if has_new_head:
+        missing, unexpected = {name for name in missing if not name.startswith("score.")}, set()
+    wrong = [f"{name} is {list(have)}, not {list(needed)}" for name, have, needed in sorted(found["mismatched_keys"])]
+    wrong += [f"{name} is missing" for name in sorted(missing)]
+    wrong += [f"{name} belongs to no part of the model" for name in sorted(unexpected)]
+    broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    wrong += [f"{name} holds NaN or infinite weights" for name in broken]
+    if wrong:
+        more = f" ({len(wrong) - 1} more tensors are wrong)" if len(wrong) > 1 else ""
+        raise UserError(f"{path}: {wrong[0]}{more}. Name a checkpoint whose weights and config.json belong together.")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    """What an exception says, on one line; its kind where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, *, max_new_tokens: int) -> None:
@@ -180,15 +244,25 @@ def _require_checkpoint(path: str | Path, *files: str) -> None:
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add embedding rows for tokens that the tokenizer has and the model lacks (a pad token), with mean vectors.
+    """Add an embedding row for the pad token that the tokenizer has and the model lacks, the mean of the others.
 
     Models whose embedding is larger than the tokenizer, as many are for speed, keep it.
+
+    Raises:
+        UserError: if the tokenizer has other ids beyond the embedding, and so does not belong to the model.
     """
     embeddings: Any = model.get_input_embeddings()
     known = embeddings.weight.shape[0]
-    if len(tokenizer) <= known:
+    ids = {number: token for token, number in tokenizer.get_vocab().items()}
+    largest = max(ids)
+    if largest < known:
         return
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if largest > known or tokenizer.pad_token_id != known:
+        raise UserError(
+            f"the tokenizer has ids up to {largest} ({ids[largest]!r}), and the model's embedding has {known} rows. "
+            "Set model.path to a folder that holds the tokenizer and the weights of one model."
+        )
+    model.resize_token_embeddings(known + 1, mean_resizing=False)
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
         weight: Any = table.weight
         with torch.no_grad():

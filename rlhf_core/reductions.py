@@ -4,8 +4,7 @@ Because the weights know the whole minibatch, its split into microbatches change
 `row_weights` (B,) say how often each row counts (Rollout.row_weights); every row counts once if they are left out.
 """
 
-import torch
-from torch import Tensor
+from rlhf_core.lazy import Tensor, torch
 
 
 def token_mean(response_mask: Tensor, row_weights: Tensor | None = None) -> Tensor:
@@ -26,7 +25,7 @@ def fixed_length(response_mask: Tensor, length: float, row_weights: Tensor | Non
     return response_mask * rows / (length * rows.sum())
 
 
-def unit_mean(units: int, device: torch.device) -> Tensor:
+def unit_mean(units: int, device: "torch.device") -> Tensor:
     """Every response, or every pair, counts the same, (units,)."""
     return torch.full((units,), 1.0 / units, device=device)
 

@@ -1,13 +1,11 @@
 """params.yaml as validated dataclasses: one section per stage, every key with its meaning and bounds."""
 
-import contextlib
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from rlhf_core.algorithms.best_of_n import BestOfN
@@ -29,8 +27,9 @@ from rlhf_core.answers import answer_pattern, format_pattern
 from rlhf_core.device import Device, Precision
 from rlhf_core.errors import UserError
 from rlhf_core.fields import check_bounds, setting
-from rlhf_core.loops.offline import OfflineConfig
-from rlhf_core.loops.online import OnlineConfig, check_loop
+from rlhf_core.loops.config import OfflineConfig, OnlineConfig, check_loop
+from tasks.explain import Where, coerced, dotted, explain, keys_of, nearest_key, shorten, wrong_value
+from tasks.plain_yaml import load_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,9 +41,9 @@ RewardLoss = Literal["bradley_terry", "thurstone", "likert", "ranking_pairs", "p
 
 
 class _Section:
-    """A section of params.yaml: unknown keys are errors."""
+    """A section of params.yaml: unknown keys are errors, and so are NaN and infinity."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,14 +368,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping.
 
     Raises:
-        UserError: if the file is missing or is not a mapping.
+        UserError: if the file is missing or is not a mapping of plain values, each key once.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist. Restore it with: git checkout {path.name}")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}. Mend that line.") from error
+        raw = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Save it as UTF-8 text, readable by you.") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no sections. Restore it with: git checkout {path.name}")
     return raw
@@ -388,75 +387,73 @@ def load_params(path: Path | None = None) -> Params:
     return validate(read_yaml(path), str(path))
 
 
-def validate(raw: Mapping[str, Any], source: str = "params.yaml") -> Params:
-    """Raw sections as Params.
+def validate(
+    raw: Mapping[str, Any], source: str = "params.yaml", written: Mapping[str, str] = MappingProxyType({})
+) -> Params:
+    """Raw sections as Params. `written`: how the user wrote single values, by dotted key; else they are in `source`.
 
     Raises:
-        UserError: naming the first wrong key with its mend, and how many more there are.
+        UserError: naming the first wrong key, what it may be, and how many more there are.
     """
+    problems: list[tuple[Where, str]]
     try:
-        return TypeAdapter(Params).validate_python(raw)
+        params = TypeAdapter(Params).validate_python(raw)
+        problems = [(where, wrong_value(where, value, Params)) for where, value in coerced(raw, asdict(params))]
     except ValidationError as error:
-        problems = error.errors()
-        more = f" ({len(problems) - 1} more after it)" if len(problems) > 1 else ""
-        raise UserError(f"{source}: {_explain(problems[0])}{more}") from error
+        problems = [(problem["loc"], explain(problem, Params)) for problem in error.errors()]
+    if not problems:
+        return params
+    key, found = dotted(problems[0][0]), problems[0][1]
+    culprits = [
+        text for name, text in written.items() if f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}.")
+    ]
+    more = f" ({len(problems) - 1} more after it)" if len(problems) > 1 else ""
+    raise UserError(f"{' '.join(culprits) or source}: {found}{more}")
 
 
-def _explain(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        return f"unknown key '{key}'. {_nearest(key)}"
-    if problem["type"] in {"missing", "missing_argument", "missing_keyword_only_argument"}:
-        return f"the key '{key}' is missing. Add it, or restore the file with: git checkout params.yaml"
-    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
-    if isinstance(problem["input"], Mapping):  # a section whose values don't fit together
-        return f"in '{key}', {message}."
-    return f"'{key}' is {problem['input']!r}. {message}."
+def _is_within(key: str, section: str) -> bool:
+    return f"{key}.".startswith(f"{section}.")
 
 
-def _nearest(key: str) -> str:
-    section, _, name = key.rpartition(".")
-    beside = [other.rpartition(".")[2] for other in all_keys() if other.rpartition(".")[0] == section]
-    if close := difflib.get_close_matches(name, beside, n=1):
-        return f"Did you mean '{section}.{close[0]}'?" if section else f"Did you mean '{close[0]}'?"
-    if section and beside:
-        return f"Choose from: {', '.join(beside)}."
-    close = difflib.get_close_matches(key, all_keys(), n=1)
-    return f"Did you mean '{close[0]}'?" if close else "See params.yaml for the keys there are."
-
-
-def all_keys(section: Any = Params, prefix: str = "") -> list[str]:
+def all_keys() -> list[str]:
     """Every dotted key of params.yaml."""
-    keys = []
-    for item in fields(section):
-        keys.append(prefix + item.name)
-        if is_dataclass(item.type):
-            keys += all_keys(item.type, f"{prefix}{item.name}.")
-    return keys
+    return keys_of(Params)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
     """`key=value` from a command line, the value read as YAML.
 
     Raises:
-        UserError: if there is no `=`, or the key is unknown; the nearest right one is named.
+        UserError: if there is no `=`, the key is unknown (the nearest right one is named), or the value is not YAML.
     """
     key, separator, value = text.partition("=")
     if not separator:
-        raise UserError(f"--set {text}: write it as key=value, such as sft.learning_rate=1e-3.")
+        raise UserError(f"{as_written(text)}: write it as key=value, such as sft.learning_rate=1e-3.")
+    _require_key(key, f"{as_written(text)}: ")
+    return key, load_yaml(value, as_written(text))
+
+
+def as_written(assignment: str) -> str:
+    """An assignment as it stood on the command line, cut off where it is too long for a message."""
+    return f"--set {shorten(assignment)}"
+
+
+def _require_key(key: str, where: str = "") -> None:
     if key not in all_keys():
-        raise UserError(f"--set {text}: unknown key '{key}'. {_nearest(key)}")
-    parsed = yaml.safe_load(value)
-    if isinstance(parsed, str):  # YAML 1.1 reads 1e-5 as text
-        with contextlib.suppress(ValueError):
-            parsed = float(parsed)
-    return key, parsed
+        raise UserError(f"{where}unknown key '{shorten(key)}'. {nearest_key(tuple(key.split('.')), Params)}")
+    if inside := [other for other in all_keys() if other.startswith(f"{key}.")]:
+        raise UserError(f"{where}'{key}' is a section. Set a key of it, such as {inside[0]}.")
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of raw sections with dotted keys replaced."""
+    """A copy of raw sections with dotted keys replaced.
+
+    Raises:
+        UserError: if a key is unknown, or names a whole section.
+    """
     changed = _copy(raw)
     for key, value in overrides.items():
+        _require_key(key)
         *parents, last = key.split(".")
         section = changed
         for parent in parents:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.bpe import train_tokenizer
 from rlhf_core.helpdesk.generate import generate
 from rlhf_core.helpdesk.world import World
-from rlhf_core.models import load_tokenizer, save_tokenizer
+from rlhf_core.models import load_config, load_tokenizer, save_tokenizer
 from rlhf_core.tokens import encode_prompt, encode_response, ready_tokenizer
 from tasks.data import PAIRED_KINDS, SURROGATE, Cleaned, check_dropped, clean, split_by_prompt, to_prepared
 from tasks.data_card import card_markdown, data_card
@@ -101,7 +101,7 @@ def _clean(rows: Sequence[RawRow], tokenizer: PreTrainedTokenizerBase, params: P
     def count_tokens(prompt: list[Message], response: str) -> tuple[int, int]:
         return len(encode_prompt(tokenizer, prompt)), len(encode_response(tokenizer, response))
 
-    config = AutoConfig.from_pretrained(str(source.config or source.folder))
+    config = load_config(source.config or source.folder or Path())
     return clean(
         rows,
         count_tokens=count_tokens,

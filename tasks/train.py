@@ -8,7 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.algorithms.base import Algorithm
 from rlhf_core.batch import Batch, Unit
 from rlhf_core.forward import policy_outputs
-from rlhf_core.loops.offline import OfflineConfig, train_offline
+from rlhf_core.loops.config import OfflineConfig
+from rlhf_core.loops.offline import train_offline
 from rlhf_core.loops.run import Metrics
 from rlhf_core.models import save_policy
 from tasks.accelerator import accelerator_of

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,6 +191,29 @@ def end_of(running: services.Services, flow_run: str) -> dict[str, Any]:
             return dict(state)
         time.sleep(0.5)
     raise AssertionError("the flow run did not end")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "found"),
+    [
+        ({"epochs": 2}, "('epochs' was unexpected)"),
+        ({"parameters": {"sft": {"epoch": 2}}}, "'parameters.sft'. Failure reason: Additional properties"),
+        ({"parameters": {"sft": {"epochs": 0}}}, "'parameters.sft.epochs'. Failure reason: 0 is less than"),
+    ],
+)
+def test_deployment_refuses_what_the_flow_cannot_take(
+    served: tuple[Path, services.Services], parameters: dict[str, Any], found: str
+) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        start(served[1], parameters, {})
+    assert refused.value.code == 409
+    assert found in refused.value.read().decode()
+
+
+def test_deployment_refuses_an_unknown_override_as_a_mistake(served: tuple[Path, services.Services]) -> None:
+    state = end_of(served[1], start(served[1], {"overrides": {"sft.epoch": 2}}, {}))
+    assert state["name"] == "Mistake"
+    assert state["message"] == "unknown key 'sft.epoch'. Did you mean 'sft.epochs'?"
 
 
 def test_deployment_runs_with_the_forms_values(served: tuple[Path, services.Services]) -> None:

@@ -29,7 +29,7 @@ def test_unknown_key_far_from_any_lists_its_section():
 def test_wrong_type_is_named():
     message = error({"sft.epochs": "many"})
     assert "'sft.epochs' is 'many'" in message
-    assert "integer" in message
+    assert "it must be a whole number, at least 1" in message
 
 
 def test_out_of_range_is_named():
@@ -39,7 +39,7 @@ def test_out_of_range_is_named():
 def test_unknown_algorithm_lists_those_there_are():
     message = error({"policy.algorithms": ["ppo", "pp0"]})
     assert "policy.algorithms.1" in message
-    assert "'grpo'" in message
+    assert "grpo" in message
 
 
 def test_missing_key_is_named():

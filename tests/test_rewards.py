@@ -10,7 +10,7 @@ import yaml
 from closure import ROOT
 from rlhf_core.batch import Example, collate
 from rlhf_core.errors import UserError
-from rlhf_core.rewards import ExactMatch, Format, Length, MissingEnd, PythonReward, Sampled, WeightedSum
+from rlhf_core.rewards import ExactMatch, Format, Length, MissingEnd, ModelReward, PythonReward, Sampled, WeightedSum
 from rlhf_core.tokens import Prompt
 from tasks.params import apply_overrides, validate
 from tasks.rewards import import_function, make_reward
@@ -32,6 +32,17 @@ def test_each_term_alone():
     assert MissingEnd(1.0)(sampled()).tolist() == [0, -1]
     assert ExactMatch(r"####\s*(.+)$")(sampled()).tolist() == [1, 0]
     assert Format(r"<think>.*</think>.*")(sampled()).tolist() == [1, 0]
+
+
+def test_scores_of_the_reward_model_are_held_within_the_clamp(monkeypatch):
+    """Of -5, 0.5 and 4 within ±3: -3, 0.5 and 3. Rows are scored two at a time."""
+    row = Example([6], [7, END])
+    three = Sampled(collate([row] * 3, PAD), torch.ones(3, dtype=torch.bool), [], [])
+    raw = torch.tensor([-5.0, 0.5, 4.0])
+    for clamp, expected in ((None, [-5, 0.5, 4]), (3.0, [-3, 0.5, 3])):
+        parts = iter((raw[:2], raw[2:]))
+        monkeypatch.setattr("rlhf_core.rewards.scores", lambda model, batch, parts=parts: next(parts))
+        assert ModelReward(torch.nn.Identity(), 2, clamp)(three).tolist() == expected
 
 
 def test_format_matches_the_whole_response_over_lines():
@@ -106,11 +117,11 @@ def test_terms_are_checked_with_the_parameters():
     assert "reward python needs function" in error([{"name": "python"}])
 
 
-def make(rewards, kind, folder, monkeypatch):
+def make(rewards, kind, folder, monkeypatch, accelerator=None):
     monkeypatch.chdir(folder)
     (folder / "data" / "prepared").mkdir(parents=True, exist_ok=True)
     (folder / "data" / "prepared" / "card.json").write_text(json.dumps({"kind": kind}))
-    return make_reward(validate(apply_overrides(RAW, {"policy.rewards": rewards})), None, 8)
+    return make_reward(validate(apply_overrides(RAW, {"policy.rewards": rewards})), accelerator, 8)
 
 
 def test_the_list_as_a_whole(tmp_path, monkeypatch):
@@ -118,6 +129,14 @@ def test_the_list_as_a_whole(tmp_path, monkeypatch):
     total, parts = make(terms, "helpdesk", tmp_path, monkeypatch)(sampled())
     assert total.tolist() == pytest.approx([-0.3, -2.2])
     assert list(parts) == ["length", "missing_end"]
+
+
+def test_the_clamp_in_the_parameters_is_the_reward_models(accelerator, tmp_path, monkeypatch):
+    """Twice the score, which is held within ±1.5."""
+    monkeypatch.setattr("tasks.rewards.load_reward_model", lambda path: torch.nn.Linear(1, 1))
+    monkeypatch.setattr("rlhf_core.rewards.scores", lambda model, batch: torch.tensor([-2.0, 1.0]))
+    reward = make([{"name": "model", "weight": 2.0, "clamp": 1.5}], "helpdesk", tmp_path, monkeypatch, accelerator)
+    assert reward(sampled())[0].tolist() == [-3, 2]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ ranking). The loop computes `(losses * weights).sum()`. A method states only wha
 from collections.abc import Callable
 from typing import Generic, Self, TypeVar
 
-from torch import Tensor
-
 from rlhf_core.batch import Batch, Outputs, Rollout
+from rlhf_core.lazy import Tensor
 
 BatchT = TypeVar("BatchT", bound=Batch)
 

@@ -7,12 +7,10 @@ A tie is the mean of both directions. Smoothing and margins bias r; `make oracle
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from rlhf_core.algorithms.base import Algorithm
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.fields import check_bounds, setting
+from rlhf_core.lazy import Tensor, torch
 from rlhf_core.losses import bradley_terry, smoothed
 from rlhf_core.reductions import unit_mean
 

@@ -6,11 +6,10 @@ margin has a finite optimum, log((1 - ε)/ε) on a pair that is always labelled 
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from rlhf_core.algorithms.pairs import PairAlgorithm
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.fields import check_bounds, setting
+from rlhf_core.lazy import Tensor
 from rlhf_core.losses import dpo, smoothed
 
 

@@ -7,11 +7,10 @@ log-probabilities are computed once, before training. A tie (label ½) counts ha
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from rlhf_core.algorithms.pairs import PairAlgorithm
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.fields import check_bounds, setting
+from rlhf_core.lazy import Tensor
 from rlhf_core.losses import dpo
 
 

@@ -6,11 +6,10 @@ optimum is π_ref exp(E_{y'~μ} p(y ≻ y')/τ), not π*: it follows how often a
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from rlhf_core.algorithms.pairs import PairAlgorithm
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.fields import check_bounds, setting
+from rlhf_core.lazy import Tensor
 from rlhf_core.losses import ipo
 
 

@@ -9,12 +9,11 @@ loss, plain k1: nothing, its expected gradient is zero.
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
 from rlhf_core.advantages import token_rewards
 from rlhf_core.batch import Outputs, Rollout
 from rlhf_core.fields import setting
 from rlhf_core.kl import kl_k1, kl_k2, kl_k3
+from rlhf_core.lazy import Tensor
 from rlhf_core.reductions import at_last_token, sequence_sum
 
 ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
-
 from rlhf_core.algorithms.base import Algorithm
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.fields import check_bounds, setting
+from rlhf_core.lazy import Tensor
 from rlhf_core.losses import kto
 from rlhf_core.reductions import sequence_sum, unit_mean
 

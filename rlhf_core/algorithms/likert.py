@@ -7,10 +7,9 @@ model, so that its prediction can be read on the annotators' scale.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from rlhf_core.algorithms.base import Algorithm
 from rlhf_core.batch import Batch, Outputs
+from rlhf_core.lazy import Tensor
 from rlhf_core.losses import squared_error
 from rlhf_core.reductions import unit_mean
 

@@ -8,12 +8,10 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
 from rlhf_core.batch import Outputs, Rollout
 from rlhf_core.fields import check_bounds, setting
+from rlhf_core.lazy import Tensor, torch
 from rlhf_core.losses import dpo
 from rlhf_core.reductions import at_last_token, sequence_sum
 

@@ -2,10 +2,9 @@
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from rlhf_core.algorithms.base import Algorithm
 from rlhf_core.batch import Batch, Outputs
+from rlhf_core.lazy import Tensor
 from rlhf_core.reductions import sequence_sum, unit_mean
 
 

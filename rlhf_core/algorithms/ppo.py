@@ -9,14 +9,13 @@ epochs of clipped minibatch steps per rollout.
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from torch import Tensor
-
 from rlhf_core.advantages import with_gae
 from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
 from rlhf_core.algorithms.kl_penalty import KLPenalty
 from rlhf_core.batch import Outputs, Rollout
 from rlhf_core.fields import check_bounds, setting
 from rlhf_core.kl import adapted_kl_coef
+from rlhf_core.lazy import Tensor
 from rlhf_core.losses import clipped_surrogate, value_loss
 from rlhf_core.reductions import token_mean
 

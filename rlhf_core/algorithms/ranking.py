@@ -9,12 +9,10 @@ from itertools import combinations, permutations, product
 from math import factorial, prod
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from rlhf_core.algorithms.base import Algorithm
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.errors import UserError
+from rlhf_core.lazy import Tensor, torch
 from rlhf_core.losses import best_of, bradley_terry, plackett_luce
 from rlhf_core.reductions import unit_mean
 

@@ -15,13 +15,12 @@ mean of the group's other responses (leave-one-out) or the critic's V_t. G_t - b
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from rlhf_core.advantages import gae, leave_one_out, returns_to_go, token_rewards
 from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
 from rlhf_core.batch import Outputs, Rollout
 from rlhf_core.fields import check_bounds, setting
 from rlhf_core.kl import kl_k1
+from rlhf_core.lazy import Tensor
 from rlhf_core.losses import policy_gradient, value_loss
 from rlhf_core.reductions import fixed_length, sequence_sum
 

@@ -8,13 +8,12 @@ as each rollout makes one step.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from rlhf_core.advantages import leave_one_out, token_rewards, whiten
 from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
 from rlhf_core.batch import Outputs, Rollout
 from rlhf_core.fields import check_bounds, setting
 from rlhf_core.kl import kl_k1
+from rlhf_core.lazy import Tensor
 from rlhf_core.losses import clipped_surrogate
 from rlhf_core.reductions import sequence_sum
 

@@ -6,10 +6,9 @@ and every response token of the global batch counts the same.
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from rlhf_core.algorithms.base import Algorithm
 from rlhf_core.batch import Batch, Outputs
+from rlhf_core.lazy import Tensor
 from rlhf_core.losses import cross_entropy
 from rlhf_core.reductions import token_mean
 

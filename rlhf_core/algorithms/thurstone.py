@@ -7,12 +7,11 @@ come out on a scale about 1.7 times smaller than Bradley-Terry's; `reward.unit_s
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from rlhf_core.algorithms.base import Algorithm
 from rlhf_core.algorithms.bradley_terry import pair_statistics
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.fields import check_bounds, setting
+from rlhf_core.lazy import Tensor
 from rlhf_core.losses import smoothed, thurstone
 from rlhf_core.reductions import unit_mean
 

@@ -9,13 +9,12 @@ reward, as in PPO.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from rlhf_core.advantages import token_rewards, with_gae
 from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
 from rlhf_core.batch import Outputs, Rollout
 from rlhf_core.fields import check_bounds, setting
 from rlhf_core.kl import kl_k1
+from rlhf_core.lazy import Tensor
 from rlhf_core.losses import surrogate, value_loss
 from rlhf_core.reductions import token_mean
 

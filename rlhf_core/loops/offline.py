@@ -1,7 +1,7 @@
 """The loop for fixed data: SFT, reward models, DPO and its family."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -10,28 +10,11 @@ from transformers import PreTrainedModel
 
 from rlhf_core.algorithms.base import Algorithm
 from rlhf_core.batch import Batch, Outputs, Unit, collate_units
-from rlhf_core.fields import setting
 from rlhf_core.forward import response_logprobs
+from rlhf_core.loops.config import OfflineConfig
 from rlhf_core.loops.run import Metrics, Run, is_mark, minibatch_indices
-from rlhf_core.loops.update import GradientStep, OptimizerConfig, forward_in_parts, microbatches
+from rlhf_core.loops.update import GradientStep, forward_in_parts, microbatches
 from rlhf_core.seeding import seed_everything
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfflineConfig(OptimizerConfig):
-    """Training on fixed data."""
-
-    epochs: int = setting(1, "passes over the training data", ge=1)
-    max_steps: int | None = setting(None, "stop after this many optimiser steps; null for whole epochs", ge=1)
-    batch_size: int = setting(32, "rows, or pairs, of one optimiser step", ge=1)
-    micro_batch_size: int = setting(32, "rows, or pairs, of one forward pass; lower it to save memory", ge=1)
-    evaluations: int = setting(4, "evenly spaced evaluations on the development split", ge=1)
-    resume_every: int = setting(50, "optimiser steps between two resume states", ge=1)
-
-    def total_steps(self, units: int) -> int:
-        """Optimiser steps of the whole training."""
-        steps = self.epochs * -(-units // self.batch_size)
-        return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 def train_offline(

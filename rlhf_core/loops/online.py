@@ -16,31 +16,17 @@ from rlhf_core.advantages import equal_groups
 from rlhf_core.algorithms.base import OnPolicyAlgorithm
 from rlhf_core.batch import Batch, Outputs, Rollout, not_computed
 from rlhf_core.errors import UserError
-from rlhf_core.fields import setting
 from rlhf_core.forward import policy_outputs, response_logprobs, values
 from rlhf_core.kl import kl_k3
+from rlhf_core.loops.config import OnlineConfig, check_loop, learning_rate_factor
 from rlhf_core.loops.run import Metrics, Run, is_mark, minibatch_indices
 from rlhf_core.loops.trust_region import TrustRegion, TrustRegionAlgorithm
-from rlhf_core.loops.update import GradientStep, OptimizerConfig, forward_in_parts, learning_rate_factor
+from rlhf_core.loops.update import GradientStep, forward_in_parts
 from rlhf_core.reductions import sequence_sum
 from rlhf_core.rewards import Sampled, WeightedSum
 from rlhf_core.sampling import Sampler, sampled_batch
 from rlhf_core.seeding import seed_everything, stream_seed
 from rlhf_core.tokens import Prompt, decode_response
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnlineConfig(OptimizerConfig):
-    """Training on responses sampled from the policy."""
-
-    steps: int = setting(100, "rollouts", ge=1)
-    rollout_size: int = setting(64, "responses per rollout: prompts times group_size", ge=1)
-    minibatch_size: int = setting(64, "responses of one optimiser step", ge=1)
-    micro_batch_size: int = setting(64, "responses of one forward pass; lower it to save memory", ge=1)
-    epochs: int = setting(1, "passes over each rollout", ge=1)
-    temperature: float = setting(1.0, "divides the logits for sampling and for every log-probability", gt=0)
-    snapshots: int = setting(4, "evenly spaced snapshots of the policy", ge=0)
-    resume_every: int = setting(10, "rollouts between two resume states", ge=1)
 
 
 @dataclass(frozen=True)
@@ -59,23 +45,6 @@ class Models:
     reference: PreTrainedModel
     critic: Critic | None
     tokenizer: PreTrainedTokenizerBase
-
-
-def check_loop(config: OnlineConfig, algorithm: OnPolicyAlgorithm) -> None:
-    """Raise ValueError unless rollouts are whole groups, minibatches whole units, and every option has an effect."""
-    size, together = algorithm.group_size, algorithm.rows_per_unit
-    if config.rollout_size % size:
-        raise ValueError(f"rollout_size {config.rollout_size} is not a multiple of group_size {size}; change one")
-    if config.minibatch_size % together or config.micro_batch_size % together:
-        raise ValueError(
-            f"minibatch_size {config.minibatch_size} and micro_batch_size {config.micro_batch_size} must be multiples "
-            f"of {together}, because this method compares {together} responses to a prompt; change them"
-        )
-    if config.epochs == 1 and config.minibatch_size >= config.rollout_size:
-        # The ratio π_θ/π_old is 1 and V is V_old in the only step that a rollout makes.
-        for name in ("clip", "value_clip", "ratio"):
-            if getattr(algorithm, name, None) != getattr(type(algorithm), name, None):
-                raise ValueError(f"{name} has no effect with one step per rollout; leave it out, or raise epochs")
 
 
 class OnlineTraining:
@@ -144,6 +113,7 @@ class OnlineTraining:
     @torch.no_grad()
     def rollout(self, step: int) -> tuple[Rollout, Metrics]:
         """Sample responses, score them, and record what policy, reference and critic say of them."""
+        self.policy.eval()
         size = self.config.rollout_size // self.algorithm.group_size
         indices = minibatch_indices(step, len(self.prompts), size, self.run.seed, self.run.name)
         prompts, responses, row_weights = self.draw([self.prompts[index] for index in indices])
@@ -157,14 +127,13 @@ class OnlineTraining:
         )
         scores, parts = self.reward(sampled)
         rollout = self._record(batch, scores, sampled.ended, row_weights.to(scores))
+        self.policy.train()
         return rollout, self._rollout_metrics(rollout, parts)
 
     def draw(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[list[int]], Tensor]:
         """group_size responses to each prompt, adjacent: the prompt of each row, its response, its row weight."""
         repeated = [prompt for prompt in prompts for _ in range(self.algorithm.group_size)]
-        self.policy.eval()
         responses = self.sampler.responses(self.policy, [prompt.ids for prompt in repeated])
-        self.policy.train()
         return repeated, responses, torch.ones(len(repeated))
 
     def _record(self, batch: Batch, scores: Tensor, ended: Tensor, row_weights: Tensor) -> Rollout:

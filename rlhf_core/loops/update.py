@@ -1,10 +1,9 @@
 """One optimiser step on one minibatch, in microbatches, for any algorithm."""
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import accumulate, pairwise
-from typing import Any, Generic, Literal
+from typing import Any, Generic
 
 import torch
 from accelerate import Accelerator
@@ -13,31 +12,7 @@ from torch import Tensor, nn
 from rlhf_core.algorithms.base import Algorithm, BatchT
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.errors import UserError
-from rlhf_core.fields import setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW, gradient clipping and the learning-rate schedule."""
-
-    learning_rate: float = setting(1e-5, "peak learning rate of AdamW", gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "how the learning rate falls after the warm-up: not at all, or to 0"
-    )
-    warmup_steps: int = setting(0, "optimiser steps over which the learning rate rises from 0", ge=0)
-    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", ge=0)
-    adam_eps: float = setting(1e-8, "AdamW's ε; PPO uses 1e-5 (Huang et al. 2022)", gt=0)
-    max_grad_norm: float = setting(1.0, "gradients of a model with a larger norm are scaled down to it", gt=0)
-
-
-def learning_rate_factor(config: OptimizerConfig, step: int, total: int) -> float:
-    """The factor on the learning rate at optimiser step 0 <= step < total: a pure function, nothing to resume."""
-    if step < config.warmup_steps:
-        return (step + 1) / (config.warmup_steps + 1)
-    if config.schedule == "constant":
-        return 1.0
-    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    return 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+from rlhf_core.loops.config import OptimizerConfig, learning_rate_factor
 
 
 class GradientStep(Generic[BatchT]):
