@@ -212,17 +212,18 @@ class Evaluation:
         }
 
     def _rewards(self, sampled: Sampled) -> dict[str, Any]:
-        """The reward that training maximises, and its terms: the mean before the weight, and the weight."""
+        """The reward that training maximises, and the mean of each of its terms before the weight."""
         if self.reward is None:
             return {"reward": None, "reward_terms": {}}
         total, terms = self.reward(sampled)
-        weights = {name: weight for name, weight, _ in self.reward.parts}
-        return {
-            "reward": self._mean(total.tolist()),
-            "reward_terms": {
-                name: {"value": value.mean().item(), "weight": weights[name]} for name, value in terms.items()
-            },
-        }
+        means = {name: value.mean().item() for name, value in terms.items()}
+        return {"reward": self._mean(total.tolist()), "reward_terms": means}
+
+    def reward_terms(self) -> list[dict[str, Any]]:
+        """What the reward adds up: each term's name, its weight, and its clamp where it has one."""
+        parts = [] if self.reward is None else self.reward.parts
+        clamps = {name: part.clamp for name, _, part in parts if isinstance(part, ModelReward)}
+        return [{"name": name, "weight": weight, "clamp": clamps.get(name)} for name, weight, _ in parts]
 
     def _mean(self, values: Sequence[float]) -> dict[str, float]:
         seed = stream_seed(self.params.run.seed, "evaluate", "mean")
@@ -295,7 +296,13 @@ def _judge_policies(evaluation: Evaluation) -> tuple[dict[str, Any], list[dict[s
         for row, prompt in enumerate(prompts[: params.evaluate.samples])
     ]
     baseline = results.pop("sft")
-    return {"judge": evaluation.judge.name, "prompts": len(prompts), "sft": baseline, "policies": results}, samples
+    return {
+        "judge": evaluation.judge.name,
+        "prompts": len(prompts),
+        "rewards": evaluation.reward_terms(),
+        "sft": baseline,
+        "policies": results,
+    }, samples
 
 
 def _judge_snapshots(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -237,15 +237,14 @@ def test_best_of_n_answers_the_best_and_reports_its_bound(own, greedy):
 
 def test_reward_is_the_sum_that_was_optimised_and_its_terms_stand_beside_it(greedy):
     """a and its end: 2 · 1 - 0.1 · 2 tokens = 1.8. a a a a, cut off: wrong, 3 · (-1) - 0.1 · 4 tokens = -3.4."""
-    policies = greedy[0]["policies"]
+    results, _, _ = greedy
+    policies = results["policies"]
+    weights = {"exact_answer": 2.0, "missing_end": 3.0, "length": -0.1}
+    assert results["rewards"] == [{"name": name, "weight": weights[name], "clamp": None} for name in weights]
     assert policies["ppo"]["reward"] == pytest.approx({"value": 1.8, "low": 1.8, "high": 1.8})
-    assert policies["ppo"]["reward_terms"] == {
-        "exact_answer": {"value": 1.0, "weight": 2.0},
-        "missing_end": {"value": 0.0, "weight": 3.0},
-        "length": {"value": 2.0, "weight": -0.1},
-    }
+    assert policies["ppo"]["reward_terms"] == {"exact_answer": 1.0, "missing_end": 0.0, "length": 2.0}
     assert policies["grpo"]["reward"]["value"] == pytest.approx(-3.4)
-    assert policies["grpo"]["reward_terms"]["missing_end"] == {"value": -1.0, "weight": 3.0}
+    assert policies["grpo"]["reward_terms"]["missing_end"] == -1.0
     assert policies["grpo"]["ended_fraction"] == 0.0
     assert policies["ppo"]["reward_model_score"] is None
     assert {name: figures["reward_optimised"] for name, figures in policies.items()} == {
@@ -266,6 +265,7 @@ def test_with_a_reward_model_its_clamp_counts_and_its_own_score_is_reported(chec
         evaluate={"temperature": 0.0},
     )
     assert results["judge"] == "second reward model"
+    assert [term["clamp"] for term in results["rewards"]] == [clamp, None]
     for name, words, end in (("ppo", "a", 0.0), ("grpo", "a a a a", -1.0)):
         raw = expected_scores("models/reward", words, ended=end == 0.0)
         clamped = raw.clamp(-clamp, clamp)
@@ -274,8 +274,8 @@ def test_with_a_reward_model_its_clamp_counts_and_its_own_score_is_reported(chec
         assert figures["reward_model_score"]["value"] == pytest.approx(raw.mean().item(), abs=1e-5)
         assert figures["reward"]["value"] == pytest.approx(2 * clamped.mean().item() + 3 * end, abs=1e-5)
         assert figures["reward_terms"] == {
-            "model": {"value": pytest.approx(clamped.mean().item(), abs=1e-5), "weight": 2.0},
-            "missing_end": {"value": end, "weight": 3.0},
+            "model": pytest.approx(clamped.mean().item(), abs=1e-5),
+            "missing_end": end,
         }
         judge_score = expected_scores("models/judge", words, ended=end == 0.0).mean().item()
         assert figures["judge_score"]["value"] == pytest.approx(judge_score, abs=1e-5)
