@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.errors import UserError
-from tasks.params import Params, PrepareParams, apply_overrides, load_profile, overlay, read_yaml, validate
+from tasks.params import ModelParams, Params, PrepareParams, apply_overrides, load_profile, overlay, read_yaml, validate
 from tasks.source import model_source
 
+LEAST_FROM_SCRATCH = 1e-4  # a learning rate of SFT below it suits pretrained models only
 DEFAULT = "default"  # the profile that is params.yaml as it stands
 
 
@@ -58,11 +59,28 @@ def require_inputs(params: Params, root: Path) -> None:
     """Look for the data and the model that a run of `root` starts from; what is on a hub is left to the stages.
 
     Raises:
-        UserError: a data path as `require_data` says, or a model path that is neither a checkpoint nor a config.
+        UserError: a data path as `require_data` says, a model path that is neither a checkpoint nor a config, or
+            learning rates as `require_suited_model` says.
     """
     require_data(params.prepare, root)
     if not params.model.hub:
+        require_suited_model(params)
         model_source(params.model, root)
+
+
+def require_suited_model(params: Params) -> None:
+    """Look whether learning rates for a pretrained model, as some profiles set them, come with such a model.
+
+    Raises:
+        UserError: the user's own data, but the help desk's small model, which is trained from scratch.
+    """
+    rate, default = params.sft.learning_rate, ModelParams().path
+    if params.prepare.format != "helpdesk" and params.model.path == default and rate < LEAST_FROM_SCRATCH:
+        raise UserError(
+            f"sft.learning_rate {rate:g} is for a pretrained model, but model.path is still the help desk's {default}, "
+            "a small one trained from scratch: it would learn nothing. Set model.path or model.hub to a pretrained "
+            "model, or raise the learning rates to those of params.yaml (sft 1e-3, reward 3e-4, policies 1e-4)."
+        )
 
 
 def require_data(prepare: PrepareParams, root: Path) -> None:
