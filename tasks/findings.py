@@ -3,8 +3,8 @@
 - A policy did not move if its KL to the SFT model is below `STILL`.
 - A reward model is no better than a coin if its log-loss on held-out pairs does not lie below log 2 by both two
   standard errors and `LEAST_GAIN`, or if the 95 % interval of its accuracy does not lie above one half. Pairs count as
-  independent.
-- Either is said before all else. With such a reward model, or where no policy moved, no policy is called best.
+  independent. The same holds for a second reward model that judges.
+- Either is said before all else. With such a model, or where no policy moved, no policy is called best.
 - A policy is better than the SFT model if the 95 % interval of its win rate lies above one half. The one with the
   highest win rate is best if, besides, its interval overlaps with no other's.
 """
@@ -61,22 +61,23 @@ def ranked(policies: Report) -> dict[str, Any]:
 
 def summary(report: Report) -> list[str]:
     """What was not learned; which policy is best, by how much and judged by whom; the others; the reward model."""
-    policies, model = report["policies"], report["reward_model"]
+    policies = report["policies"]
     still = [name for name, figures in policies.items() if did_not_move(figures)]
-    is_coin = model is not None and is_no_better_than_a_coin(model)
+    models = {"reward model": report["reward_model"], "judge, a second reward model,": report["judge_model"]}
+    coins = [name for name, model in models.items() if model is not None and is_no_better_than_a_coin(model)]
     rates = {name: rate for name, figures in ranked(policies).items() if (rate := _rate(figures))}
     moved = {name: rate for name, rate in rates.items() if name not in still}
-    sentences = [_coin(model)] if is_coin else []
+    sentences = [_coin(name, models[name]) for name in coins]
     if still:
         sentences.append(_still(still, policies))
     if not rates:
         sentences.append("No policy was judged against the SFT model.")
-    elif is_coin or not moved:
+    elif coins or not moved:
         sentences.append(_all_rates(rates))
     else:
         best = next(iter(moved))
         sentences += [_best(best, moved, bool(still)), _others(best, rates, policies[best])]
-    return sentences if is_coin else [*sentences, _learnt_from(report)]
+    return sentences if "reward model" in coins else [*sentences, _learnt_from(report)]
 
 
 def did_not_move(figures: Report) -> bool:
@@ -109,11 +110,11 @@ def _interval(rate: Report) -> str:
     return f"95 % interval {percent(rate['low'])} to {percent(rate['high'])}"
 
 
-def _coin(model: Report) -> str:
+def _coin(name: str, model: Report) -> str:
     low, high = accuracy_interval(model)
     loss = f"log-loss {model['log_loss']:.3f} nats (a coin: 0.693), " if model.get("log_loss") is not None else ""
     return (
-        f"The reward model is no better than a coin on {model['held_out_pairs']} held-out pairs: {loss}"
+        f"The {name} is no better than a coin on {model['held_out_pairs']} held-out pairs: {loss}"
         f"accuracy {percent(model['accuracy'])} (95 % interval {percent(low)} to {percent(high)}). "
         "So no policy is called best."
     )

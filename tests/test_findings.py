@@ -7,6 +7,7 @@ import pytest
 from tasks.findings import accuracy_interval, did_not_move, is_no_better_than_a_coin, ranked, summary, title
 
 FINE = {"accuracy": 0.66, "log_loss": 0.62, "log_loss_se": 0.02, "held_out_pairs": 560}
+COIN = {"accuracy": 0.51, "log_loss": 0.6925, "log_loss_se": 0.004, "held_out_pairs": 560}
 RIGHT = "The reward model is right on 66.0 % of 560 held-out pairs; the verdicts themselves agree with gold on 78.0 %."
 
 
@@ -15,9 +16,9 @@ def judged(value, low, high, kl=4.0):
     return {"win_rate_vs_sft": rate, "win_rate_vs_reference": rate | {"value": 0.7}, "kl": kl}
 
 
-def said(policies, model=FINE, why=None):
-    feedback = {"agreement_with_gold": 0.78}
-    return summary({"policies": policies, "reward_model": model, "no_reward_model": why, "feedback": feedback})
+def said(policies, model=FINE, why=None, judge=None):
+    models = {"reward_model": model, "no_reward_model": why, "judge_model": judge}
+    return summary({"policies": policies, "feedback": {"agreement_with_gold": 0.78}} | models)
 
 
 def test_the_best_wins_and_overlaps_with_none():
@@ -90,8 +91,7 @@ def test_not_moving_is_a_kl_below_a_thousandth(kl, still):
 
 
 def test_a_reward_model_that_learned_nothing_is_said_first_and_no_policy_is_best():
-    coin = {"accuracy": 0.51, "log_loss": 0.6925, "log_loss_se": 0.004, "held_out_pairs": 560}
-    sentences = said({"ppo": judged(0.79, 0.75, 0.8), "dpo": judged(0.86, 0.82, 0.9)}, coin)
+    sentences = said({"ppo": judged(0.79, 0.75, 0.8), "dpo": judged(0.86, 0.82, 0.9)}, COIN)
     assert sentences == [
         "The reward model is no better than a coin on 560 held-out pairs: log-loss 0.693 nats (a coin: 0.693), "
         "accuracy 51.0 % (95 % interval 46.9 % to 55.1 %). So no policy is called best.",
@@ -99,6 +99,15 @@ def test_a_reward_model_that_learned_nothing_is_said_first_and_no_policy_is_best
         "DPO 86.0 % (95 % interval 82.0 % to 90.0 %), PPO 79.0 % (95 % interval 75.0 % to 80.0 %).",
     ]
     assert not any("is the best" in sentence for sentence in sentences)
+
+
+def test_a_judge_that_learned_nothing_is_said_first_and_no_policy_is_best():
+    first, second, third = said({"dpo": judged(0.86, 0.82, 0.9)}, judge=COIN)
+    assert first.startswith(
+        "The judge, a second reward model, is no better than a coin on 560 held-out pairs: log-loss"
+    )
+    assert (second[:10], third) == ("Win rates ", RIGHT)
+    assert said({"dpo": judged(0.86, 0.82, 0.9)}, judge=FINE)[0].startswith("DPO is better")
 
 
 LN2 = math.log(2)

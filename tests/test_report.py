@@ -262,6 +262,20 @@ def test_reward_is_shown_as_the_sum_and_its_terms(outputs: None) -> None:
     assert "what was optimised" not in html + markdown and "(proxy)" not in html + markdown
 
 
+def test_a_reward_without_a_reward_model_is_shown_all_the_same(checkout: None) -> None:
+    """Exact answers: GRPO's kind of run."""
+    make_outputs(None)
+    results = json.loads(Path("evaluation/results.json").read_text())
+    results["rewards"] = [{"name": "exact_answer", "weight": 2.0, "clamp": None}]
+    for figures in (results["sft"], *results["policies"].values()):
+        figures |= {"reward": interval(0.75, 0.25), "reward_terms": {"exact_answer": 0.375}}
+    write_json(Path("evaluation/results.json"), results)
+    html, markdown = draw()
+    assert "0.750<small>0.500 to 1.00</small><small>exact_answer 0.375</small></td>\n<td>–</td>" in html
+    assert "| 0.750 | exact\\_answer 0.375 | – |" in markdown
+    assert "Reward is the whole of policy.rewards: 2 × exact_answer;" in html
+
+
 def test_without_rewards_nothing_is_claimed_of_them() -> None:
     assert reward_sentence({"rewards": []}).startswith("There is no reward")
 
