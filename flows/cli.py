@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from flows.settings import find_root, set_environment
+from flows.stopping import stoppable
 from rlhf_core.errors import UserError
 
 app = typer.Typer(
@@ -31,10 +32,11 @@ def run(
     name: Annotated[str | None, typer.Option(help="Name of the experiment the run ends as.")] = None,
 ) -> None:
     """Run the pipeline. With changed parameters it runs in a checkout of its own and ends as a DVC experiment."""
-    root = _enter()
-    from flows.run_command import run_pipeline
+    with stoppable():
+        root = _enter()
+        from flows.run_command import run_pipeline
 
-    run_pipeline(root, profile, assignments or [], only, name, out)
+        run_pipeline(root, profile, assignments or [], only, name, out)
 
 
 @app.command()
