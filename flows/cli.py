@@ -48,7 +48,10 @@ def up(
     root = _enter()
     from flows.services import Services
     from flows.services import up as start
+    from tasks.tracking import client, close_interrupted
 
+    if (root / "mlflow.db").is_file():
+        close_interrupted(client())
     with out.status("Starting Prefect, MLflow and a worker (up to a minute)"):
         services = start(root, Services(prefect_port, mlflow_port))
     out.print(f"Prefect  [link]{services.prefect}/deployments[/link]  start a run here: rlhf, then Run")

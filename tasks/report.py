@@ -7,13 +7,14 @@ links and wall times, which no tracked output may hold.
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rlhf_core.errors import UserError
 from tasks.jsonl import read_jsonl
 from tasks.report_page import render
-from tasks.stage import main, open_stage, write_json
+from tasks.stage import Restored, main, open_stage, write_json
 
 OUT = "reports/report.json"
 RESULTS, SNAPSHOTS = "evaluation/results.json", "evaluation/snapshots.jsonl"
@@ -32,7 +33,7 @@ INTERVALS = ("kl", "reward", "judge_score")  # figures that evaluate writes with
 
 def report() -> None:
     """Write report.json, then the page."""
-    with open_stage("report") as stage:
+    with suppress(Restored), open_stage("report") as stage:
         own = {"key": stage.key, "params": stage.sections, "inputs": stage.inputs, "outputs": [OUT]}
         write_json(stage.out_file(OUT), build_report(own))
     # After the stage: its own MLflow run has ended then, and the page can link it.
