@@ -93,6 +93,23 @@ def compare() -> None:
 
 
 @app.command()
+def runs(
+    remove: Annotated[
+        list[str] | None, typer.Option(help="Delete the folder of this run, repeatable.", metavar="NAME")
+    ] = None,
+    remove_all: Annotated[bool, typer.Option(help="Delete the folders of all runs that are not under way.")] = False,
+) -> None:
+    """List the runs that have a folder of their own, running, interrupted, failed and finished, or delete some."""
+    root = _enter()
+    from flows.runs import delete, print_runs
+
+    if remove or remove_all:
+        delete(root, remove or [], remove_all, out)
+    else:
+        print_runs(root, out)
+
+
+@app.command()
 def chat(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. models/policies/dpo.")],
     prompt: Annotated[str | None, typer.Option(help="Answer this and stop, instead of asking for lines.")] = None,

@@ -14,7 +14,7 @@ from flows.changes import Changes, require_inputs
 from flows.graph import read_graph, select
 from flows.lineage import number_text, ranked, rate_text, read_report
 from flows.services import find
-from flows.workspace import require_free_name
+from flows.workspace import plan
 from rlhf_core.errors import UserError
 from tasks.params import parse_override
 
@@ -51,9 +51,8 @@ def run_pipeline(
     """
     changes = Changes(profile, dict(parse_override(text) for text in assignments))
     require_inputs(changes.resolve(root).params, root)
-    if name is not None:
-        require_free_name(root, name)
     select(read_graph(root), only)
+    plan(root, changes, name)
     services = find(root)
     os.environ.update(TERMINAL)
     if services is not None:

@@ -6,7 +6,6 @@ between would train from step 0. So a stage leaves its outputs here, and hard li
     .resume/KEY/out/PATH ... -> finished.json (last, atomically) -> links at PATH -> dvc.lock -> KEY is deleted
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.errors import UserError
+from tasks.hold import hold
 
 RESUME = Path(".resume")
 MARKER = "finished.json"
@@ -38,31 +38,13 @@ def holding(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
-    handle = _hold(folder)
+    handle = hold(folder)
     if handle is None:
         raise UserError(f"another process works on the same stage in {folder.resolve()}. Wait for it, or stop it.")
     try:
         yield
     finally:
         os.close(handle)
-
-
-def _hold(folder: Path) -> int | None:
-    """A locked handle of `folder`, None where it is taken; the kernel unlocks it when the process ends."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # deleted just now
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            return None
-        if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
-            return handle
-        os.close(handle)  # deleted between opening and locking
 
 
 def mark_finished(folder: Path, stage: str, outputs: Sequence[str]) -> None:
@@ -128,7 +110,7 @@ def sweep(repo: Any, but: Path | None = None) -> None:
     root = Path(repo.root_dir) / RESUME
     for marker in sorted(root.glob(f"*/{MARKER}")):
         folder = marker.parent
-        if folder.resolve() == but or (handle := _hold(folder)) is None:
+        if folder.resolve() == but or (handle := hold(folder)) is None:
             continue
         try:
             if is_recorded(folder, repo):
@@ -137,12 +119,21 @@ def sweep(repo: Any, but: Path | None = None) -> None:
             os.close(handle)
 
 
+def sweep_checkout(root: Path) -> None:
+    """The same for the checkout `root`."""
+    if any_finished(root):
+        from dvc.repo import Repo
+
+        with Repo(str(root)) as repo:
+            sweep(repo)
+
+
 def sweep_superseded(stage: str, key: Path) -> None:
     """Delete finished outputs of `stage` that were made from other inputs or parameters than `key`."""
     for marker in sorted(key.parent.glob(f"*/{MARKER}")):
         found = _read_marker(marker.parent)
         if marker.parent != key and found is not None and found["stage"] == stage:
-            handle = _hold(marker.parent)
+            handle = hold(marker.parent)
             if handle is not None:
                 shutil.rmtree(marker.parent)
                 os.close(handle)
