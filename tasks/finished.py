@@ -150,7 +150,7 @@ def is_recorded(folder: Path, repo: Any) -> bool:
     if marker is None:
         return False
     try:
-        stage = repo.stage.load_one(path="dvc.yaml", name=marker["stage"])
+        stage = repo.stage.load_one(path=str(Path(repo.root_dir) / "dvc.yaml"), name=marker["stage"])
     except StageNotFound:
         return True
     kept = {str(out.def_path): out for out in stage.outs}
