@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from flows.settings import find_root, login, set_environment
+from flows.stopping import stoppable
 from rlhf_core.errors import UserError
 
 app = typer.Typer(
@@ -31,10 +32,11 @@ def run(
     name: Annotated[str | None, typer.Option(help="Name of the experiment the run ends as.")] = None,
 ) -> None:
     """Run the pipeline. With changed parameters it runs in a checkout of its own and ends as a DVC experiment."""
-    root = _enter()
-    from flows.run_command import run_pipeline
+    with stoppable():
+        root = _enter()
+        from flows.run_command import run_pipeline
 
-    run_pipeline(root, profile, assignments or [], only, name, out)
+        run_pipeline(root, profile, assignments or [], only, name, out)
 
 
 @app.command()
@@ -46,7 +48,10 @@ def up(
     root = _enter()
     from flows.services import login_addresses
     from flows.services import up as start
+    from tasks.tracking import client, close_interrupted
 
+    if (root / "mlflow.db").is_file():
+        close_interrupted(client())
     with out.status("Starting Prefect, MLflow and a worker (up to a minute)"):
         services = start(root, prefect_port, mlflow_port)
         prefect, mlflow = login_addresses(root, services)
@@ -89,6 +94,23 @@ def compare() -> None:
     from flows.compare import compare_runs
 
     compare_runs(out)
+
+
+@app.command()
+def runs(
+    remove: Annotated[
+        list[str] | None, typer.Option(help="Delete the folder of this run, repeatable.", metavar="NAME")
+    ] = None,
+    remove_all: Annotated[bool, typer.Option(help="Delete the folders of all runs that are not under way.")] = False,
+) -> None:
+    """List the runs that have a folder of their own, running, interrupted, failed and finished, or delete some."""
+    root = _enter()
+    from flows.runs import delete, print_runs
+
+    if remove or remove_all:
+        delete(root, remove or [], remove_all, out)
+    else:
+        print_runs(root, out)
 
 
 @app.command()

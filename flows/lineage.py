@@ -27,6 +27,7 @@ class ParentRun:
         from mlflow.entities import Param
 
         self.client = tracking.client()
+        tracking.close_interrupted(self.client)
         self.experiment_id = tracking.experiment_id(self.client)
         edited = git(self.root, "status", "--porcelain", "--untracked-files=no")
         tags = {
@@ -34,6 +35,7 @@ class ParentRun:
             "git_commit": head(self.root),
             "git_dirty": str(bool(edited.strip())).lower(),
             "flow_run_id": self.flow_run_id,
+            **tracking.writer_tags(),
         }
         run = self.client.create_run(self.experiment_id, run_name=self.name, tags=tags)
         self.run_id = str(run.info.run_id)
@@ -68,9 +70,21 @@ class ParentRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the run as what it was: finished, failed, or stopped by a person."""
-        status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
-        self.client.set_terminated(self.run_id, status)
+        """End the run as what it was: finished, failed, or stopped by a person; and its stages', which run no more."""
+        for run_id in self._running() if kind is not None else ():
+            tracking.interrupt(self.client, run_id)
+        if kind is None or issubclass(kind, Exception):
+            self.client.set_terminated(self.run_id, "FINISHED" if kind is None else "FAILED")
+        else:
+            tracking.interrupt(self.client, self.run_id)
+
+    def _running(self) -> list[str]:
+        """Runs of stages that were killed: all that this run has started have ended by now."""
+        children = self.client.search_runs(
+            [self.experiment_id],
+            filter_string=f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'",
+        )
+        return [str(run.info.run_id) for run in children]
 
 
 def read_report(reports: Path) -> dict[str, Any]:

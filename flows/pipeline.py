@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.states import Failed
+from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
@@ -25,6 +25,7 @@ from flows.lineage import ParentRun, comparison_markdown, read_report
 from flows.services import mlflow_address
 from flows.settings import find_root
 from flows.stages import StageRunner
+from flows.stopping import Stopped
 from flows.workspace import Workspace, open_workspace
 from rlhf_core.errors import UserError
 from tasks.params import Params
@@ -43,6 +44,8 @@ def run_stage(stage: str, runner: StageRunner) -> State[None] | None:
     outcome = runner.run(stage, get_run_logger().info)
     if outcome.code == 0:
         return None
+    if runner.is_stopped:
+        return Cancelled(message="The run was stopped.")
     return Failed(name=MISTAKE if outcome.is_mistake else "Failed", message=outcome.message)
 
 
@@ -87,6 +90,8 @@ def rlhf_pipeline(
         return _run(find_root(), _changes(profile, parameters, overrides), only or None, name or None)
     except UserError as error:
         return Failed(name=MISTAKE, message=str(error))
+    except Stopped:
+        return Cancelled(message="Stopped. Start the same run again to continue.")
 
 
 def _changes(profile: str, parameters: Any, overrides: dict[str, Any]) -> Changes:
@@ -103,16 +108,15 @@ def _run(root: Path, changes: Changes, only: str | None, name: str | None) -> di
         ParentRun(workspace.name or describe(changes, params), params, root, str(flow_run.id)) as parent,
     ):
         stages = select(read_graph(workspace.checkout), only)
-        runner = StageRunner(workspace.checkout, _environment(params, parent))
-        try:
+        with StageRunner(workspace.checkout, _environment(params, parent)) as runner:
             _run_stages(stages, runner, params.run.parallel)
             # The page shows links and wall times, which no tracked output may hold, so it is drawn afterwards.
             if (workspace.checkout / "reports" / "report.json").is_file():
                 outcome = runner.call("report page", ["tasks.report", "--render"], logger.info)
+                if runner.is_stopped:
+                    raise Stopped
                 if outcome.code:
                     raise UserError(f"The report could not be drawn: {outcome.message}")
-        finally:
-            runner.stop()
         parent.record(workspace)
         _publish(parent, workspace)
         folder = workspace.finish([stage.name for stage in stages])
@@ -135,6 +139,7 @@ def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> 
 
     Raises:
         UserError: a stage failed; those that need it were not started.
+        Stopped: a person stopped the run.
     """
     futures: dict[str, PrefectFuture[Any]] = {}
     pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=parallel)
@@ -150,6 +155,8 @@ def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> 
         except BaseException:  # stopped by a person or by a signal: the pool would wait for what still runs
             runner.stop()
             raise
+    if runner.is_stopped:
+        raise Stopped
     failed = {name: future.state for name, future in futures.items() if future.state.is_failed()}
     if failed:
         name, state = next(iter(failed.items()))

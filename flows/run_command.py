@@ -9,12 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows import stopping, temporary
 from flows.changes import Changes, require_inputs
 from flows.graph import read_graph, select
 from flows.lineage import number_text, ranked, rate_text, read_report
 from flows.screen import plain_table
 from flows.services import find
-from flows.workspace import require_free_name
+from flows.workspace import plan
 from rlhf_core.errors import UserError
 
 # Prefect's own lines say little on a terminal; the stages' lines do, each after the name of its stage.
@@ -25,13 +26,18 @@ TERMINAL = {
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
 }
 
-# How each waiting stage ended is the failure of another; the temporary server is nobody's to look at.
-NO_NEWS = re.compile(r"Finished in state (?!Completed)|(Starting|Stopping) temporary server")
+# How each waiting stage ended is the failure of another; the end of a run by SIGTERM is told in one line.
+NO_NEWS = re.compile(r"Finished in state (?!Completed)|Crash detected!")
+NO_PAGE = re.compile(r"View at ")  # the temporary server draws none
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a line of Prefect's is worth a place on the terminal, where a failure is told once, at the end."""
-    return not NO_NEWS.match(record.getMessage())
+    return not (stopping.is_asked() or NO_NEWS.match(record.getMessage()))
+
+
+def _is_no_link(record: logging.LogRecord) -> bool:
+    return not NO_PAGE.match(record.getMessage())
 
 
 def run_pipeline(
@@ -41,28 +47,36 @@ def run_pipeline(
 
     Raises:
         UserError: a bad parameter, stage or name (before anything starts), or a stage that failed.
+        Stopped, KeyboardInterrupt: a person stopped it.
     """
     changes = Changes.from_command_line(profile, assignments)
     require_inputs(changes.resolve(root).params, root)
-    if name is not None:
-        require_free_name(root, name)
     select(read_graph(root), only)
+    plan(root, changes, name)
     services = find(root)
     os.environ.update(TERMINAL)
     if services is not None:
         os.environ.setdefault("PREFECT_API_URL", f"{services.prefect}/api")
+    server = None if "PREFECT_API_URL" in os.environ else temporary.begin()
+    if server is not None:  # Prefect reads it when it is imported, meanwhile the server starts
+        os.environ["PREFECT_API_URL"] = server.api
 
     from flows.pipeline import rlhf_pipeline
 
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_news)
-    try:
+    if server is not None:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_is_no_link)
+        temporary.wait(server)
+    if stopping.is_asked():  # a KeyboardInterrupt inside an import may get lost
+        raise stopping.Stopped
+    with stopping.calling(lambda: None):
         state: Any = rlhf_pipeline(
             profile=profile, name=name or "", only=only or "", overrides=dict(changes.overrides), return_state=True
         )
-    except KeyboardInterrupt:
-        out.print("Stopped. The same command goes on where it stopped.")
-        raise
+    if stopping.is_asked() and not state.is_completed():
+        raise stopping.Stopped
     if not state.is_completed():
         raise UserError(str(state.message))
     result = state.result()

@@ -6,10 +6,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-from flows import supervise
+from flows import stopping, supervise
 
 MISTAKE = "error: "  # how a stage prints a UserError, and nothing else
 HINTS = (  # DVC's advice after each stage, which would drown the stage's own lines
@@ -32,13 +35,27 @@ class Outcome:
 
 @dataclass
 class StageRunner:
-    """Runs stages of the checkout `root`, several at a time, until `stop` is called."""
+    """Runs stages of the checkout `root`, several at a time, until `stop` is called.
+
+    As a context manager it stops what still runs at the end, and at a signal (`flows.stopping`).
+    """
 
     root: Path
     environment: dict[str, str]
     _running: dict[str, "subprocess.Popen[str]"] = field(default_factory=dict)
-    _stopped: bool = False
+    is_stopped: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _signals: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        self._signals.enter_context(stopping.calling(self.stop))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._signals.close()
+        self.stop()
 
     def run(self, stage: str, log: Callable[[str], None]) -> Outcome:
         """Run `dvc repro --single-item STAGE`, giving each line of output to `log` as it comes.
@@ -50,7 +67,7 @@ class StageRunner:
     def call(self, name: str, module: list[str], log: Callable[[str], None]) -> Outcome:
         """Run `python -m MODULE ARGUMENTS` in the checkout, in a process group of its own."""
         with self._lock:
-            if self._stopped:
+            if self.is_stopped:
                 return Outcome(code=128 + signal.SIGKILL, message=f"{name} was not started: the run was stopped.")
             process = subprocess.Popen(
                 [sys.executable, "-I", supervise.__file__, str(os.getpid()), sys.executable, "-m", *module],
@@ -80,7 +97,7 @@ class StageRunner:
     def stop(self) -> None:
         """Kill every running stage with all its processes, and start none any more."""
         with self._lock:
-            self._stopped = True
+            self.is_stopped = True
             for process in self._running.values():
                 _kill_group(process)
 

@@ -25,11 +25,12 @@ def main() -> int:
     """Run the command and return its exit code, as a shell would (128 + N when signal N ended it)."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     signal.signal(signal.SIGTERM, kill_group)
+    signal.signal(signal.SIGINT, lambda *_: None)  # for the command to act on
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the line above
         kill_group()
-    code = subprocess.run(command, check=False).returncode
+    code = subprocess.run(command, check=False, close_fds=False).returncode  # a server is given its socket
     return code if code >= 0 else 128 - code
 
 

@@ -8,7 +8,6 @@ clone that shares DVC's cache, and ends as the DVC experiment NAME of the user's
 A failed run keeps its clone, so that the same run started again resumes where it stopped.
 """
 
-import fcntl
 import hashlib
 import re
 import shutil
@@ -20,10 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.changes import Changes
+from flows.changes import Changes, Resolved
+from flows.locks import only_one, require_idle, require_no_dvc
 from flows.yaml_edit import update_yaml
 from rlhf_core.errors import UserError
+from tasks.finished import require_resume_folder, sweep_checkout
 
+IN_PLACE = Path(".rlhf/run")  # what a run holds that works in the checkout itself
+# runs/NAME/ holds these, and after success the report alone
+RUNS, CHECKOUT, FINGERPRINT, FAILED = "runs", "checkout", "fingerprint", "failed"
 COPY_BELOW = 1 << 20  # bytes; a larger untracked file is linked
 DATA_KEYS = (("prepare", "path"), ("model", "path"))  # parameters that may name files of the user's own
 
@@ -52,38 +56,76 @@ class Workspace:
         return folder
 
 
-@contextmanager
-def open_workspace(root: Path, changes: Changes, name: str | None = None) -> Iterator[Workspace]:
-    """Yield the workspace of a run: `root` itself where `changes` change nothing, else a clone of its own.
+@dataclass(frozen=True)
+class Plan:
+    """Where a run will work: in place where `name` is None, else in `folder`/checkout."""
+
+    wanted: Resolved
+    folder: Path  # what the run holds while it is under way
+    name: str | None = None
+    fingerprint: str = ""
+    edits: bytes = b""
+
+    @property
+    def title(self) -> str:
+        """The run in a message."""
+        return f"The run {self.name}" if self.name else f"A run in {self.folder.parent.parent}"
+
+
+def plan(root: Path, changes: Changes, name: str | None = None) -> Plan:
+    """Return where a run with `changes` will work, before anything is made.
 
     Raises:
-        UserError: a bad parameter or name, a name that is taken, nothing committed yet, or the same run is
-            already under way.
+        UserError: a bad parameter or name, a name that is taken, nothing committed yet, or the same run or a `dvc`
+            command is at work there.
     """
     wanted = changes.resolve(root)
     if name is not None:
         require_free_name(root, name)
     if not wanted.is_changed and name is None:
-        yield Workspace(root, root)
-        return
-    commit = head(root)
-    edits = git(root, "diff", "HEAD", "--binary")
-    fingerprint = hashlib.sha256(b"\0".join([commit.encode(), edits, repr(wanted.params).encode()])).hexdigest()
-    experiment = name or f"{changes.label()}_{fingerprint[:6]}"
-    folder = root / "runs" / experiment
-    folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder):
-        checkout = folder / "checkout"
-        _refuse_other(folder, fingerprint)
-        if not (folder / "fingerprint").is_file():
+        chosen = Plan(wanted, root / IN_PLACE)
+        require_resume_folder(root)
+    else:
+        commit = head(root)
+        edits = git(root, "diff", "HEAD", "--binary")
+        fingerprint = hashlib.sha256(b"\0".join([commit.encode(), edits, repr(wanted.params).encode()])).hexdigest()
+        experiment = name or f"{changes.label()}_{fingerprint[:6]}"
+        chosen = Plan(wanted, root / RUNS / experiment, experiment, fingerprint, edits)
+    require_idle(chosen.folder, chosen.title)
+    require_no_dvc(chosen.folder / CHECKOUT if chosen.name else root)
+    return chosen
+
+
+@contextmanager
+def open_workspace(root: Path, changes: Changes, name: str | None = None) -> Iterator[Workspace]:
+    """Yield the workspace of a run: `root` itself where `changes` change nothing, else a clone of its own.
+
+    Raises:
+        UserError: as `plan` says, or the folder holds another run.
+    """
+    chosen = plan(root, changes, name)
+    with only_one(chosen.folder, chosen.title):
+        if chosen.name is None:
+            sweep_checkout(root)
+            yield Workspace(root, root)
+            sweep_checkout(root)
+            return
+        folder, checkout = chosen.folder, chosen.folder / CHECKOUT
+        _refuse_other(folder, chosen.fingerprint)
+        (folder / FAILED).unlink(missing_ok=True)
+        if not (folder / FINGERPRINT).is_file():
             shutil.rmtree(checkout, ignore_errors=True)  # the remains of a clone that was not finished
-            make_clone(root, checkout, edits)
-            _link_data(root, checkout, wanted.raw)
+            make_clone(root, checkout, chosen.edits)
+            _link_data(root, checkout, chosen.wanted.raw)
             _lend_untracked(root, checkout)
-            update_yaml(checkout / "params.yaml", wanted.raw)
-            (folder / "fingerprint").write_text(fingerprint)
-        yield Workspace(root, checkout, experiment)
-        (folder / "fingerprint").unlink()
+            update_yaml(checkout / "params.yaml", chosen.wanted.raw)
+            (folder / FINGERPRINT).write_text(chosen.fingerprint)
+        try:
+            yield Workspace(root, checkout, chosen.name)
+        except Exception as error:
+            (folder / FAILED).write_text(f"{error}\n", encoding="utf-8")
+            raise
+        (folder / FINGERPRINT).unlink()
 
 
 def require_free_name(root: Path, name: str) -> None:
@@ -102,7 +144,10 @@ def git(folder: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
     Raises:
         UserError: git failed; the message holds its last line.
     """
-    done = subprocess.run(["git", *arguments], cwd=folder, input=stdin, capture_output=True, check=False)
+    # A session of its own: Ctrl-C at the terminal ends the run, not a command in the middle of its work.
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, input=stdin, capture_output=True, check=False, start_new_session=True
+    )
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
         raise UserError(f"git {arguments[0]} failed in {folder}: {said[-1]}")
@@ -164,7 +209,7 @@ def save_experiment(checkout: Path, name: str, stages: Sequence[str]) -> None:
         UserError: DVC or git failed.
     """
     command = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name, *stages]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, start_new_session=True)
     if done.returncode:
         raise UserError(f"dvc exp save failed in {checkout}: {done.stderr.strip()}")
     for reference in _experiment_refs(checkout, name):
@@ -177,20 +222,9 @@ def _experiment_refs(folder: Path, name: str) -> list[str]:
     return [full for full in names if full.split("/")[4:] == [name]]
 
 
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; a lock of the kernel's, so that none is left behind by a crash."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"The run {folder.name} is already under way. Wait for it, or stop it first.") from None
-        yield
-
-
 def _refuse_other(folder: Path, fingerprint: str) -> None:
     """Keep an unfinished run from being taken up with other code or parameters."""
-    known = folder / "fingerprint"
+    known = folder / FINGERPRINT
     if known.is_file() and known.read_text() != fingerprint:
         raise UserError(
             f"{folder} holds an unfinished run with other code or parameters. "

@@ -7,6 +7,7 @@ links and wall times, which no tracked output may hold.
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rlhf_core.errors import UserError
 from tasks.comparison import CURVES, METRICS, comparison, curve_rows
 from tasks.jsonl import read_jsonl
 from tasks.report_page import render
-from tasks.stage import main, open_stage, write_json
+from tasks.stage import Restored, main, open_stage, write_json
 from tasks.tables import write_csv
 
 OUT = "reports/report.json"
@@ -34,7 +35,7 @@ INTERVALS = ("kl", "reward", "reward_model_score", "judge_score")  # figures tha
 
 def report() -> None:
     """Write report.json, then the page."""
-    with open_stage("report") as stage:
+    with suppress(Restored), open_stage("report") as stage:
         own = {"key": stage.key, "params": stage.sections, "inputs": stage.inputs, "outputs": [OUT, METRICS, CURVES]}
         built = build_report(own)
         write_json(stage.out_file(OUT), built)

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,31 @@ from typing import Any
 from rlhf_core.errors import UserError
 from rlhf_core.loops.run import Run
 from rlhf_core.resume import ResumeStore
+from tasks.finished import (
+    RESUME,
+    any_finished,
+    empty,
+    finished_outputs,
+    holding,
+    is_finished,
+    is_recorded,
+    mark_finished,
+    place,
+    require_resume_folder,
+    sweep,
+    sweep_superseded,
+)
 from tasks.params import Params, load_params
 from tasks.progress import Shown, show, transformers_progress
 from tasks.tracking import StageRun
 
-RESUME = Path(".resume")
+STOPPED = 130  # exit code of a command that was ended by Ctrl-C
 LEAST_FREE = 256 << 20  # bytes: the outputs of the smallest run, its MLflow store included
 FULL_DISK = 16 << 20  # bytes
+
+
+class Restored(Exception):  # noqa: N818 - no error: it ends a stage that has nothing left to do
+    """The outputs were made by an earlier start of the stage, and are in place again."""
 
 
 @dataclass
@@ -42,7 +60,7 @@ class Stage:
         return RESUME / self.key
 
     def out(self, path: str) -> Path:
-        """Where to write the output that will stand at `path`, the same for each call; moved there on success."""
+        """Where to write the output that will stand at `path`, the same for each call; put there on success."""
         working = self.folder / "out" / path
         working.mkdir(parents=True, exist_ok=True)
         if (working, Path(path)) not in self.written:
@@ -74,7 +92,7 @@ class Stage:
         self.tracker.log_metrics(metrics, step)
 
     def finish(self) -> None:
-        """Write each output's manifest and move the outputs into place."""
+        """Write each output's manifest and put the outputs in place; they stay in `folder` until DVC has them."""
         manifest = {
             "stage": self.name,
             "key": self.key,
@@ -84,13 +102,9 @@ class Stage:
         for working, _ in self.written:
             if working.is_dir():
                 write_json(working / "manifest.json", manifest)
-        for working, final in self.written:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            if final.is_dir():  # a file is replaced by the rename itself
-                final.rename(self.folder / "replaced")
-            working.rename(final)
-            shutil.rmtree(self.folder / "replaced", ignore_errors=True)
-        shutil.rmtree(self.folder)
+        outputs = [str(final) for _, final in self.written]
+        mark_finished(self.folder, self.name, outputs)
+        place(self.folder, outputs)
 
 
 class Progress:
@@ -124,51 +138,72 @@ def tracked_name(key: str) -> str:
 
 @contextmanager
 def open_stage(name: str) -> Iterator[Stage]:
-    """Run one stage of dvc.yaml; on success its outputs are moved into place, otherwise nothing is left behind.
+    """Run one stage of dvc.yaml; on success its outputs are put in place, otherwise nothing is left behind.
 
     Raises:
-        UserError: for what the user can mend, disk space included.
+        UserError: for what the user can fix, disk space included.
+        Restored: an earlier start of this stage had finished, and was killed before DVC recorded its outputs.
     """
+    from dvc.repo import Repo
+
     params = load_params()
+    require_resume_folder()
     if (free := shutil.disk_usage(".").free) < LEAST_FREE:
         raise UserError(
             f"the disk of {Path.cwd()} has {free >> 20} MiB free; a stage needs at least {LEAST_FREE >> 20}. Free some."
         )
-    inputs, section_names = _dependencies(name)
-    sections = {key: _lookup(asdict(params), key) for key in section_names}
-    key = _stage_key(name, sections, inputs)
-    tracker = StageRun(name, key, RESUME / key)
-    stage = Stage(name, params, sections, inputs, key, tracker)
-    with tracker:
-        tracker.log_params(sections)
-        tracker.log_inputs({path: digest for path, digest in inputs.items() if not path.endswith(".py")})
-        try:
-            yield stage
-        except UserError:
-            # The same parameters and inputs would fail again, so there is nothing to go on from.
-            shutil.rmtree(stage.folder, ignore_errors=True)
-            raise
-        stage.finish()
+    with ExitStack() as held:
+        with Repo() as repo:
+            inputs, section_names = _dependencies(repo, name)
+            sections = {key: _lookup(asdict(params), key) for key in section_names}
+            key = _stage_key(name, sections, inputs)
+            tracker = StageRun(name, key, RESUME / key)
+            stage = Stage(name, params, sections, inputs, key, tracker)
+            held.enter_context(holding(stage.folder))
+            if any_finished():
+                _restore(stage, repo)
+        with tracker:
+            tracker.log_params(sections)
+            tracker.log_inputs({path: digest for path, digest in inputs.items() if not path.endswith(".py")})
+            try:
+                yield stage
+            except UserError:
+                # The same parameters and inputs would fail again, so there is nothing to go on from.
+                shutil.rmtree(stage.folder, ignore_errors=True)
+                raise
+            stage.finish()
 
 
-def _dependencies(name: str) -> tuple[dict[str, str], list[str]]:
+def _restore(stage: Stage, repo: Any) -> None:
+    """Raise Restored with the outputs in place where they were finished before; delete what DVC has by now."""
+    sweep_superseded(stage.name, stage.folder)
+    sweep(repo, but=stage.folder.resolve())
+    if not is_finished(stage.folder):
+        return
+    outputs = finished_outputs(stage.folder)
+    # Recorded, and yet started again: by `dvc repro --force`.
+    if outputs is None or is_recorded(stage.folder, repo):
+        empty(stage.folder)
+        return
+    place(stage.folder, outputs)
+    stage.tracker.restore()
+    raise Restored(stage.name)
+
+
+def _dependencies(repo: Any, name: str) -> tuple[dict[str, str], list[str]]:
     """Digests of a stage's files, and the params.yaml keys it reads, from dvc.yaml by DVC itself."""
     from dvc.dependency.param import ParamsDependency
-    from dvc.repo import Repo
 
-    with Repo() as repo:
-        stage = repo.stage.load_one(path="dvc.yaml", name=name)
-        files = {}
-        keys: list[str] = []
-        for dependency in stage.deps:
-            if isinstance(dependency, ParamsDependency):
-                keys += dependency.params
-                continue
-            if not dependency.exists:
-                raise UserError(
-                    f"{dependency.def_path} does not exist. Name an existing file or folder, or run: dvc repro"
-                )
-            files[dependency.def_path] = dependency.get_hash().value
+    stage = repo.stage.load_one(path="dvc.yaml", name=name)
+    files = {}
+    keys: list[str] = []
+    for dependency in stage.deps:
+        if isinstance(dependency, ParamsDependency):
+            keys += dependency.params
+            continue
+        if not dependency.exists:
+            raise UserError(f"{dependency.def_path} does not exist. Name an existing file or folder, or run: dvc repro")
+        files[dependency.def_path] = dependency.get_hash().value
     return files, keys
 
 
@@ -220,8 +255,14 @@ def main(work: Callable[[], None]) -> None:
     quiet_libraries()
     try:
         work()
+    except Restored as stage:
+        sys.stdout.write(f"{stage}: finished before; its outputs are in place again\n")
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        # Over what is left of a progress line.
+        sys.stderr.write(("\r\033[K" if sys.stderr.isatty() else "") + "stopped; run the same command to continue\n")
+        sys.exit(STOPPED)
     except Exception:
         # A full disk shows as many errors (the system's, safetensors', SQLite's): one look says whether it is that.
         if shutil.disk_usage(".").free < FULL_DISK:

@@ -7,6 +7,7 @@ RLHF_FLOW_RUN_ID.
 import hashlib
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, Self
 
 EXPERIMENT = "rlhf"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page then shows trainings, not traces
+INTERRUPTED = "interrupted"  # tag of a run whose process was killed; gone again once the run is taken up
+SAME_START = 2.0  # seconds; the start of a process is reckoned from the clock, which may be set
 
 
 def tracking_root() -> Path:
@@ -70,6 +73,50 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def writer_tags() -> dict[str, str]:
+    """Who writes a run: this host, this process, and when it began, since process ids are given again."""
+    import psutil
+
+    return {
+        "writer_host": socket.gethostname(),
+        "writer_pid": str(os.getpid()),
+        "writer_started": f"{psutil.Process().create_time():.2f}",
+    }
+
+
+def is_writer_alive(tags: Mapping[str, str]) -> bool:
+    """Whether the process that these tags name still runs on this host."""
+    import psutil
+
+    try:
+        process = psutil.Process(int(tags["writer_pid"]))
+        is_same = abs(process.create_time() - float(tags["writer_started"])) < SAME_START
+        return bool(is_same and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def interrupt(mlflow_client: Any, run_id: str) -> None:
+    """Close a run whose process was killed."""
+    mlflow_client.set_tag(run_id, INTERRUPTED, "true")
+    mlflow_client.set_terminated(run_id, "KILLED")
+
+
+def close_interrupted(mlflow_client: Any) -> list[str]:
+    """Close the runs that killed processes of this host have left open, and return their ids."""
+    found = mlflow_client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        return []
+    running = mlflow_client.search_runs(
+        [found.experiment_id],
+        filter_string=f"attributes.status = 'RUNNING' and tags.writer_host = '{socket.gethostname()}'",
+    )
+    gone = [run.info.run_id for run in running if not is_writer_alive(run.data.tags)]
+    for run_id in gone:
+        interrupt(mlflow_client, run_id)
+    return gone
+
+
 class StageRun:
     """The MLflow run of one execution of one stage; a resumed stage goes on in the run it began."""
 
@@ -79,29 +126,42 @@ class StageRun:
 
     def __enter__(self) -> Self:
         self.client = client()
+        close_interrupted(self.client)
         self.run_id = self._begun() or self._begin()
         self._memory.parent.mkdir(parents=True, exist_ok=True)
         self._memory.write_text(self.run_id, encoding="utf-8")
         return self
 
     def _begun(self) -> str | None:
+        """The run that an earlier start of this stage began, taken up again, or None."""
         if not self._memory.is_file():
             return None
+        from mlflow.entities import RunTag
         from mlflow.exceptions import MlflowException
 
         run_id = self._memory.read_text(encoding="utf-8")
         try:
+            tags = self.client.get_run(run_id).data.tags
+            now = {**writer_tags(), **_parent_tag()}
+            # Before the status: a running run of a process that is gone would be closed.
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in now.items()])
             self.client.update_run(run_id, status="RUNNING")
+            if INTERRUPTED in tags:
+                self.client.delete_tag(run_id, INTERRUPTED)
         except MlflowException:  # another store, or deleted
             return None
         return run_id
 
     def _begin(self) -> str:
-        tags = {"stage": self.stage, "stage_key": self.key, **lineage_tags()}
-        if parent := os.environ.get("RLHF_PARENT_RUN_ID"):
-            tags["mlflow.parentRunId"] = parent
+        tags = {"stage": self.stage, "stage_key": self.key, **lineage_tags(), **writer_tags(), **_parent_tag()}
         run = self.client.create_run(experiment_id(self.client), run_name=self.stage, tags=tags)
         return str(run.info.run_id)
+
+    def restore(self) -> None:
+        """Close the run that made outputs which are used again; it may have been killed before it could."""
+        self.client = client()
+        if run_id := self._begun():
+            self.client.set_terminated(run_id, "FINISHED")
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """The stage's parameters, nested keys dotted."""
@@ -140,8 +200,15 @@ class StageRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        status = "FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED"
-        self.client.set_terminated(self.run_id, status)
+        if kind is KeyboardInterrupt:
+            interrupt(self.client, self.run_id)
+        else:
+            self.client.set_terminated(self.run_id, "FINISHED" if kind is None else "FAILED")
+
+
+def _parent_tag() -> dict[str, str]:
+    parent = os.environ.get("RLHF_PARENT_RUN_ID")
+    return {"mlflow.parentRunId": parent} if parent else {}
 
 
 def _flatten(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -107,8 +107,10 @@ def test_a_second_repro_does_nothing(done):
     assert "Data and pipelines are up to date" in again
 
 
-def test_resume_folder_is_gone_after_success(done):
-    assert not list((done[0] / ".resume").glob("*"))
+def test_only_the_last_stages_outputs_wait_to_be_recorded(done):
+    """Each stage deletes what DVC has recorded by its start, so that nothing but the last output is left."""
+    left = list((done[0] / ".resume").glob("*"))
+    assert [json.loads((folder / "finished.json").read_text())["stage"] for folder in left] == ["report"]
 
 
 def test_doctor_runs_the_checks_of_each_training_stage_alone(done):
@@ -201,7 +203,7 @@ def test_a_users_mistake_is_two_lines_and_loses_nothing(done, key, value, messag
     set_param(folder, *key, value=value)
     failed = run(folder, "dvc", "repro", check=False)
     (folder / "params.yaml").write_text(before)
-    assert not list((folder / ".resume").glob("*"))
+    assert all((left / "finished.json").is_file() for left in (folder / ".resume").glob("*"))
     assert failed.returncode != 0
     assert message in failed.stdout + failed.stderr
     assert "Traceback" not in failed.stderr

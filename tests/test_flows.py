@@ -281,7 +281,7 @@ def test_changed_run_ends_as_an_experiment_and_leaves_the_checkout_alone(scratch
     assert calls(scratch) == ["prepare", "sft", "ppo", "grpo", "dpo", "dpo"]
     assert (scratch / "params.yaml").read_text() == PARAMS_YAML
     assert (scratch / "models/policies/dpo/value").read_text() == "0.3"
-    assert sorted(path.name for path in (scratch / "runs/mine").iterdir()) == ["lock", "report.json"]
+    assert sorted(path.name for path in (scratch / "runs/mine").iterdir()) == ["report.json"]
     dvc(scratch, "exp", "apply", "mine")
     assert "up to date" in dvc(scratch, "status")
     assert (scratch / "models/policies/dpo/value").read_text() == "0.4"

@@ -411,6 +411,7 @@ def test_lineage_in_mlflow(served: tuple[Path, services.Services]) -> None:
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}"}
     done = subprocess.run([sys.executable, "-c", query], env=environment, capture_output=True, text=True, check=True)
     tags, figures, artifacts = done.stdout.strip().splitlines()
-    assert tags == "['dvc_lock_sha256', 'experiment', 'flow_run_id', 'git_commit', 'git_dirty', 'kind']"
+    names = ["dvc_lock_sha256", "experiment", "flow_run_id", "git_commit", "git_dirty", "kind"]
+    assert tags == str([*names, "writer_host", "writer_pid", "writer_started"])
     assert figures == "0.4 0.4"
     assert artifacts == "['report.html']"

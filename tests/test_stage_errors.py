@@ -127,6 +127,7 @@ def prepared(tmp_path_factory):
         folder = make_checkout(tmp_path_factory.mktemp("checkout"))
         patch.chdir(folder)
         prepare()
+        shutil.rmtree(folder / ".resume")  # as after DVC has recorded the outputs
         yield folder
 
 
@@ -164,7 +165,7 @@ def test_a_stage_that_succeeds_replaces_the_output_as_a_whole(checkout):
     names = {path.name for path in (checkout / "data/prepared").iterdir()}
     assert names == {"only.json", "manifest.json"}
     assert json.loads((checkout / "data/prepared/manifest.json").read_text())["stage"] == "prepare"
-    assert not list((checkout / ".resume").glob("*"))
+    shutil.rmtree(checkout / ".resume")
     shutil.rmtree(checkout / "data")
     kept.rename(checkout / "data")
 
