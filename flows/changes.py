@@ -20,7 +20,7 @@ from tasks.params import (
     read_yaml,
     validate,
 )
-from tasks.readers import first_rows
+from tasks.readers import first_rows, pinned
 from tasks.source import model_source, require_pinned
 
 DEFAULT = "default"  # the profile that is params.yaml as it stands
@@ -94,13 +94,13 @@ def require_inputs(params: Params, root: Path) -> None:
     require_data(params.prepare, root)
     prepare = params.prepare
     if prepare.hub:
-        require_pinned("prepare.hub", prepare.hub)
+        pinned(prepare.hub)
     elif prepare.format == "helpdesk":
         World.load(root / prepare.path)
     else:
         first_rows(root / prepare.path, prepare.format, prepare.answer_pattern)
     if params.model.hub:
-        require_pinned("model.hub", params.model.hub)
+        require_pinned(params.model.hub)
     else:
         model_source(params.model, root)
 

@@ -127,7 +127,12 @@ def test_missing_inputs_are_told_before_the_run(scratch: Path, overrides: dict[s
 
 
 def test_a_hub_id_stands_in_for_a_path(scratch: Path) -> None:
-    hub = {"prepare.hub": "org/rows@1", "prepare.path": "nowhere", "model.hub": "org/model@1", "model.path": "nowhere"}
+    hub = {
+        "prepare.hub": "org/rows@1234567",
+        "prepare.path": "nowhere",
+        "model.hub": "org/model@1",
+        "model.path": "nowhere",
+    }
     require_inputs(Changes(overrides=hub).resolve(scratch).params, scratch)
 
 

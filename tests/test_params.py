@@ -66,6 +66,7 @@ def test_pitfall_28_option_without_effect_raises():
         ("policy.dpo.beta=true", "'policy.dpo.beta' is true; it must be a finite number, above 0."),
         ("policy.dpo.beta='1'", "'policy.dpo.beta' is '1'; it must be a finite number, above 0."),
         ("policy.dpo.beta=", "'policy.dpo.beta' is null; it must be a finite number, above 0."),
+        ("sft.learning_rate=.inf", "'sft.learning_rate' is inf; it must be a finite number, above 0."),
         ("policy.ppo.clip=.nan", "'policy.ppo.clip' is nan; it must be a finite number, above 0 and below 1."),
         ("evaluate.temperature=-.inf", "'evaluate.temperature' is -inf; it must be a finite number, at least 0."),
         (
@@ -163,7 +164,7 @@ def test_values_as_yaml_1_2_reads_them():
 def test_bounds_of_the_dataclasses_hold_for_numbers_that_are_none(value):
     """`setting` with and without bounds, on either side."""
     for make in (lambda: DPO(beta=value), lambda: PPO(kl_coef=value), lambda: RewardTerm(weight=value)):
-        with pytest.raises(ValueError, match=r"must be a finite number|must be above 0|finite number"):
+        with pytest.raises(ValueError, match=r"must be a finite number"):
             make()
 
 
