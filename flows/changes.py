@@ -1,13 +1,14 @@
 """What a run changes about params.yaml: a profile laid over it, then single values."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any, Self
 
 from rlhf_core.errors import UserError
+from rlhf_core.helpdesk.world import World
 from tasks.params import (
     Params,
     PrepareParams,
@@ -19,7 +20,8 @@ from tasks.params import (
     read_yaml,
     validate,
 )
-from tasks.source import model_source
+from tasks.readers import first_rows
+from tasks.source import model_source, require_pinned
 
 DEFAULT = "default"  # the profile that is params.yaml as it stands
 
@@ -72,26 +74,39 @@ class Changes:
         return Resolved(params, raw, params != before)
 
     def label(self) -> str:
-        """A readable name for a run with these changes: `gsm8k-dpo.beta-0.2`."""
+        """A readable name for a run with these changes: `gsm8k-dpo.beta-0.2`, or `default` where nothing is changed."""
         words = [self.profile] if self.profile != DEFAULT else []
         words += [f"{'.'.join(key.split('.')[-2:])}-{value}" for key, value in self.overrides.items()]
         label = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words))
-        return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or "unchanged"
+        return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or DEFAULT
 
 
 def require_inputs(params: Params, root: Path) -> None:
-    """Look for the data and the model that a run of `root` starts from; what is on a hub is left to the stages.
+    """Look at the data and the model that a run of `root` starts from, without loading either.
+
+    Of the data the first rows are read, of the model config.json, the headers of its weights and its tokenizer. What is
+    on a hub has to be pinned, and the rest of it is left to the stages.
 
     Raises:
-        UserError: a data path as `require_data` says, or a model path that is neither a checkpoint nor a config.
+        UserError: a data path as `require_data` says, rows that cannot be read, or a model path that is neither a
+            config nor a sound checkpoint.
     """
     require_data(params.prepare, root)
-    if not params.model.hub:
+    prepare = params.prepare
+    if prepare.hub:
+        require_pinned("prepare.hub", prepare.hub)
+    elif prepare.format == "helpdesk":
+        World.load(root / prepare.path)
+    else:
+        first_rows(root / prepare.path, prepare.format, prepare.answer_pattern)
+    if params.model.hub:
+        require_pinned("model.hub", params.model.hub)
+    else:
         model_source(params.model, root)
 
 
 def require_data(prepare: PrepareParams, root: Path) -> None:
-    """Look for the data alone; its rows are read by stage prepare.
+    """Look for the data alone, reading none of it.
 
     Raises:
         UserError: a path that does not exist, or still names the help desk where other data is asked for.
@@ -103,32 +118,8 @@ def require_data(prepare: PrepareParams, root: Path) -> None:
             f"prepare.format is {prepare.format}, but prepare.path is still the help desk's {prepare.path}. "
             f"Set prepare.path to your data file or folder, or prepare.hub."
         )
-    if not (root / prepare.path).exists():
+    path = root / prepare.path
+    if not os.path.exists(path):
         raise UserError(f"prepare.path {prepare.path} does not exist. Name a data file or folder that does.")
-
-
-def update_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """Give the YAML file at `path` the values of `content`, keeping its comments and order."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.representer import RoundTripRepresenter
-
-    class Representer(RoundTripRepresenter):
-        """Writes null as null, where ruamel would leave the value out."""
-
-    Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
-    yaml = YAML()
-    yaml.Representer = Representer
-    yaml.width = 4096
-    document = yaml.load(path)
-    _update(document, content)
-    text = StringIO()
-    yaml.dump(document, text)
-    path.write_text(text.getvalue(), encoding="utf-8")
-
-
-def _update(document: Any, content: Mapping[str, Any]) -> None:
-    for key, value in content.items():
-        if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):
-            _update(document[key], value)
-        elif key not in document or document[key] != value:
-            document[key] = value
+    if prepare.format == "helpdesk" and not path.is_file():
+        raise UserError(f"prepare.path {prepare.path} is not a file. Name a world file, or set prepare.format.")

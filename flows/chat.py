@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rlhf_core.checkpoint import check_checkpoint
 from rlhf_core.errors import UserError
 
 
@@ -44,18 +45,12 @@ def _ask() -> str:
 
 
 def _load(checkpoint: Path) -> tuple[Any, Any]:
-    if not (checkpoint / "config.json").is_file():
-        raise UserError(f"{checkpoint} is not a checkpoint folder (no config.json). Name one, such as models/sft.")
+    check_checkpoint(checkpoint, str(checkpoint))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    kinds = AutoConfig.from_pretrained(str(checkpoint)).architectures or []
-    if not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
-        raise UserError(
-            f"{checkpoint} holds {', '.join(kinds)}, which writes nothing. Name a policy, such as models/sft."
-        )
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
     if tokenizer.chat_template is None:
         raise UserError(f"{checkpoint} has no chat template. Name a checkpoint of this pipeline, such as models/sft.")

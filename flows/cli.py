@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows.settings import find_root, set_environment
+from flows.settings import find_root, login, set_environment
 from rlhf_core.errors import UserError
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False)
+out = Console(highlight=False, soft_wrap=True)  # a command, path or address is never broken in the middle
 
 Profile = Annotated[str, typer.Option(help="A set of parameters from profiles/, laid over params.yaml.")]
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="key=value for this run, repeatable.")]
@@ -39,18 +39,22 @@ def run(
 
 @app.command()
 def up(
-    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's server.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's server.")] = 5000,
+    prefect_port: Annotated[int | None, typer.Option(help="Port of Prefect's server.", show_default="4200")] = None,
+    mlflow_port: Annotated[int | None, typer.Option(help="Port of MLflow's server.", show_default="5000")] = None,
 ) -> None:
-    """Start Prefect's and MLflow's servers and a worker, all on 127.0.0.1."""
+    """Start Prefect's and MLflow's servers and a worker, all on 127.0.0.1 and behind a password."""
     root = _enter()
-    from flows.services import Services
+    from flows.services import login_addresses
     from flows.services import up as start
 
     with out.status("Starting Prefect, MLflow and a worker (up to a minute)"):
-        services = start(root, Services(prefect_port, mlflow_port))
-    out.print(f"Prefect  [link]{services.prefect}/deployments[/link]  start a run here: rlhf, then Run")
-    out.print(f"MLflow   [link]{services.mlflow}[/link]  curves and parameters of every run")
+        services = start(root, prefect_port, mlflow_port)
+        prefect, mlflow = login_addresses(root, services)
+    user, _, password = login(root).partition(":")
+    out.print(f"Prefect  {prefect}", soft_wrap=True)
+    out.print(f"MLflow   {mlflow}", soft_wrap=True)
+    out.print("Both addresses log you in. To start a run in Prefect: Deployments, rlhf, Run.")
+    out.print(f"If a page asks: user {user}, password {password}; as one field {user}:{password}", soft_wrap=True)
     out.print("Stop them with: rlhf down")
 
 

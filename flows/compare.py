@@ -1,37 +1,45 @@
-"""`rlhf compare`: finished runs side by side; which policy is best, and which parameters differed."""
+"""`rlhf compare`: finished runs side by side; which policy is best, and which parameters differed.
+
+Win rates are ranked only among runs that were judged alike: on the same test prompts, as many of them, by the same
+judge. Every other run stands in a group of its own kind.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from flows.lineage import KIND, number_text, rate_text
+from flows.screen import plain_table
 from rlhf_core.errors import UserError
 from tasks import tracking
 
 RATE = "win_rate_vs_sft"
+# The tags of flows.lineage.terms_of under which runs are comparable, and what it is called if they differ.
+TERMS = {"test_prompts": "other test prompts", "prompts": "another number of prompts", "judge": "another judge"}
 BEFORE_POLICIES = ("run.", "model.", "prepare.", "base.", "sft.")  # what an SFT model depends on
 NOT_RESULTS = frozenset({"run.parallel"})  # bears on the time a run takes, not on what comes out
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished flow run as MLflow holds it: `metrics` and `params` by dotted name."""
+    """A finished flow run as MLflow holds it: `metrics` (`kl/ppo`) and `params` by name; `terms` by key of TERMS."""
 
     name: str
     began: str
     lock: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    terms: Mapping[str, str] = field(default_factory=dict)
 
     def rates(self) -> dict[str, float]:
         """Win rates against SFT by policy, the highest first."""
         found = {
-            key.split(".")[1]: value
+            key.removeprefix(f"{RATE}/"): value
             for key, value in self.metrics.items()
-            if key.startswith("policies.") and key.endswith(f".{RATE}")
+            if key.startswith(f"{RATE}/") and not key.endswith(("_low", "_high"))
         }
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
@@ -41,24 +49,53 @@ class Run:
 
 
 def compare_runs(out: Console) -> None:
-    """Print one line for each distinct result, best first, then the parameters in which they differ.
+    """Print each group of comparable runs: one block per distinct result, best first, then what differed.
 
     Raises:
         UserError: no run has finished yet.
     """
-    runs = distinct(finished_runs())
-    if not runs:
+    groups = comparable(distinct(finished_runs()))
+    if not groups:
         raise UserError("No finished run holds judged policies. Make one with: rlhf run")
+    number = 1
+    for index, runs in enumerate(groups):
+        if index:
+            out.print()
+        out.print(_heading(runs[0], groups[0][0] if index else None), soft_wrap=True)
+        _print_group(out, {str(number + place): run for place, run in enumerate(runs)})
+        number += len(runs)
+    out.print("In brackets the 95 % interval. Curves: rlhf up", soft_wrap=True)
+
+
+def _heading(run: Run, first: Run | None) -> Text:
+    """How a group was judged; of a later group also why it is not ranked with the first."""
+    if not run.terms:
+        text = "Not ranked, because judge and test prompts are not on record (made by an earlier version)."
+    else:
+        prompts, test, judge = (run.terms[key] for key in ("prompts", "test_prompts", "judge"))
+        text = f"Judged on {prompts} test prompts ({test}) by: {judge}."
+    if first is not None and first.terms and run.terms:
+        reasons = [what for key, what in TERMS.items() if run.terms[key] != first.terms[key]]
+        text += f" Not ranked with those above: {', '.join(reasons)}."
+    return Text(text, "bold")
+
+
+def _print_group(out: Console, runs: Mapping[str, Run]) -> None:
+    """Results, names and differing parameters of comparable runs by number."""
     out.print(_results(runs))
-    differing = differences(runs)
+    for number, run in runs.items():
+        out.print(Text(f" {number:>2}  {run.name}  {run.began}"), soft_wrap=True)
+    differing = differences(list(runs.values()))
     if differing:
         out.print(_parameters(runs, differing))
         if any(key.startswith(BEFORE_POLICIES) for key in differing):
-            out.print("The runs have SFT models of their own: a win rate says how far a policy is above its own.")
+            text = "The runs have SFT models of their own: a win rate says how far a policy is above its own."
+            out.print(text, soft_wrap=True)
     elif len(runs) > 1:
-        out.print("All ran with the same parameters; code or data differed.")
-    name, (policy, _) = runs[0].name, runs[0].best() or ("", 0.0)
-    out.print(f"Best: {policy} of {name}. In brackets the 95 % interval. Curves: rlhf up")
+        out.print("All ran with the same parameters; code or data differed.", soft_wrap=True)
+    best = next(iter(runs.values()))
+    if best.terms:
+        out.print(Text(f"Best: {next(iter(best.rates()))} of {best.name}"), soft_wrap=True)
 
 
 def finished_runs() -> list[Run]:
@@ -77,10 +114,20 @@ def finished_runs() -> list[Run]:
             began=datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M"),
             lock=run.data.tags.get("dvc_lock_sha256", run.info.run_id),
             params=run.data.params,
-            metrics=run.data.metrics,
+            metrics={renamed(key): value for key, value in run.data.metrics.items()},
+            terms={key: run.data.tags[key] for key in TERMS if key in run.data.tags},
         )
         for run in found
     ]
+
+
+def renamed(key: str) -> str:
+    """Today's name of a figure that an earlier version logged as `policies.dpo.win_rate_vs_sft.low`."""
+    group, _, rest = key.partition(".")
+    if group == "policies":
+        policy, figure, *end = rest.split(".")
+        return "_".join([f"{figure}/{policy}", *end])
+    return f"{group}/{rest}" if rest else key
 
 
 def distinct(runs: Sequence[Run]) -> list[Run]:
@@ -92,29 +139,30 @@ def distinct(runs: Sequence[Run]) -> list[Run]:
     return sorted(by_lock.values(), key=lambda run: -(run.best() or ("", 0.0))[1])
 
 
+def comparable(runs: Sequence[Run]) -> list[list[Run]]:
+    """Split runs into groups that were judged alike, the largest first, those without terms last."""
+    groups: dict[tuple[str | None, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run.terms.get(key) for key in TERMS), []).append(run)
+    return sorted(groups.values(), key=lambda group: (not group[0].terms, -len(group)))
+
+
 def differences(runs: Sequence[Run]) -> list[str]:
     """Return the parameters that are not the same in all runs."""
     keys = sorted({key for run in runs for key in run.params} - NOT_RESULTS)
     return [key for key in keys if len({run.params.get(key) for run in runs}) > 1]
 
 
-def _results(runs: Sequence[Run]) -> Table:
+def _results(runs: Mapping[str, Run]) -> Table:
     """A block of lines for each run, one for each of its policies, so that any number of them fits a terminal."""
-    table = Table(
-        Column("run", overflow="fold"),
-        "policy",
-        Column("wins against SFT", no_wrap=True),
-        "KL",
-        "length",
-        "reward model",
-    )
-    for run in runs:
-        heading, style = f"{run.name}\n{run.began}", "bold green"
-        accuracy = number_text(run.metrics.get("reward_model.accuracy"))
+    table = plain_table("run", "policy", "wins against SFT", "KL", "length", "reward model")
+    for number, run in runs.items():
+        heading, style = number, "bold green"
+        accuracy = number_text(run.metrics.get("reward_model/accuracy"))
         for policy, rate in run.rates().items():
             kl, length, low, high = (
-                run.metrics.get(f"policies.{policy}.{key}")
-                for key in ("kl", "mean_length", f"{RATE}.low", f"{RATE}.high")
+                run.metrics.get(key)
+                for key in (f"kl/{policy}", f"mean_length/{policy}", f"{RATE}/{policy}_low", f"{RATE}/{policy}_high")
             )
             wins = Text(rate_text({"value": rate, "low": low, "high": high}), style)
             table.add_row(heading, policy, wins, number_text(kl), number_text(length), accuracy)
@@ -123,8 +171,15 @@ def _results(runs: Sequence[Run]) -> Table:
     return table
 
 
-def _parameters(runs: Sequence[Run], keys: Sequence[str]) -> Table:
-    table = Table("parameter", *(run.name for run in runs), title="What differed")
+def _parameters(runs: Mapping[str, Run], keys: Sequence[str]) -> Table:
+    """Each differing parameter with its values, and the numbers of the runs that had them."""
+    table = plain_table("parameter", "value", "runs", title="What differed")
     for key in keys:
-        table.add_row(key, *(run.params.get(key, "–") for run in runs))
+        by_value: dict[str, list[str]] = {}
+        for number, run in runs.items():
+            by_value.setdefault(run.params.get(key, "–"), []).append(number)
+        heading = key
+        for value, numbers in by_value.items():
+            table.add_row(heading, Text(value), ", ".join(numbers))
+            heading = ""
     return table

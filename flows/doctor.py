@@ -3,27 +3,31 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from flows.changes import Changes, require_data
+from flows.durations import Span, count_rows, measure, span_text, together, work
 from flows.graph import read_graph
 from flows.memory import FROZEN, TRAINED, ModelShape, Need, estimate, model_shape
+from flows.screen import plain_table
 from flows.services import find
 from flows.workspace import head
 from rlhf_core.errors import UserError
 from tasks.params import Params
-from tasks.preflight import Check
 from tasks.readers import read_rows
-from tasks.source import model_source
-from tasks.stage import quiet_libraries
+from tasks.source import model_source, require_pinned
+
+if TYPE_CHECKING:
+    from tasks.preflight import Check
 
 DISTRIBUTION = "rlhf-pipeline"
 GB = 1e9
@@ -39,6 +43,15 @@ class Finding:
     detail: str
 
 
+@dataclass(frozen=True)
+class Data:
+    """The data of a run: what there is to say of it, its kind, and how many rows the user gave; None if unknown."""
+
+    detail: str
+    kind: str = ""
+    rows: int | None = None
+
+
 def examine(root: Path, profile: str, assignments: list[str], out: Console) -> bool:
     """Print the findings for a run of this profile with these values, and return whether it may start."""
     findings = list(_environment(root))
@@ -48,17 +61,40 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console) -> b
     except UserError as error:
         return _show([*findings, Finding("parameters", False, str(error))], [], 0, out)
     os.chdir(root)  # paths in params.yaml start there
-    findings += [_look("data", lambda: _data(params)), *_devices(params)]
+    data: Data | None = None
     try:
-        shape, is_from_scratch = _model(params)
+        data = _data(params)
+        findings.append(Finding("data", True, data.detail))
+    except UserError as error:
+        findings.append(Finding("data", False, str(error)))
+    findings += _devices(params)
+    needs: list[Need] = []
+    spans: dict[str, Span] = {}
+    try:
+        config, is_from_scratch = _model(params)
+        shape = model_shape(config)
         needs = estimate(shape, params, is_from_scratch)
         size = f"{shape.weights / 1e6:,.1f} M weights, {shape.layers} layers of width {shape.width}"
         findings.append(Finding("model", True, f"{size}{', trained from scratch' if is_from_scratch else ''}"))
         findings += [_memory(needs, params), _disk(root, shape, params)]
+        if data is not None and data.rows is not None and all(finding.is_ok is not False for finding in findings):
+            spans = _spans(params, data, config, is_from_scratch)
+            findings.append(_time(spans, params))
     except UserError as error:
-        needs = []
         findings.append(Finding("model", False, str(error)))
-    return _show(findings, needs, _free_memory(params), out)
+    return _show(findings, needs, _free_memory(params), out, spans)
+
+
+def _spans(params: Params, data: Data, config: Any, is_from_scratch: bool) -> dict[str, Span]:
+    """The least and the most seconds of each stage, from a short measurement on this device."""
+    speed = measure(config, params, "cuda" if _on_gpu(params) else "cpu")
+    stages = work(params, count_rows(params, data.kind, data.rows or 0), is_from_scratch)
+    return {stage.stage: stage.seconds(speed, params) for stage in stages}
+
+
+def _time(spans: dict[str, Span], params: Params) -> Finding:
+    whole = span_text(together(spans, params.run.parallel))
+    return Finding("time", True, f"about {whole} for all stages; measured on this device, which other programs slow")
 
 
 def examine_stage(root: Path, stage: str, profile: str, assignments: list[str], out: Console) -> bool:
@@ -67,10 +103,12 @@ def examine_stage(root: Path, stage: str, profile: str, assignments: list[str], 
     Raises:
         UserError: if the stage trains nothing, or what it reads is not there yet.
     """
-    import torch
-
     params = Changes.from_command_line(profile, assignments).resolve(root).params
     os.chdir(root)
+    import torch
+
+    from tasks.stage import quiet_libraries
+
     quiet_libraries()
     torch.manual_seed(0)
     findings = [_look(name, partial(_passed, check)) for name, check in _checks(stage, params)]
@@ -82,7 +120,7 @@ def _passed(check: Callable[[], None]) -> str:
     return "passed"
 
 
-def _checks(stage: str, params: Params) -> Iterator[Check]:
+def _checks(stage: str, params: Params) -> "Iterator[Check]":
     kind, _, name = stage.partition("@")
     if (kind == "policy") != bool(name) or kind not in TRAINING_STAGES:
         trained = ", ".join([*TRAINING_STAGES[:-1], *(f"policy@{name}" for name in params.policy.algorithms)])
@@ -158,19 +196,19 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _data(params: Params) -> str:
+def _data(params: Params) -> Data:
     """Read the data as stage prepare will, and say what is there."""
     section = params.prepare
     require_data(section, Path())
     if section.hub:
-        return f"{section.hub}, fetched when stage prepare first runs"
+        return Data(f"{section.hub}, fetched when stage prepare first runs")
     if section.format == "helpdesk":
         from rlhf_core.helpdesk.world import World
 
         World.load(Path(section.path))
-        return f"{section.path}, the help desk"
+        return Data(f"{section.path}, the help desk", "helpdesk", 0)
     rows = read_rows(Path(section.path), "", section.format, section.answer_pattern)
-    return f"{section.path}, {len(rows):,} rows of kind {rows[0].kind}"
+    return Data(f"{section.path}, {len(rows):,} rows of kind {rows[0].kind}", rows[0].kind, len(rows))
 
 
 def _devices(params: Params) -> Iterator[Finding]:
@@ -195,22 +233,24 @@ def _on_gpu(params: Params) -> bool:
     return params.run.device != "cpu" and torch.cuda.is_available()
 
 
-def _model(params: Params) -> tuple[ModelShape, bool]:
-    """Sizes of the chosen model, and whether it is trained from scratch."""
+def _model(params: Params) -> tuple[Any, bool]:
+    """The config of the chosen model, and whether it is trained from scratch."""
     from transformers import AutoConfig
 
+    from rlhf_core.models import load_config
+
     if params.model.hub:  # the config alone: a look must not fetch gigabytes
-        name, _, revision = params.model.hub.partition("@")
+        name, revision = require_pinned("model.hub", params.model.hub)
         try:
-            return model_shape(AutoConfig.from_pretrained(name, revision=revision or None)), False
-        except OSError as error:
+            return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False), False
+        except (OSError, ValueError) as error:  # not found, or of an architecture that brings its own code
             first = str(error).strip().splitlines()[0]
             raise UserError(f"model.hub {params.model.hub}: {first} Check the id and the network.") from error
     source = model_source(params.model)
-    config = AutoConfig.from_pretrained(str(source.config or source.folder))
+    config = load_config(source.config or source.folder or Path())
     if source.config is not None:
         config.vocab_size = params.model.vocabulary
-    return model_shape(config), source.config is not None
+    return config, source.config is not None
 
 
 def _free_memory(params: Params) -> float:
@@ -247,18 +287,22 @@ def _disk(root: Path, shape: ModelShape, params: Params) -> Finding:
     return Finding("disk", need <= free, said if need <= free else f"{said}. {mend}")
 
 
-def _show(findings: list[Finding], needs: list[Need], free: float, out: Console) -> bool:
-    """Print findings and the estimate of memory per stage; return whether nothing stops a run."""
-    marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]![/]"}
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    for finding in findings:
-        table.add_row(marks[finding.is_ok], finding.subject, finding.detail)
-    out.print(table)
+def _show(
+    findings: list[Finding], needs: list[Need], free: float, out: Console, spans: Mapping[str, Span] | None = None
+) -> bool:
+    """Print findings and the estimates of memory and time per stage; return whether nothing stops a run."""
+    marks = {True: ("✓", "green"), False: ("✗", "red"), None: ("!", "yellow")}
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:  # lines, not a table: a table would break the commands in them
+        line = Text.assemble(" ", marks[finding.is_ok], f" {finding.subject:{width}}  {finding.detail}")
+        out.print(line, soft_wrap=True)
     if needs:
-        stages = Table("stage", "models (GB)", "one batch (GB)", "in all (GB)", title="Memory, estimated")
+        headings = ("stage", "models (GB)", "one batch (GB)", "in all (GB)", "time")
+        stages = plain_table(*headings, title="Estimated")
         for need in needs:
             colour = "red" if need.total > free else "none"
             numbers = [f"{value / GB:.2f}" for value in (need.models, need.activations, need.total)]
-            stages.add_row(need.stage, *numbers, style=colour)
+            span = (spans or {}).get(need.stage)
+            stages.add_row(need.stage, *numbers, span_text(span) if span else "–", style=colour)
         out.print(stages)
     return all(finding.is_ok is not False for finding in findings)

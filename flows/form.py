@@ -1,12 +1,13 @@
 """The parameters of a run as a form, each field left empty to keep its value.
 
-Built from the dataclasses of `tasks.params`, so that a new parameter appears by itself, with its meaning, its
-bounds and its present value. Prefect draws a field for each.
+It begins with what people change: data, model and methods, then a few fields per stage (FIELDS). Types, bounds,
+meanings and present values come from the dataclasses of `tasks.params` and from params.yaml. Whatever is not in the
+form is reached by the flow's `overrides`. Prefect draws a field for each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field as DataclassField
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any, Literal, get_type_hints
 
 from pydantic import (
@@ -20,23 +21,29 @@ from pydantic import (
 
 from flows.changes import DEFAULT
 from flows.settings import find_root
-from rlhf_core.algorithms.table import POLICY_ALGORITHMS
 from tasks.params import Params, read_yaml
+from tasks.report_page import label
 
 BOUNDS = ("gt", "ge", "lt", "le")
-# Seldom changed and repeated for every training; a form without them can be taken in. `overrides` reaches them.
-LEFT_OUT = frozenset(
-    {
-        "adam_eps",
-        "evaluations",
-        "rewards",
-        "max_grad_norm",
-        "micro_batch_size",
-        "resume_every",
-        "warmup_steps",
-        "weight_decay",
-    }
-)
+FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {  # section: its title and fields, in the form's order
+    "prepare": ("Data", ("format", "path", "hub", "limit")),
+    "model": ("Model", ("path", "hub")),
+    "policy": ("Methods", ("algorithms",)),
+    "sft": ("Supervised fine-tuning", ("epochs", "learning_rate")),
+    "collect": ("Feedback", ("form", "prompts")),
+    "reward": ("Reward model", ("loss", "epochs")),
+    "evaluate": ("Evaluation", ("prompts",)),
+    "run": ("Run", ("seed", "device")),
+}
+METHOD_FIELDS = ("beta", "kl_coef", "max_kl", "best_of", "learning_rate")  # those that a method has
+TITLES = {
+    "algorithms": "Methods to train",
+    "hub": "Hub id",
+    "limit": "Number of rows",
+    "kl_coef": "KL weight",
+    "max_kl": "Largest KL of a step",
+    "best_of": "N",
+}
 
 
 class Section(BaseModel):
@@ -50,23 +57,30 @@ class Section(BaseModel):
         return {name: value for name, value in serialize(self).items() if value not in (None, {})}
 
 
-def make_form(section: type, title: str, present: Mapping[str, Any]) -> type[Section]:
-    """Return a model with the fields of a dataclass, nested ones nested, all optional; `present`: their values now."""
-    kinds = get_type_hints(section)
+def make_form(present: Mapping[str, Any]) -> type[Section]:
+    """Return the form for params.yaml's `present` values, all fields optional; methods are those that run now."""
     members: dict[str, Any] = {}
-    for item in fields(section):
-        kind, value = kinds[item.name], present.get(item.name)
-        if item.name in POLICY_ALGORITHMS and item.name not in present.get("algorithms", ()):
-            continue  # a form with every method is too long to read; `overrides` reaches those that don't run now
-        if is_dataclass(kind) and isinstance(kind, type):
-            form = make_form(kind, item.name, value if isinstance(value, Mapping) else {})
-            meaning = (kind.__doc__ or "").strip().splitlines()[0]
-            members[item.name] = (form, Field(default_factory=form, description=meaning))
-        elif item.name not in LEFT_OUT:
-            # Prefect draws a bool as a switch that is off and sends it as such, though nobody touched it.
-            choice = Literal["true", "false"] if kind is bool else kind
-            members[item.name] = (choice | None, _field(item, value))
-    return create_model(title, __base__=Section, **members)
+    kinds = get_type_hints(Params)
+    for name, (title, names) in FIELDS.items():
+        section, values = kinds[name], present.get(name) or {}
+        inputs = _inputs(section, names, values)
+        for method in values.get("algorithms", ()):
+            kind, own = get_type_hints(section)[method], values.get(method) or {}
+            form = create_model(method, __base__=Section, **_inputs(kind, METHOD_FIELDS, own))
+            inputs[method] = _nested(form, label(method), f"How {label(method)} is trained.")
+        form = create_model(name, __base__=Section, **inputs)
+        members[name] = _nested(form, title, (section.__doc__ or "").strip().splitlines()[0])
+    return create_model("Parameters", __base__=Section, **members)
+
+
+def _nested(form: type[Section], title: str, meaning: str) -> Any:
+    return form, Field(default_factory=form, title=title, description=meaning)
+
+
+def _inputs(section: type, names: Iterable[str], present: Mapping[str, Any]) -> dict[str, Any]:
+    """The named fields of a dataclass as optional inputs, those that it lacks left out."""
+    kinds, known = get_type_hints(section), {item.name: item for item in fields(section)}
+    return {name: _input(known[name], kinds[name], present.get(name)) for name in names if name in known}
 
 
 def chosen(form: Section, prefix: str = "") -> dict[str, Any]:
@@ -77,16 +91,21 @@ def chosen(form: Section, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Section):
             values |= chosen(value, f"{prefix}{name}.")
         elif value is not None:
-            values[prefix + name] = value == "true" if value in ("true", "false") else value
+            values[prefix + name] = value
     return values
 
 
-def _field(item: DataclassField[Any], value: Any) -> Any:
+def _input(item: DataclassField[Any], kind: Any, value: Any) -> Any:
     """An optional field; its schema is that of the value alone, so that it is drawn as one plain input."""
     bounds = {key: item.metadata[key] for key in BOUNDS if key in item.metadata}
     meaning = item.metadata.get("description", item.name)
-    description = meaning if value is None else f"{meaning} [{value}]"
-    return Field(default=None, description=description, json_schema_extra=_plain, **bounds)
+    description = meaning if value in (None, "") else f"{meaning} [{_text(value)}]"
+    title = TITLES.get(item.name, item.name.replace("_", " ").capitalize())
+    return kind | None, Field(default=None, title=title, description=description, json_schema_extra=_plain, **bounds)
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _plain(schema: dict[str, Any]) -> None:
@@ -100,4 +119,4 @@ def _plain(schema: dict[str, Any]) -> None:
 _ROOT = find_root()
 _PROFILES = (DEFAULT, *sorted(path.stem for path in (_ROOT / "profiles").glob("*.yaml") if path.stem != DEFAULT))
 Profile = Literal[_PROFILES]  # type: ignore[valid-type]  # a drop-down of what profiles/ holds
-Form: Any = make_form(Params, "Parameters", read_yaml(_ROOT / "params.yaml"))
+Form: Any = make_form(read_yaml(_ROOT / "params.yaml"))

@@ -9,7 +9,11 @@ from rlhf_core.errors import UserError
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of dvc.yaml: its name (`policy@ppo` for a member of a matrix) and the stages it needs."""
+    """One stage of dvc.yaml: its name (`policy@ppo` for a member of a matrix) and the stages it needs directly.
+
+    What those need in turn is left out: DVC also names every earlier stage whose output this one reads, and a graph
+    with all those edges cannot be read.
+    """
 
     name: str
     upstream: tuple[str, ...]
@@ -23,10 +27,11 @@ def read_graph(root: Path) -> list[Stage]:
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from networkx import transitive_reduction
 
     try:
         with Repo(str(root)) as repo:
-            graph = repo.index.graph
+            graph = transitive_reduction(repo.index.graph)
             upstream = {
                 stage.name: tuple(sorted(needed.name for needed in graph.successors(stage)))
                 for stage in repo.index.stages

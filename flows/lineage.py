@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from flows.workspace import Workspace, git, head
 from tasks import tracking
+from tasks.comparison import comparison
 from tasks.params import Params
 
 KIND = "pipeline"  # the tag `kind` by which parent runs are told from those of stages
@@ -48,6 +49,8 @@ class ParentRun:
             self.client.set_tag(self.run_id, "dvc_lock_sha256", hashlib.sha256(lock.read_bytes()).hexdigest())
         if workspace.name:
             self.client.set_tag(self.run_id, "experiment", workspace.name)
+        for key, term in terms_of(workspace.checkout).items():
+            self.client.set_tag(self.run_id, key, term)
         for key, value in figures(read_report(reports)).items():
             self.client.log_metric(self.run_id, key, value)
         if (reports / "report.html").is_file():
@@ -77,13 +80,26 @@ def read_report(reports: Path) -> dict[str, Any]:
 
 
 def figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a report by dotted name: `policies.dpo.win_rate_vs_sft`, `reward_model.accuracy` ..."""
-    parts = {key: report[key] for key in ("reward_model", "policies") if isinstance(report.get(key), Mapping)}
-    return {
-        key.removesuffix(".value"): float(value)
-        for key, value in flatten(parts)
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    """What is compared, as MLflow groups it: `win_rate_vs_sft/dpo`, `kl/dpo`, `reward_model/accuracy` ..."""
+    groups = comparison(report, intervals=True)
+    return {f"{group}/{name}": float(value) for group, row in groups.items() for name, value in row.items()}
+
+
+def terms_of(checkout: Path) -> dict[str, str]:
+    """What a win rate depends on besides the policies, for the report in `checkout`: {} where there is none.
+
+    judge: its name, and of a judge that is a model the DVC digest. test_prompts: sha256 of the file of prompts and
+    reference responses. prompts: how many of them were judged.
+    """
+    report = read_report(checkout / "reports")
+    test = checkout / "data" / "prepared" / "prompts_test.jsonl"
+    if "judge" not in report or not test.is_file():
+        return {}
+    judge = report["judge"]
+    if report.get("judge_model"):
+        judge += f" {report['sources']['stages']['evaluate']['inputs']['models/judge'][:8]}"
+    digest = hashlib.sha256(test.read_bytes()).hexdigest()
+    return {"judge": judge, "prompts": str(report["prompts"]), "test_prompts": digest[:8]}
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

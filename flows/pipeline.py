@@ -16,6 +16,7 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
 from flows.changes import DEFAULT, Changes, require_inputs
 from flows.form import Form, Profile, chosen
@@ -46,27 +47,41 @@ def run_stage(stage: str, runner: StageRunner) -> State[None] | None:
 
 
 def _title() -> str:
-    """Name of the flow run: the experiment's, else what is changed."""
+    """Name of the flow run: the experiment's, else what it runs."""
     given = flow_run.parameters
-    return given.get("name") or _changes(given["profile"], given["parameters"], given["overrides"]).label()
+    changes = _changes(given["profile"], given["parameters"], given["overrides"])
+    try:
+        return given.get("name") or describe(changes, changes.resolve(find_root()).params)
+    except UserError:  # the run itself tells it
+        return changes.label()
+
+
+def describe(changes: Changes, params: Params) -> str:
+    """What a run is: `default: ppo, dpo`, the profile and its policies, or the single values that are changed."""
+    return changes.label() if changes.overrides else f"{changes.label()}: {', '.join(params.policy.algorithms)}"
+
+
+def _titled(default: Any, title: str) -> Any:
+    """A parameter of the flow under a title of its own in Prefect's form."""
+    return Field(default, json_schema_extra={"title": title})
 
 
 @flow(name="rlhf", flow_run_name=_title, persist_result=False)
 def rlhf_pipeline(
-    profile: Profile = DEFAULT,
-    name: str = "",
-    only: str = "",
-    overrides: dict[str, Any] = {},  # noqa: B006 - nobody changes it
-    parameters: Form = Form(),  # noqa: B008 - nobody changes it, and Prefect draws it as the form
+    profile: Profile = _titled(DEFAULT, "Profile"),  # noqa: B008 - nobody changes a default
+    parameters: Form = _titled(Form(), "Settings"),  # noqa: B008 - Prefect draws it as the form
+    overrides: dict[str, Any] = _titled({}, "Any other parameter"),  # noqa: B008
+    name: str = _titled("", "Experiment name"),
+    only: str = _titled("", "Only this stage"),
 ) -> Any:
     """Train, align and judge a model.
 
     Args:
-        profile: A named set of parameters to start from.
-        name: Name of the experiment that a run with changed parameters ends as; empty for one made of the changes.
-        only: Run this stage and what it needs, e.g. sft or policy@dpo; empty for all.
-        overrides: Further values by dotted key, e.g. {"prepare.limit": null, "sft.warmup_steps": 20}.
+        profile: A named set of parameters to start from; the fields below are laid over it.
         parameters: Values to change for this run alone; an empty field keeps the value in brackets, or the profile's.
+        overrides: Values by dotted key of params.yaml, e.g. {"sft.warmup_steps": 20, "prepare.max_dropped": 0.1}.
+        name: Name of the DVC experiment that the run ends as; empty for one made of the changes.
+        only: Run this stage and what it needs, e.g. sft or policy@dpo; empty for all.
     """
     try:
         return _run(find_root(), _changes(profile, parameters, overrides), only or None, name or None)
@@ -85,7 +100,7 @@ def _run(root: Path, changes: Changes, only: str | None, name: str | None) -> di
     require_inputs(params, root)
     with (
         open_workspace(root, changes, name) as workspace,
-        ParentRun(workspace.name or changes.label(), params, root, str(flow_run.id)) as parent,
+        ParentRun(workspace.name or describe(changes, params), params, root, str(flow_run.id)) as parent,
     ):
         stages = select(read_graph(workspace.checkout), only)
         runner = StageRunner(workspace.checkout, _environment(params, parent))

@@ -12,6 +12,7 @@ from rich.table import Table
 from flows.changes import Changes, require_inputs
 from flows.graph import read_graph, select
 from flows.lineage import number_text, ranked, rate_text, read_report
+from flows.screen import plain_table
 from flows.services import find
 from flows.workspace import require_free_name
 from rlhf_core.errors import UserError
@@ -81,7 +82,7 @@ def _say_where(reports: Path, experiment: str | None, is_up: bool, out: Console)
 
 
 def _table(policies: dict[str, dict[str, object]]) -> Table:
-    table = Table("policy", "wins against SFT", "against reference", "KL", "reward", "length")
+    table = plain_table("policy", "wins against SFT", "against reference", "KL", "reward", "length")
     for name, figures in ranked(policies):
         rates = [rate_text(figures.get(key)) for key in ("win_rate_vs_sft", "win_rate_vs_reference")]
         numbers = [number_text(figures.get(key)) for key in ("kl", "reward", "mean_length")]

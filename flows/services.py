@@ -4,6 +4,7 @@ Every process started here, and all it starts in turn, carries the checkout's pa
 found again by that, not by numbers in a file, so a crash or a restart of the machine leaves nothing stale.
 """
 
+import base64
 import json
 import os
 import socket
@@ -19,12 +20,16 @@ from pathlib import Path
 
 import psutil
 
+from flows.settings import HOST, login
 from rlhf_core.errors import UserError
+from tasks.tracking import EXPERIMENT
 
-HOST = "127.0.0.1"
 PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
+LOGIN = "/rlhf-login"  # path of the page that logs a browser in: see flows/serve.py
+VIEW = "rlhf"  # name of MLflow's view of the runs: see flows/serve.py
 MARK, PART = "RLHF_SERVICES", "RLHF_SERVICE"
+PORTS = range(1024, 65536)  # those below belong to the system
 START_SECONDS = 240.0  # a loaded machine takes over a minute
 STOP_SECONDS = 15.0
 
@@ -47,14 +52,19 @@ class Services:
         return f"http://{HOST}:{self.mlflow_port}"
 
 
-def up(root: Path, wanted: Services) -> Services:
+def up(root: Path, prefect_port: int | None = None, mlflow_port: int | None = None) -> Services:
     """Start what is not running yet, wait until it answers, and return where it listens.
 
     Raises:
-        UserError: a port is in use, or a service did not start; the message names its log.
+        UserError: a port is out of range, in use, given twice, or differs from the one that the running services
+            have; or a service did not start, and the message names its log.
     """
+    wanted = Services(prefect_port or PREFECT_PORT, mlflow_port or MLFLOW_PORT)
+    asked = {"--prefect-port": prefect_port, "--mlflow-port": mlflow_port}
+    _require_ports({flag: port for flag, port in asked.items() if port is not None}, wanted)
     running = find(root)
     if running is not None:
+        _require_same(running, prefect_port, mlflow_port)
         return running
     down(root)  # a part may have survived a crash of the others
     _require_free(wanted.prefect_port, "--prefect-port")
@@ -65,10 +75,10 @@ def up(root: Path, wanted: Services) -> Services:
     registered.unlink(missing_ok=True)
     (folder / "services.json").write_text(json.dumps(asdict(wanted)))
     try:
-        prefect = _start(root, "prefect", wanted, _prefect_command(wanted))
-        mlflow = _start(root, "mlflow", wanted, _mlflow_command(root, wanted))
+        prefect = _start(root, "prefect", wanted, ["flows.serve", "prefect", str(wanted.prefect_port)])
+        mlflow = _start(root, "mlflow", wanted, ["flows.serve", "mlflow", str(wanted.mlflow_port)])
         _wait(root, "prefect", prefect, lambda: _answers(f"{wanted.prefect}/api/health"))
-        worker = _start(root, "worker", wanted, [sys.executable, "-m", "flows.worker", str(registered)])
+        worker = _start(root, "worker", wanted, ["flows.worker", str(registered)])
         _wait(root, "mlflow", mlflow, lambda: _answers(f"{wanted.mlflow}/health"))
         _wait(root, "worker", worker, registered.is_file)
     except BaseException:
@@ -99,36 +109,42 @@ def find(root: Path) -> Services | None:
     return services if answering and _processes(root, ("worker",)) else None
 
 
+def login_addresses(root: Path, services: Services) -> tuple[str, str]:
+    """Addresses that log a browser in: to Prefect, and to MLflow's table of this project's training runs."""
+    question = f"{services.mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
+    authorization = "Basic " + base64.b64encode(login(root).encode()).decode()
+    request = urllib.request.Request(question, headers={"Authorization": authorization})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        experiment = json.load(response)["experiment"]["experiment_id"]
+    table = f"/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+    return (
+        f"{services.prefect}{LOGIN}#{login(root)}",
+        f"http://{login(root)}@{HOST}:{services.mlflow_port}{LOGIN}#{table}",
+    )
+
+
 def mlflow_address(root: Path) -> str:
     """Address of MLflow's UI, running or not (then where `rlhf up` would put it)."""
     return (find(root) or Services()).mlflow
 
 
-def _prefect_command(services: Services) -> list[str]:
-    port = str(services.prefect_port)
-    return [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", port]
-
-
-def _mlflow_command(root: Path, services: Services) -> list[str]:
-    store, artifacts = f"sqlite:///{root / 'mlflow.db'}", (root / "mlartifacts").as_uri()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(services.mlflow_port)]
-    return [*command, "--workers", "1", "--backend-store-uri", store, "--artifacts-destination", artifacts]
-
-
-def _start(root: Path, part: str, services: Services, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+def _start(root: Path, part: str, services: Services, module: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Start one service detached from this terminal, its output in .rlhf/PART.log."""
+    port = services.prefect_port
     environment = {
         **os.environ,
         MARK: str(root),
         PART: part,
         "PREFECT_API_URL": f"{services.prefect}/api",
+        "PREFECT_API_AUTH_STRING": login(root),
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 10 processes and a minute more otherwise
         "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
     }
     with (root / ".rlhf" / f"{part}.log").open("wb") as log:
         return subprocess.Popen(
-            command,
+            [sys.executable, "-m", *module],
             cwd=root,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -163,6 +179,28 @@ def _answers(address: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _require_ports(asked: dict[str, int], wanted: Services) -> None:
+    """Raise UserError where a port that was asked for cannot be one, or both are the same."""
+    for flag, port in asked.items():
+        if port not in PORTS:
+            raise UserError(f"{flag} {port} is out of range.\nChoose a port from {PORTS.start} to {PORTS.stop - 1}.")
+    if wanted.prefect_port == wanted.mlflow_port:
+        raise UserError(
+            f"Prefect and MLflow cannot both listen on port {wanted.prefect_port}.\n"
+            f"Choose two ports: rlhf up --prefect-port {PREFECT_PORT} --mlflow-port {MLFLOW_PORT}"
+        )
+
+
+def _require_same(running: Services, prefect_port: int | None, mlflow_port: int | None) -> None:
+    """Raise UserError where a port was asked for and the services run on another."""
+    if prefect_port in (None, running.prefect_port) and mlflow_port in (None, running.mlflow_port):
+        return
+    raise UserError(
+        f"The services already run: Prefect on port {running.prefect_port}, MLflow on port {running.mlflow_port}.\n"
+        "Stop them first (rlhf down), then start them on other ports."
+    )
 
 
 def _require_free(port: int, flag: str) -> None:

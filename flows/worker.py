@@ -1,10 +1,18 @@
 """The worker: registers the flow as a deployment that the UI can start, then runs what is started."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
 POOL = "rlhf"
+
+# How the pool starts a run. A template's variables (command, environment, folder) are filled in by whoever starts
+# a run; this one has none and refuses any. `env` is left out, since Prefect adds a run's own to a literal one.
+TEMPLATE = {
+    "job_configuration": {"stream_output": True, "command": f"{shlex.quote(sys.executable)} -m flows.engine"},
+    "variables": {"type": "object", "properties": {}, "additionalProperties": False},
+}
 
 
 def register() -> None:
@@ -17,7 +25,7 @@ def register() -> None:
     from flows.pipeline import rlhf_pipeline
 
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=TEMPLATE), overwrite=True)
     deployment = RunnerDeployment.from_flow(
         rlhf_pipeline,
         name="rlhf",

@@ -15,12 +15,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.changes import Changes, update_yaml
+from flows.changes import Changes
+from flows.yaml_edit import update_yaml
 from rlhf_core.errors import UserError
 
 COPY_BELOW = 1 << 20  # bytes; a larger untracked file is linked
@@ -121,20 +122,37 @@ def head(root: Path) -> str:
 
 
 def make_clone(root: Path, checkout: Path, edits: bytes) -> None:
-    """Clone `root` with its uncommitted `edits`, sharing its DVC cache."""
-    from dvc.config import Config
+    """Clone `root` with its uncommitted `edits`, using its DVC cache and its own DVC settings.
+
+    Both are links: .dvc/config.local may hold credentials, which no clone may keep a copy of.
+    """
     from dvc.repo import Repo
 
     git(root, "clone", "--local", "--quiet", str(root), str(checkout))
     if edits:
         git(checkout, "apply", "--whitespace=nowarn", stdin=edits)
     local = root / ".dvc" / "config.local"
-    if local.is_file():  # remotes and their credentials
-        shutil.copyfile(local, checkout / ".dvc" / "config.local")
-    with Repo(str(root)) as repo:
-        cache = repo.cache.local_cache_dir
-    with Config(str(checkout / ".dvc"), validate=False).edit("local") as config:
-        config.setdefault("cache", {})["dir"] = str(cache)
+    if local.is_file():
+        (checkout / ".dvc" / "config.local").symlink_to(local)
+    with Repo(str(root)) as repo, Repo(str(checkout)) as clone:
+        cache, linked = Path(repo.cache.local_cache_dir), Path(clone.cache.local_cache_dir)
+    if linked.resolve() != cache.resolve():  # a relative path, as the default is, leads elsewhere from the clone
+        _link_cache(cache, linked)
+
+
+def _link_cache(cache: Path, linked: Path) -> None:
+    """Make `linked`, where the clone's cache would be, a link to `cache`."""
+    cache.mkdir(parents=True, exist_ok=True)
+    linked.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        linked.rmdir()  # an empty one, made by DVC
+    try:
+        linked.symlink_to(cache)
+    except FileExistsError:
+        raise UserError(
+            f"From a checkout of its own, DVC's cache.dir leads to {linked}, which is something else.\n"
+            f"Give the full path: dvc cache dir --local {cache}"
+        ) from None
 
 
 def save_experiment(checkout: Path, name: str, stages: Sequence[str]) -> None:

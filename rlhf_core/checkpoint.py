@@ -14,9 +14,9 @@ from rlhf_core.errors import UserError
 
 # Bits of the types a safetensors file may hold (https://github.com/huggingface/safetensors, "Format").
 BITS = {
-    **{"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16},
-    **{"U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4},
-}
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
+    "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+}  # fmt: skip
 LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.model")
@@ -36,7 +36,7 @@ def check_checkpoint(folder: Path, name: str) -> None:
         UserError: naming the file (after `name`, what the user calls the folder), what is wrong with it, and the fix.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{name} holds no config.json, so it is not a checkpoint folder. Name one.")
+        raise UserError(f"{name} holds no config.json, so it is not a checkpoint folder. Name one, such as models/sft.")
     config = check_config(folder / "config.json", f"{name}: config.json")
     shapes = _weight_shapes(folder, name)
     rows = _embedding_rows(shapes, config, name)
@@ -55,9 +55,9 @@ def check_config(path: Path, name: str) -> dict[str, Any]:
     _refuse_code(config, name)
     if "quantization_config" in config:
         raise UserError(f"{name} has quantization_config: quantised weights cannot be trained. Take the full model.")
-    classes = config.get("architectures") or []
-    if classes and not any(word in str(kind) for kind in classes for word in WRITERS):
-        raise UserError(f"{name} names {', '.join(map(str, classes))}, which writes no text. Take a language model.")
+    classes = [str(kind) for kind in config.get("architectures") or []]
+    if classes and not any(word in kind for kind in classes for word in WRITERS):
+        raise UserError(f"{name} names {', '.join(classes)}, which writes nothing. Name a language model.")
     return config
 
 

@@ -6,6 +6,7 @@ config.json (`reward_offset`, `reward_scale`) and are applied by `ScalarModel`, 
 the mean and standard deviation of the Likert scores it was fitted to (`rating_mean`, `rating_std`).
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -25,17 +28,24 @@ from transformers import (
 
 from rlhf_core.errors import UserError
 
+# Masks and frequencies that older versions of the library saved beside the weights.
+CONSTANTS = re.compile(r"(attn|attention)\.(masked_)?bias$|inv_freq$|position_ids$")
+
 
 def load_config(path: str | Path) -> PretrainedConfig:
-    """The configuration in a checkpoint folder or in a file, with every dropout off.
+    """The configuration of a causal language model in a checkpoint folder or in a file, with every dropout off.
 
     Raises:
-        UserError: if transformers does not know the architecture, or does not take a value of it.
+        UserError: if transformers does not know the architecture, does not take a value of it, or cannot make a
+            language model of it.
     """
     try:
-        return without_dropout(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
+        config = without_dropout(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
     except Exception as error:  # of as many kinds as there are architectures
         raise UserError(f"{path} holds no configuration that transformers takes: {_first_line(error)}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{path} has model_type {config.model_type}, which is no causal language model. Take another.")
+    return config
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -119,6 +129,8 @@ def new_scalar_model(policy_path: str | Path) -> ScalarModel:
     """
     _require_checkpoint(policy_path, "config.json")
     config = load_config(policy_path)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UserError(f"{policy_path} has model_type {config.model_type}, which cannot give a score. Take another.")
     config.num_labels = 1
     model = _load(AutoModelForSequenceClassification, policy_path, config, has_new_head=True)
     nn.init.normal_(model.score.weight, std=0.1 * (model.score.weight.shape[1] + 1) ** -0.5)
@@ -155,7 +167,8 @@ def _load(kind: Any, path: str | Path, config: PretrainedConfig, *, has_new_head
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path} could not be loaded: {_first_line(error)} Restore the checkpoint.") from error
-    missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
+    missing = set(found["missing_keys"])
+    unexpected = {name for name in found["unexpected_keys"] if not CONSTANTS.search(name)}
     if has_new_head:
         missing, unexpected = {name for name in missing if not name.startswith("score.")}, set()
     wrong = [f"{name} is {list(have)}, not {list(needed)}" for name, have, needed in sorted(found["mismatched_keys"])]

@@ -1,6 +1,6 @@
 """Sampling responses from a policy, as token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,15 @@ class Sampler:
     rows: int = 128  # rows per call of generate
 
     @torch.no_grad()
-    def responses(self, policy: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def responses(
+        self,
+        policy: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        report: Callable[[int], None] = lambda count: None,
+    ) -> list[list[int]]:
         """One response per prompt, its end token included where it ended. Draws from torch's global generator.
+
+        report(count): called whenever `count` more responses are there.
 
         Raises:
             UserError: if prompt and response would not fit into the model's context.
@@ -36,6 +43,7 @@ class Sampler:
         drawn: list[list[int]] = []
         for start in range(0, len(prompts), self.rows):
             drawn += self._generate(policy, prompts[start : start + self.rows])
+            report(len(drawn) - start)
         return drawn
 
     def ended(self, response: Sequence[int]) -> bool:

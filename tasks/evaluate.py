@@ -29,6 +29,7 @@ from tasks.accelerator import accelerator_of
 from tasks.best_of_n import BEST_OF_N, best_of_n
 from tasks.jsonl import read_jsonl, write_jsonl
 from tasks.params import load_params
+from tasks.progress import counted
 from tasks.rewards import make_reward
 from tasks.rows import as_prompts, last_user_text, prepared_kind
 from tasks.sampling import Response, make_sampler, sample_responses
@@ -198,7 +199,7 @@ def evaluate() -> None:
         write_jsonl(folder / "snapshots.jsonl", _judge_snapshots(evaluation))
         for name, result in results["policies"].items():
             stage.log(
-                {f"{name}/win_rate_vs_sft": result["win_rate_vs_sft"]["value"], f"{name}/kl": result["kl"]["value"]}
+                {f"win_rate_vs_sft/{name}": result["win_rate_vs_sft"]["value"], f"kl/{name}": result["kl"]["value"]}
             )
 
 
@@ -211,7 +212,7 @@ def _judge_policies(evaluation: Evaluation) -> tuple[dict[str, Any], list[dict[s
         | {"win_rate_vs_reference": evaluation.win_rate(prompts, sft.answers, references)}
     }
     texts = {"reference": references, "sft": sft.answers}
-    for name in params.policy.algorithms:
+    for name in counted("judging policies", params.policy.algorithms):
         given = evaluation.answers(f"models/policies/{name}", prompts, name)
         results[name] = evaluation.describe(prompts, given) | {
             "win_rate_vs_sft": evaluation.win_rate(prompts, given.answers, sft.answers),
@@ -232,17 +233,18 @@ def _judge_snapshots(evaluation: Evaluation) -> list[dict[str, Any]]:
     prompts, _ = evaluation.prompts("development", params.evaluate.development_prompts)
     sft = evaluation.answers("models/sft", prompts, "development/sft")
     rows = [{"policy": "sft", "step": 0, **evaluation.describe(prompts, sft)}]
-    for name in params.policy.algorithms:
-        for path in sorted(Path(f"models/policies/{name}/snapshots").glob("step-*")):
-            given = evaluation.answers(path, prompts, f"development/{name}/{path.name}")
-            rows.append(
-                {
-                    "policy": name,
-                    "step": int(path.name.removeprefix("step-")),
-                    **evaluation.describe(prompts, given),
-                    "win_rate_vs_sft": evaluation.win_rate(prompts, given.answers, sft.answers),
-                }
-            )
+    folders = [Path(f"models/policies/{name}/snapshots") for name in params.policy.algorithms]
+    for path in counted("judging snapshots", [path for folder in folders for path in sorted(folder.glob("step-*"))]):
+        name = path.parent.parent.name
+        given = evaluation.answers(path, prompts, f"development/{name}/{path.name}")
+        rows.append(
+            {
+                "policy": name,
+                "step": int(path.name.removeprefix("step-")),
+                **evaluation.describe(prompts, given),
+                "win_rate_vs_sft": evaluation.win_rate(prompts, given.answers, sft.answers),
+            }
+        )
     return rows
 
 

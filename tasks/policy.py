@@ -20,6 +20,7 @@ from tasks.best_of_n import BEST_OF_N, best_of_n
 from tasks.jsonl import read_jsonl
 from tasks.params import Params, algorithm_of
 from tasks.preflight import ROWS, Check, pad_token, policy_checks, prepared, require, run_checks, tolerance
+from tasks.progress import progress
 from tasks.rewards import make_reward
 from tasks.rows import as_prompts, preference_units, unpaired_units
 from tasks.sampling import make_sampler
@@ -102,14 +103,18 @@ def _train_offline(
     """Train on units whose reference log-probabilities are computed once, before training."""
     tokenizer = load_tokenizer("models/sft")
     reference = load_policy("models/sft")
-    accelerator = accelerator_of(stage.params)
+    accelerator, pad = accelerator_of(stage.params), tokenizer.pad_token_id
+    with progress(f"policy@{name} reference", len(train) + len(held_out)) as report:
+        train, held_out = (
+            with_ref_logprobs(accelerator, reference, units, config, pad, report) for units in (train, held_out)
+        )
     train_and_save_policy(
         stage,
         load_policy("models/sft"),
         tokenizer,
         algorithm,
-        with_ref_logprobs(accelerator, reference, train, config, tokenizer.pad_token_id),
-        with_ref_logprobs(accelerator, reference, held_out, config, tokenizer.pad_token_id),
+        train,
+        held_out,
         config,
         f"models/policies/{name}",
         config.snapshots,

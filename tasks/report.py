@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.errors import UserError
+from tasks.comparison import CURVES, METRICS, comparison, curve_rows
 from tasks.jsonl import read_jsonl
 from tasks.report_page import render
 from tasks.stage import main, open_stage, write_json
+from tasks.tables import write_csv
 
 OUT = "reports/report.json"
 RESULTS, SNAPSHOTS = "evaluation/results.json", "evaluation/snapshots.jsonl"
@@ -33,8 +35,12 @@ INTERVALS = ("kl", "reward", "judge_score")  # figures that evaluate writes with
 def report() -> None:
     """Write report.json, then the page."""
     with open_stage("report") as stage:
-        own = {"key": stage.key, "params": stage.sections, "inputs": stage.inputs, "outputs": [OUT]}
-        write_json(stage.out_file(OUT), build_report(own))
+        own = {"key": stage.key, "params": stage.sections, "inputs": stage.inputs, "outputs": [OUT, METRICS, CURVES]}
+        built = build_report(own)
+        write_json(stage.out_file(OUT), built)
+        figures = json.dumps(comparison(built), indent=1) + "\n"  # in this order, which DVC keeps for its columns
+        stage.out_file(METRICS).write_text(figures, encoding="utf-8")
+        write_csv(stage.out_file(CURVES), curve_rows(built["policies"], Path("models/policies"), Path(SNAPSHOTS)))
     # After the stage: its own MLflow run has ended then, and the page can link it.
     render_page()
 

@@ -169,7 +169,7 @@ def _fit(stage: Stage, out: str, task: Task) -> None:
     }
     write_json(folder / "summary.json", summary)
     numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
-    stage.log({f"{task.name}/final_{key}": value for key, value in numbers.items()})
+    stage.log({f"{task.name}_model/{key}": value for key, value in numbers.items()})
     save_reward_model(model, tokenizer, folder)
 
 

@@ -9,6 +9,7 @@ from rlhf_core.models import stop_tokens
 from rlhf_core.sampling import Sampler
 from rlhf_core.seeding import seed_everything
 from rlhf_core.tokens import Prompt, decode_response
+from tasks.progress import progress
 
 
 @dataclass(frozen=True)
@@ -37,5 +38,6 @@ def sample_responses(
     """One response per prompt, drawn from the stream (run seed, name)."""
     seed_everything(*stream)
     policy.eval()  # type: ignore[no-untyped-call]
-    drawn = sampler.responses(policy, [prompt.ids for prompt in prompts])
+    with progress(f"sampling {stream[1]}", len(prompts)) as report:
+        drawn = sampler.responses(policy, [prompt.ids for prompt in prompts], report)
     return [Response(ids, sampler.ended(ids), decode_response(tokenizer, ids)) for ids in drawn]

@@ -16,6 +16,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.loops.run import Run
 from rlhf_core.resume import ResumeStore
 from tasks.params import Params, load_params
+from tasks.progress import Shown, show, transformers_progress
 from tasks.tracking import StageRun
 
 RESUME = Path(".resume")
@@ -93,37 +94,32 @@ class Stage:
 
 
 class Progress:
-    """Shows a training's progress on the terminal and sends every step's metrics to MLflow."""
+    """Shows how far a training is and sends every step's metrics to MLflow, those of development data apart."""
 
     def __init__(self, tracker: StageRun, prefix: str, name: str) -> None:
         self.tracker, self.prefix, self.name = tracker, prefix, name
-        self.began = self.shown = time.monotonic()
-        self.tokens = self.steps = 0
+        self.began = time.monotonic()
+        self.tokens = 0
+        self.shown: Shown | None = None
 
     def __call__(self, metrics: Mapping[str, float], step: int, total: int, tokens: int) -> None:
         """Report one step."""
         self.tokens += tokens
-        self.steps += 1
-        now = time.monotonic()
-        speed = self.tokens / max(now - self.began, 1e-9)
-        logged = {self.prefix + key: value for key, value in metrics.items()}
-        self.tracker.log_metrics({**logged, f"{self.prefix}tokens_per_second": speed}, step)
-        if step == total or now - self.shown > (0.2 if sys.stderr.isatty() else 10):
-            self.shown = now
-            self._show(metrics, step, total, speed, now)
+        speed = self.tokens / max(time.monotonic() - self.began, 1e-9)
+        logged = {self.prefix + tracked_name(key): value for key, value in metrics.items()}
+        self.tracker.log_metrics({**logged, f"{self.prefix}train/tokens_per_second": speed}, step)
+        if self.shown is None:  # a resumed training goes on in the middle
+            self.shown = show(self.name, total, step - 1, self.began)
+        numbers = [f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl", "accuracy") if key in metrics]
+        self.shown.advance(1, f"{speed:,.0f} tokens/s  {'  '.join(numbers)}")
+        if step == total:
+            self.shown.close()
 
-    def _show(self, metrics: Mapping[str, float], step: int, total: int, speed: float, now: float) -> None:
-        left = (total - step) * (now - self.began) / self.steps
-        bar = "█" * (20 * step // total)
-        numbers = "  ".join(
-            f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl", "accuracy") if key in metrics
-        )
-        line = f"{self.name:12} {bar:░<20} {step}/{total}  {speed:,.0f} tokens/s  {left:.0f} s left  {numbers}"
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\033[K{line}" + ("\n" if step == total else ""))
-        else:
-            sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+
+def tracked_name(key: str) -> str:
+    """A metric's name in MLflow, which draws one group of charts for each prefix: `train/loss`, `development/loss`."""
+    name = key.removeprefix("development_")
+    return f"train/{key}" if name == key else f"development/{name}"
 
 
 @contextmanager
@@ -209,12 +205,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def quiet_libraries() -> None:
-    """No progress bars and notes of transformers about what it loads."""
+    """No notes of transformers about what it loads; its progress is shown as the stages' own."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_tqdm_hook(transformers_progress)
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 

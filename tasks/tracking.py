@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 EXPERIMENT = "rlhf"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page then shows trainings, not traces
 
 
 def tracking_root() -> Path:
@@ -47,7 +48,8 @@ def experiment_id(mlflow_client: Any) -> str:
         return str(found.experiment_id)
     artifacts = (tracking_root() / "mlartifacts").as_uri()
     remote = "://" in tracking_uri() and not tracking_uri().startswith("sqlite")
-    return str(mlflow_client.create_experiment(EXPERIMENT, artifact_location=None if remote else artifacts))
+    location = None if remote else artifacts
+    return str(mlflow_client.create_experiment(EXPERIMENT, artifact_location=location, tags=KIND))
 
 
 def lineage_tags() -> dict[str, str]:

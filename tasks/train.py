@@ -15,11 +15,14 @@ from rlhf_core.models import save_policy
 from tasks.accelerator import accelerator_of
 from tasks.jsonl import write_jsonl
 from tasks.stage import Stage
+from tasks.tables import write_csv
 
 
 def write_curve(folder: Path, history: Sequence[Metrics]) -> None:
-    """metrics.jsonl: one object per step, deterministic numbers only."""
-    write_jsonl(folder / "metrics.jsonl", [{"step": step, **metrics} for step, metrics in enumerate(history, 1)])
+    """metrics.jsonl, and the same as curve.csv: one row per step, deterministic numbers only."""
+    rows = [{"step": step, **metrics} for step, metrics in enumerate(history, 1)]
+    write_jsonl(folder / "metrics.jsonl", rows)
+    write_csv(folder / "curve.csv", rows)
 
 
 def snapshot_saver(

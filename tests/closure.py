@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Around every stage, without bearing on its outputs: parameters are DVC's own kind of dependency, tracking only logs.
-INFRASTRUCTURE = {"tasks/__init__.py", "tasks/params.py", "tasks/stage.py", "tasks/tracking.py"}
+INFRASTRUCTURE = {f"tasks/{name}.py" for name in ("__init__", "params", "progress", "stage", "tracking")}
 
 
 def module_file(name: str) -> str | None:

@@ -9,6 +9,11 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import httpx
+
+from flows.services import Services
+from flows.settings import login
+
 PACKAGE = Path(__file__).resolve().parent.parent
 
 DVC_YAML = """\
@@ -56,7 +61,8 @@ policy:
 evaluate: {}
 """
 
-# A stage writes its learning rate. The environment makes one of them err, die, or wait for its siblings.
+# A stage writes its learning rate. The environment makes one of them err, die, or wait for its siblings;
+# the file .rlhf/hang, which a run that the server starts can read too, makes one hang.
 FAKE = """\
 import os, signal, sys, time
 from pathlib import Path
@@ -84,7 +90,8 @@ if "FAKE_MEET" in os.environ and name in ("ppo", "grpo", "dpo"):
     while len(list(meeting.iterdir())) < 3:
         assert time.monotonic() < deadline, "the policies did not run side by side"
         time.sleep(0.01)
-if os.environ.get("FAKE_HANG") == name:
+hang = Path(os.environ["RLHF_ROOT"]) / ".rlhf" / "hang"
+if os.environ.get("FAKE_HANG") == name or (hang.is_file() and hang.read_text() == name):
     (Path(os.environ["RLHF_ROOT"]) / ".rlhf" / "hanging").write_text(str(os.getpid()))
     signal.pause()
 out.mkdir(parents=True, exist_ok=True)
@@ -172,6 +179,15 @@ def dvc(root: Path, *arguments: str) -> str:
     """Run a dvc command that has to succeed, and return what it prints."""
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def signed_in(root: Path, services: Services) -> httpx.Client:
+    """A client of Prefect's API that has the checkout's password and a CSRF token, as Prefect's page has them."""
+    user, _, password = login(root).partition(":")
+    client = httpx.Client(base_url=f"{services.prefect}/api", auth=(user, password), timeout=60)
+    token = client.get("/csrf-token", params={"client": "test"}).json()["token"]
+    client.headers.update({"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "test"})
+    return client
 
 
 def free_port() -> int:

@@ -369,7 +369,7 @@ def test_port_in_use_names_port_and_flag(scratch: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"Port {port} .* in use.*--mlflow-port"):
-            services.up(scratch, services.Services(prefect_port=free_port(), mlflow_port=port))
+            services.up(scratch, prefect_port=free_port(), mlflow_port=port)
     assert not (scratch / ".rlhf" / "services.json").exists()
 
 

@@ -1,22 +1,22 @@
 """Whole runs of a scratch pipeline through real Prefect, DVC and MLflow, with servers and without."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
-from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch, rlhf
+from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch, rlhf, signed_in
 from flows import services
+from flows.settings import login
+from flows.worker import TEMPLATE
 
 pytestmark = pytest.mark.slow
 
@@ -39,17 +39,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, ser
 
 def forget_calls(root: Path) -> None:
     (root / ".rlhf" / "calls").write_text("")
-
-
-def post(address: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as response:
-        return json.load(response)
-
-
-def get(address: str) -> Any:
-    with urllib.request.urlopen(address) as response:
-        return json.load(response)
 
 
 def test_without_a_server(tmp_path: Path) -> None:
@@ -169,24 +158,27 @@ def test_up_is_idempotent_and_a_port_in_use_is_named(served: tuple[Path, service
     again = rlhf(root, "up")
     assert again.returncode == 0
     assert running.prefect in again.stdout
+    other = rlhf(root, "up", "--mlflow-port", str(free_port()))
+    assert other.returncode == 1
+    assert f"already run: Prefect on port {running.prefect_port}" in other.stderr
     failed = rlhf(make_scratch(tmp_path), "up", "--prefect-port", str(running.prefect_port))
     assert failed.returncode == 1
     assert f"Port {running.prefect_port} of 127.0.0.1 is in use." in failed.stderr
     assert "--prefect-port" in failed.stderr
 
 
-def start(running: services.Services, parameters: dict[str, Any], environment: dict[str, str]) -> str:
+def start(api: httpx.Client, parameters: dict[str, Any]) -> str:
     """Start the deployment as its form does and return the flow run's id."""
-    deployment = get(f"{running.prefect}/api/deployments/name/rlhf/rlhf")
-    body = {"parameters": parameters, "job_variables": {"env": environment}}
-    return str(post(f"{running.prefect}/api/deployments/{deployment['id']}/create_flow_run", body)["id"])
+    deployment = api.get("/deployments/name/rlhf/rlhf").json()["id"]
+    started = api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters})
+    return str(started.raise_for_status().json()["id"])
 
 
-def end_of(running: services.Services, flow_run: str) -> dict[str, Any]:
+def end_of(api: httpx.Client, flow_run: str) -> dict[str, Any]:
     """The final state of a flow run."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        state = get(f"{running.prefect}/api/flow_runs/{flow_run}")["state"]
+        state = api.get(f"/flow_runs/{flow_run}").json()["state"]
         if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
             return dict(state)
         time.sleep(0.5)
@@ -194,58 +186,103 @@ def end_of(running: services.Services, flow_run: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "found"),
+    ("parameters", "refused", "told"),
     [
-        ({"epochs": 2}, "('epochs' was unexpected)"),
-        ({"parameters": {"sft": {"epoch": 2}}}, "'parameters.sft'. Failure reason: Additional properties"),
-        ({"parameters": {"sft": {"epochs": 0}}}, "'parameters.sft.epochs'. Failure reason: 0 is less than"),
+        (
+            {"epochs": 2},
+            "('epochs' was unexpected)",
+            "the flow has no argument 'epochs'. Choose from: profile, ",
+        ),
+        (
+            {"parameters": {"sft": {"epoch": 2}}},
+            "'parameters.sft'. Failure reason: Additional properties",
+            "parameters.sft.epoch: Extra inputs are not permitted",
+        ),
+        (
+            {"parameters": {"sft": {"epochs": 0}}},
+            "'parameters.sft.epochs'. Failure reason: 0 is less than",
+            "parameters.sft.epochs: Input should be greater than or equal to 1",
+        ),
     ],
 )
-def test_deployment_refuses_what_the_flow_cannot_take(
-    served: tuple[Path, services.Services], parameters: dict[str, Any], found: str
+def test_what_the_flow_cannot_take_is_refused_and_where_that_is_passed_by_ends_as_a_mistake(
+    served: tuple[Path, services.Services], parameters: dict[str, Any], refused: str, told: str
 ) -> None:
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        start(served[1], parameters, {})
-    assert refused.value.code == 409
-    assert found in refused.value.read().decode()
+    root, running = served
+    forget_calls(root)
+    api = signed_in(root, running)
+    with pytest.raises(httpx.HTTPStatusError) as error:
+        start(api, parameters)
+    assert error.value.response.status_code == 409
+    assert refused in error.value.response.text
+    deployment = api.get("/deployments/name/rlhf/rlhf").json()["id"]
+    body = {"parameters": parameters, "enforce_parameter_schema": False}
+    run = api.post(f"/deployments/{deployment}/create_flow_run", json=body).raise_for_status().json()["id"]
+    state = end_of(api, run)
+    assert (state["type"], state["name"]) == ("FAILED", "Mistake")
+    assert told in state["message"]
+    assert len(state["message"].splitlines()) <= 2
+    logs = api.post("/logs/filter", json={"logs": {"flow_run_id": {"any_": [run]}}}).json()
+    assert not [line for line in logs if "Traceback" in line["message"]]
+    assert calls(root) == []
 
 
-def test_deployment_refuses_an_unknown_override_as_a_mistake(served: tuple[Path, services.Services]) -> None:
-    state = end_of(served[1], start(served[1], {"overrides": {"sft.epoch": 2}}, {}))
-    assert state["name"] == "Mistake"
-    assert state["message"] == "unknown key 'sft.epoch'. Did you mean 'sft.epochs'?"
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        ({"sft.epoch": 2}, "unknown key 'sft.epoch'. Did you mean 'sft.epochs'?"),
+        ({"sft.epochs": True}, "changed value: 'sft.epochs' is true; it must be a whole number, at least 1."),
+        (
+            {"model.path": "tasks"},
+            "model.path tasks holds no config.json, so it is not a checkpoint folder. Name one, such as models/sft.",
+        ),
+    ],
+)
+def test_deployment_ends_as_a_mistake_that_names_it(
+    served: tuple[Path, services.Services], overrides: dict[str, Any], found: str
+) -> None:
+    root, running = served
+    forget_calls(root)
+    api = signed_in(root, running)
+    state = end_of(api, start(api, {"overrides": overrides}))
+    assert (state["name"], state["message"]) == ("Mistake", found)
+    assert calls(root) == []
 
 
 def test_deployment_runs_with_the_forms_values(served: tuple[Path, services.Services]) -> None:
     root, running = served
     form = {"name": "from_form", "parameters": {"policy": {"dpo": {"learning_rate": 0.45}}}}
-    flow_run = start(running, form, {})
-    assert end_of(running, flow_run)["type"] == "COMPLETED"
+    api = signed_in(root, running)
+    flow_run = start(api, form)
+    assert end_of(api, flow_run)["type"] == "COMPLETED"
     assert (root / "runs/from_form/report.html").is_file()
-    artifacts = post(f"{running.prefect}/api/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run]}}})
+    artifacts = api.post("/artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [flow_run]}}}).json()
     shown = {artifact["key"]: artifact["data"] for artifact in artifacts}
     assert "| dpo | 0.450 (0.400–0.500) |" in shown["comparison"]
     assert f"[from_form]({running.mlflow}/#/experiments/" in shown["mlflow-runs"]
 
 
 def test_deployment_fails_with_the_message_of_a_mistake(served: tuple[Path, services.Services]) -> None:
-    _, running = served
-    state = end_of(running, start(running, {"overrides": {"sft.learning_rat": 1}}, {}))
+    api = signed_in(*served)
+    state = end_of(api, start(api, {"overrides": {"sft.learning_rat": 1}}))
     assert state["type"] == "FAILED"
     assert "Did you mean 'sft.learning_rate'?" in state["message"]
 
 
 def test_cancelled_run_leaves_no_process(served: tuple[Path, services.Services]) -> None:
     root, running = served
-    flow_run = start(running, {"overrides": {"sft.learning_rate": 0.65}}, {"FAKE_HANG": "grpo"})
+    api = signed_in(root, running)
+    (root / ".rlhf" / "hang").write_text("grpo")
+    flow_run = start(api, {"overrides": {"sft.learning_rate": 0.65}})
     path = root / ".rlhf" / "hanging"
     deadline = time.monotonic() + 120
     while not path.is_file() or not path.read_text():
         assert time.monotonic() < deadline, "the stage did not start"
         time.sleep(0.1)
     stage = int(path.read_text())
-    post(f"{running.prefect}/api/flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING"}})
-    assert end_of(running, flow_run)["type"] == "CANCELLED"
+    (root / ".rlhf" / "hang").unlink()
+    api.post(f"/flow_runs/{flow_run}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
+    assert end_of(api, flow_run)["type"] == "CANCELLED"
     assert not psutil.pid_exists(stage) or psutil.Process(stage).status() == psutil.STATUS_ZOMBIE
     assert not [p for p in psutil.process_iter() if "checkout" in _folder(p) and str(root) in _folder(p)]
 
@@ -255,6 +292,111 @@ def _folder(process: psutil.Process) -> str:
         return process.cwd()
     except (psutil.Error, OSError):
         return ""
+
+
+# Who may talk to the servers
+
+
+def test_nobody_without_the_password_reads_or_writes(served: tuple[Path, services.Services]) -> None:
+    root, running = served
+    api = signed_in(root, running)
+    deployment = api.get("/deployments/name/rlhf/rlhf").json()
+    runs = api.post("/flow_runs/count", json={}).json()
+    wrong = httpx.BasicAuth("rlhf", "x" * 32)
+    token = {key: value for key, value in api.headers.items() if key.startswith("prefect-csrf")}
+    writes = [
+        ("POST", f"/deployments/{deployment['id']}/create_flow_run", {}),
+        ("POST", "/deployments/", {"name": "x", "flow_id": deployment["flow_id"], "pull_steps": []}),
+        ("PATCH", "/work_pools/rlhf", {"base_job_template": {}}),
+        ("POST", "/flow_runs/filter", {}),
+        ("POST", "/admin/database/clear", {"confirm": True}),
+        ("POST", "/automations/", {}),
+        ("GET", "/admin/settings", None),
+        ("GET", "/csrf-token?client=x", None),
+    ]
+    for method, path, body in writes:
+        for auth in (None, wrong):
+            answer = httpx.request(method, f"{running.prefect}/api{path}", json=body, auth=auth, headers=token)
+            assert answer.status_code == 401, (method, path)
+    # and no page of another origin writes, whatever its browser may have kept
+    user = httpx.BasicAuth(*login(root).split(":"))
+    start_run = f"{running.prefect}/api/deployments/{deployment['id']}/create_flow_run"
+    for headers in ({"Origin": "http://127.0.0.1:1"}, {"Host": "evil.test"}, {"Sec-Fetch-Site": "same-site"}):
+        answer = httpx.post(
+            start_run, content="{}", auth=user, headers={**token, "Content-Type": "text/plain", **headers}
+        )
+        assert answer.status_code == 403, headers
+    assert httpx.post(start_run, json={}, auth=user).json() == {"detail": "Missing CSRF token."}
+    assert api.post("/flow_runs/count", json={}).json() == runs
+    assert api.get("/work_pools/rlhf").json()["base_job_template"] == TEMPLATE
+
+
+def test_a_run_cannot_bring_its_own_command_or_environment(served: tuple[Path, services.Services]) -> None:
+    """Not even with the password: the request is refused, as is a deployment or a change of one that brings them."""
+    root, running = served
+    api = signed_in(root, running)
+    deployment = api.get("/deployments/name/rlhf/rlhf").json()
+    runs = api.post("/flow_runs/count", json={}).json()
+    for variables in ({"command": f"touch {root}/pwned"}, {"env": {"PATH": str(root)}}, {"working_dir": "/"}):
+        body = {"job_variables": variables}
+        answers = [
+            api.post(f"/deployments/{deployment['id']}/create_flow_run", json=body),
+            api.patch(f"/deployments/{deployment['id']}", json=body),
+            api.post(
+                "/deployments/",
+                json={"name": "x", "flow_id": deployment["flow_id"], "work_pool_name": "rlhf", **body},
+            ),
+        ]
+        assert [answer.status_code for answer in answers] == [422, 422, 422], variables
+        assert "Additional properties are not allowed" in answers[0].text
+    assert api.post("/flow_runs/count", json={}).json() == runs
+    assert not (root / "pwned").exists()
+
+
+def test_the_pool_ignores_job_variables_that_were_not_refused() -> None:
+    """What the worker makes of a run that has them after all: its own command, and nothing in the environment."""
+    import asyncio
+
+    from prefect.workers.process import ProcessJobConfiguration
+
+    values = {"command": "touch pwned", "env": {"PATH": "/"}, "env.LD_PRELOAD": "x", "working_dir": "/", "name": "x"}
+    made = ProcessJobConfiguration.from_template_and_values(TEMPLATE, values, client=object())
+    command = TEMPLATE["job_configuration"]["command"]
+    assert asyncio.run(made) == ProcessJobConfiguration(command=command)
+
+
+def test_mlflow_needs_the_password_for_everything(served: tuple[Path, services.Services]) -> None:
+    root, running = served
+    user = httpx.BasicAuth(*login(root).split(":"))
+    for method, path in [
+        ("GET", "/"),
+        ("POST", "/api/2.0/mlflow/experiments/create"),
+        ("POST", "/ajax-api/2.0/mlflow/experiments/create"),
+        ("PUT", "/api/2.0/mlflow-artifacts/artifacts/x"),
+        ("POST", "/ajax-api/2.0/mlflow/upload-artifact"),
+        ("POST", "/api/2.0/mlflow/webhooks"),
+        ("POST", "/ajax-api/3.0/mlflow/assistant/message"),
+        ("POST", "/gateway/x/mlflow/invocations"),
+        ("POST", "/graphql"),
+        ("POST", "/v1/traces"),
+    ]:
+        assert httpx.request(method, running.mlflow + path).status_code == 401, path
+        for origin in ("http://localhost:1", f"http://127.0.0.1:{running.prefect_port}", "null"):
+            answer = httpx.request(method, running.mlflow + path, auth=user, headers={"Origin": origin})
+            assert answer.status_code == 403, (path, origin)
+    assert httpx.get(running.mlflow, auth=user).status_code == 200
+
+
+def test_password_is_on_no_command_line_and_outlives_the_servers(served: tuple[Path, services.Services]) -> None:
+    root, _ = served
+    password = login(root).partition(":")[2]
+    assert password not in "".join(" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
+    assert not [log for log in (root / ".rlhf").glob("*.log") if password in log.read_text()]
+    rlhf(root, "down")  # finds nothing of another checkout's
+    again = rlhf(root, "up", "--prefect-port", str(served[1].prefect_port), "--mlflow-port", str(served[1].mlflow_port))
+    assert again.returncode == 0, again.stderr
+    assert password in again.stdout
+    assert login(root).partition(":")[2] == password
 
 
 def test_lineage_in_mlflow(served: tuple[Path, services.Services]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from accelerate.state import AcceleratorState
 import tiny
 from checkout import make_checkout
 from rlhf_core.errors import UserError
-from rlhf_core.models import load_policy, load_scalar_model, save_policy
+from rlhf_core.models import load_policy, load_scalar_model, load_tokenizer, save_policy
+from tasks import sft
 from tasks import stage as stages
 from tasks.jsonl import read_jsonl
-from tasks.params import ModelParams
+from tasks.params import ModelParams, load_params
 from tasks.prepare import prepare
 from tasks.source import model_source
 from tasks.stage import main, open_stage, write_json
@@ -179,6 +181,24 @@ def test_a_missing_input_is_named(checkout):
     with pytest.raises(UserError) as error, open_stage("sft"):
         pass
     assert message(error) == "models/base does not exist. Name an existing file or folder, or run: dvc repro"
+
+
+def test_a_model_with_nan_weights_is_refused_before_its_attention_mask_is_looked_at(prepared, tmp_path, monkeypatch):
+    """Stage sft is the first to load the user's model; NaN log-probabilities would differ with and without padding."""
+    (tmp_path / "models/base").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(prepared / "data")
+    tokenizer = load_tokenizer(prepared / "data/prepared/tokenizer")
+    policy = tiny.rotary(vocab_size=len(tokenizer))
+    policy.get_parameter("model.norm.weight").data[0] = float("nan")
+    save_policy(policy, tokenizer, tmp_path / "mine", max_new_tokens=4)
+    monkeypatch.chdir(tmp_path)
+    params = replace(load_params(prepared / "params.yaml"), model=ModelParams(path="mine"))
+    with pytest.raises(UserError) as error:
+        list(sft.checks(params))
+    assert message(error) == (
+        "mine: model.norm.weight holds NaN or infinite weights. "
+        "Name a checkpoint whose weights and config.json belong together."
+    )
 
 
 def test_stopping_a_stage_keeps_what_it_had_done(checkout):

@@ -79,7 +79,7 @@ class World:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}). Name a world file.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is not JSON ({error}). Mend or restore the file.") from error
         return _read_world(_Reader(path), raw)
 

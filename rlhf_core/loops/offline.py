@@ -98,8 +98,12 @@ def with_ref_logprobs(
     units: Sequence[Unit],
     config: OfflineConfig,
     pad_id: int,
+    report: Callable[[int], None] = lambda count: None,
 ) -> list[Unit]:
-    """The same units with the reference's log-probabilities, computed once and kept per token."""
+    """The same units with the reference's log-probabilities, computed once and kept per token.
+
+    report(count): called whenever `count` more units are done.
+    """
     reference = accelerator.prepare_model(reference, evaluation_mode=True)
     done: list[Unit] = []
     for start in range(0, len(units), config.micro_batch_size):
@@ -107,4 +111,5 @@ def with_ref_logprobs(
         batch = collate_units(part, pad_id).to(accelerator.device)
         rows = iter(response_logprobs(reference, batch).tolist())
         done += [tuple(replace(row, ref_logprobs=next(rows)[: len(row.response_ids)]) for row in unit) for unit in part]
+        report(len(part))
     return done
