@@ -60,17 +60,19 @@ def _load(checkpoint: Path) -> tuple[Any, Any]:
 
 def _answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], settings: dict[str, Any]) -> str:
     """Write one answer to the terminal, token by token, and return it."""
+    import torch
     from transformers import TextStreamer
 
-    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    length, context = inputs["input_ids"].shape[1], getattr(model.config, "max_position_embeddings", None)
+    from rlhf_core.tokens import encode_prompt
+
+    # As in training: what the user types never becomes a role or end token.
+    inputs = torch.tensor([encode_prompt(tokenizer, messages)])
+    length, context = inputs.shape[1], getattr(model.config, "max_position_embeddings", None)
     if context is not None and length + settings["max_new_tokens"] > context:
         raise UserError(
             f"{length} tokens of conversation and {settings['max_new_tokens']} new ones exceed the model's context "
             f"of {context}. Start anew, or lower --max-new-tokens."
         )
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    ids = model.generate(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], streamer=streamer, **settings
-    )
+    ids = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), streamer=streamer, **settings)
     return str(tokenizer.decode(ids[0, length:], skip_special_tokens=True))

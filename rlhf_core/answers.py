@@ -10,7 +10,7 @@ from rlhf_core.errors import UserError
 
 TIME_LIMIT = 1.0  # seconds of CPU time for one text; a pattern that backtracks without end would never return
 LONGEST_PLAIN = 64  # characters of a text that can be an answer as a whole
-ANSWER_KEY, FORMAT_KEY = "prepare.answer_pattern", "policy.rewards, format: pattern"
+ANSWER_KEY, FORMAT_KEY = "prepare.answer_pattern", "policy.rewards: pattern"
 
 CURRENCY = regex.compile(r"([-+]?)\s*[$€£¥]\s*(.*)|(.*?)\s*[$€£¥]")
 NUMBER = regex.compile(r"([-+]?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.([0-9]+))?")
@@ -19,12 +19,7 @@ Found = TypeVar("Found")
 
 
 @cache
-def compile_pattern(pattern: str, key: str, flags: int = 0) -> "regex.Pattern[str]":
-    """A pattern of the user's; `key` names the parameter in messages.
-
-    Raises:
-        UserError: if it is not a regular expression.
-    """
+def _compile(pattern: str, key: str, flags: int) -> "regex.Pattern[str]":
     try:
         return regex.compile(pattern, flags=flags)
     except regex.error as error:
@@ -37,10 +32,19 @@ def answer_pattern(pattern: str) -> "regex.Pattern[str]":
     Raises:
         UserError: if it is not a regular expression, or has not one group.
     """
-    compiled = compile_pattern(pattern, ANSWER_KEY, regex.MULTILINE)
+    compiled = _compile(pattern, ANSWER_KEY, regex.MULTILINE)
     if compiled.groups != 1:
         raise UserError(f"{ANSWER_KEY} {pattern!r} needs one group ( ), which is the answer. Correct it.")
     return compiled
+
+
+def format_pattern(pattern: str) -> "regex.Pattern[str]":
+    """The pattern of a reward `format`, where a dot is any character.
+
+    Raises:
+        UserError: if it is not a regular expression.
+    """
+    return _compile(pattern, FORMAT_KEY, regex.DOTALL)
 
 
 def read_answer(pattern: str, text: str) -> str | None:
@@ -62,12 +66,12 @@ def read_answer(pattern: str, text: str) -> str | None:
 
 
 def matches_whole(pattern: str, text: str) -> bool:
-    """Whether a pattern matches the whole text; a dot is any character.
+    """Whether the pattern of a reward `format` matches the whole text.
 
     Raises:
         UserError: if the pattern is wrong, or takes longer than TIME_LIMIT.
     """
-    compiled = compile_pattern(pattern, FORMAT_KEY, regex.DOTALL)
+    compiled = format_pattern(pattern)
     return _in_time(lambda: compiled.fullmatch(text, timeout=TIME_LIMIT) is not None, pattern, FORMAT_KEY)
 
 

@@ -1,6 +1,5 @@
 """Rewards on sampled responses: a reward model, an exact answer, an end token; summed with weights, logged apart."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rlhf_core.answers import format_pattern, matches_whole, normal_answer, read_answer
 from rlhf_core.batch import Batch
 from rlhf_core.errors import UserError
 from rlhf_core.forward import scores
@@ -51,14 +51,9 @@ class ModelReward:
         return judged if self.clamp is None else judged.clamp(-self.clamp, self.clamp)
 
 
-def normal_answer(text: str) -> str:
-    """An answer without spaces, thousands separators, currency signs or a final period."""
-    return re.sub(r"[\s,$]", "", text).rstrip(".").lower()
-
-
 @dataclass(frozen=True)
 class ExactMatch:
-    """1 where the last match of `pattern` in the response is the prompt's answer, else 0."""
+    """1 where a response states the prompt's answer, else 0; `pattern` reads responses as it reads references."""
 
     pattern: str
 
@@ -74,12 +69,12 @@ class ExactMatch:
         """Whether `text` states `answer`.
 
         Raises:
-            UserError: if the prompt has no answer.
+            UserError: if the prompt has no answer, or the pattern takes too long.
         """
         if answer is None:
             raise UserError("a prompt has no answer to compare with. Set prepare.format to question_answer.")
-        found = re.findall(self.pattern, text, flags=re.MULTILINE)
-        return bool(found) and normal_answer(found[-1]) == normal_answer(answer)
+        found = read_answer(self.pattern, text)
+        return found is not None and normal_answer(found) == normal_answer(answer)
 
 
 @dataclass(frozen=True)
@@ -106,20 +101,17 @@ class Format:
     """1 where the whole response matches `pattern`, as in `<think>.*</think>.*`, else 0; a dot is any character.
 
     Raises:
-        UserError: if the pattern is no regular expression.
+        UserError: if the pattern is not a regular expression, or takes too long on a response.
     """
 
     pattern: str
 
     def __post_init__(self) -> None:
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise UserError(f"the pattern {self.pattern!r} of reward format is wrong: {error}. Mend it.") from error
+        format_pattern(self.pattern)
 
     def __call__(self, sampled: Sampled) -> Tensor:
         """0 or 1, (B,)."""
-        right = [float(re.fullmatch(self.pattern, text.strip(), flags=re.DOTALL) is not None) for text in sampled.texts]
+        right = [float(matches_whole(self.pattern, text.strip())) for text in sampled.texts]
         return torch.tensor(right, device=sampled.ended.device)
 
 

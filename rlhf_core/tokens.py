@@ -1,13 +1,17 @@
 """From chat messages to token ids, once; after that, token ids are what is trained on.
 
 A prompt is the chat template's rendering with the generation prompt; a response is its text's ids and one end token.
+Text that spells a role or end token is encoded as text: only the template writes those tokens.
 Prompts are never truncated: what does not fit is dropped, and counted, when the data is prepared.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
 
 from rlhf_core.batch import Example
 from rlhf_core.errors import UserError
@@ -55,9 +59,18 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
 
     Chat templates often write the beginning token that the tokenizer adds again (pitfall 4); rendering to text and
     encoding without special tokens leaves the template's alone, and one is added where the template has none.
+
+    Raises:
+        UserError: if a message spells a control token that the tokenizer cannot write as text.
     """
-    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    control = control_tokens(tokenizer)
+    spelt = any(control.search(message["content"]) for message in messages)
+    conversation = mark_control_tokens(list(messages), control) if spelt else list(messages)
+    text = str(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False))
+    try:
+        ids = list(encode_marked_chat(tokenizer, text) if spelt else tokenizer.encode(text, add_special_tokens=False))
+    except ValueError as error:
+        raise UserError(f"a message spells a control token: {error}. Take it out of the text.") from error
     bos = tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id:
         start = 0
@@ -70,8 +83,33 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a response and its end token: the end is part of the response and is trained."""
-    return [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+    """Token ids of a response and its end token: the end is part of the response and is trained.
+
+    Raises:
+        UserError: if the text spells a control token that the tokenizer cannot write as text.
+    """
+    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    if spelt := control_tokens(tokenizer).search(text):
+        ids = list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        if tokenizer.convert_tokens_to_ids(spelt[0]) in ids:
+            raise UserError(f"a response spells {spelt[0]}, which the tokenizer cannot write as text. Take it out.")
+    return [*ids, tokenizer.eos_token_id]
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Finds what no text may turn into: the special tokens, by which templates write roles and ends.
+
+    Added tokens that are not special, such as those around a model's thoughts, are left to texts.
+    """
+    return _control_tokens(tokenizer, len(tokenizer), tuple(tokenizer.all_special_tokens))
+
+
+@lru_cache(maxsize=8)
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, size: int, named: tuple[str, ...]) -> re.Pattern[str]:
+    # Size and named tokens are there for the cache: a tokenizer that was given a token is another one.
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    longest_first = sorted((added | set(named)) - {tokenizer.unk_token}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)))
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, messages: Messages, response: str) -> Example:

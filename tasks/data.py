@@ -72,7 +72,7 @@ def clean(
         if identity in seen:
             reason = DUPLICATE
         if not reason:
-            sizes = [count_tokens(row.prompt, response) for response in row.responses]
+            sizes = [count_tokens(row.prompt, response) for response in row.responses or [""]]
             reason = _excess(sizes, max_prompt_tokens, max_response_tokens, context)
         if reason:
             cleaned.dropped.append({"file": row.file, "line": row.line, "reason": reason})
@@ -80,7 +80,7 @@ def clean(
             seen.add(identity)
             cleaned.rows.append(row)
             cleaned.prompt_tokens.append(sizes[0][0])
-            cleaned.response_tokens.extend(response for _, response in sizes)
+            cleaned.response_tokens.extend(response for _, response in sizes[: len(row.responses)])
     return cleaned
 
 
@@ -201,17 +201,18 @@ def to_prepared(splits: Mapping[str, Sequence[RawRow]], kind: str, scale: int = 
 
     `splits` holds train, development and test, and judge where the kind has feedback. A chosen response, one with a
     good label, the best of a ranking, or the best rated of a prompt if it is rated in the upper half of the scale, is a
-    demonstration and the reference for its prompt. Feedback files without rows are left out.
+    demonstration and the reference for its prompt. Feedback files without rows are left out; prompts alone make no
+    demonstrations.
     """
     files: dict[str, list[Row]] = {}
     if kind == "ratings":
         splits = {split: _best_rated(rows, scale) for split, rows in splits.items()}
-    for split in ("train", "development"):
+    for split in ("train", "development") if kind != "prompts" else ():
         files[f"demonstrations_{split}"] = _distinct(
             {"prompt": row.prompt, "response": response} for row in splits[split] for response in _good(row)
         )
     for split in ("train", "development", "test"):
-        files[f"prompts_{split}"] = _prompts(splits[split], with_response=split != "train")
+        files[f"prompts_{split}"] = _prompts(splits[split], with_response=split != "train" and kind != "prompts")
     if kind in PAIRED_KINDS:
         for split in ("train", "development", "judge"):
             if rows := splits.get(split):
@@ -235,6 +236,7 @@ def _feedback(row: RawRow) -> Row:
     given: Row = {"prompt": row.prompt}
     if row.chosen is not None:
         given |= {"chosen": row.chosen, "rejected": row.rejected}
+        given |= {} if row.label is None else {"label": row.label}
         given |= {} if row.margin is None else {"margin": row.margin}
     elif row.ranked is not None:
         places = {rank: place for place, rank in enumerate(sorted(set(row.ranks)), 1)}
@@ -247,11 +249,11 @@ def _feedback(row: RawRow) -> Row:
 
 
 def _good(row: RawRow) -> list[str]:
-    """What a policy should say: the chosen or best ranked response, or the only one unless it is labelled bad."""
+    """What a policy should say: the chosen or best ranked response, or the only one; nothing if it is bad or a tie."""
     if row.ranked is not None:
         return [row.ranked[row.ranks.index(min(row.ranks))]]
     text = row.chosen if row.response is None else row.response
-    return [text] if text is not None and row.label is not False else []
+    return [text] if text is not None and row.label not in (False, 0.5) else []
 
 
 def _prompts(rows: Iterable[RawRow], with_response: bool) -> list[Row]:

@@ -18,7 +18,7 @@ def data_card(source: str, kind: str, cleaned: Cleaned, files: Mapping[str, Sequ
 
     Args:
         source: What was read, in words.
-        kind: preference, demonstration, unpaired, ratings, rankings or question_answer.
+        kind: preference, demonstration, unpaired, ratings, rankings, question_answer or prompts.
         cleaned: The rows kept and dropped.
         files: The prepared files by name without `.jsonl`; the last part of a name is its split.
 
@@ -67,7 +67,7 @@ def _unused(cleaned: Cleaned, files: Mapping[str, Sequence[Row]]) -> list[Row]:
     return [
         {"file": row.file, "line": row.line}
         for row in cleaned.rows
-        if not any((json.dumps(row.prompt), response) in used for response in row.responses)
+        if row.responses and not any((json.dumps(row.prompt), response) in used for response in row.responses)
     ]
 
 

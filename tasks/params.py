@@ -23,6 +23,7 @@ from rlhf_core.algorithms.rloo import RLOO
 from rlhf_core.algorithms.table import policy_algorithm, reward_loss
 from rlhf_core.algorithms.trpo import TRPO
 from rlhf_core.annotators import Form
+from rlhf_core.answers import answer_pattern, format_pattern
 from rlhf_core.device import Device, Precision
 from rlhf_core.errors import UserError
 from rlhf_core.fields import check_bounds, setting
@@ -33,7 +34,8 @@ from tasks.plain_yaml import load_yaml
 ROOT = Path(__file__).resolve().parent.parent
 
 Format = Literal[
-    "helpdesk", "auto", "preference", "implicit", "demonstration", "unpaired", "ratings", "rankings", "question_answer"
+    "helpdesk", "auto", "preference", "implicit", "demonstration", "unpaired", "ratings", "rankings", "question_answer",
+    "prompts",
 ]  # fmt: skip
 RewardLoss = Literal["bradley_terry", "thurstone", "likert", "ranking_pairs", "plackett_luce", "best_of_n"]
 
@@ -71,7 +73,13 @@ class PrepareParams(_Section):
     format: Format = setting("helpdesk", "what the rows hold; auto looks at their fields")
     path: str = setting("rlhf_core/helpdesk/world.json", "a data file or folder; for helpdesk, the world it describes")
     hub: str = setting("", "a data set hub id with its revision, org/name@revision; used instead of path")
-    answer_pattern: str = setting(r"####\s*(.+)$", "question_answer: where an answer stands in a response")
+    answer_pattern: str = setting(
+        r"####\s*(.+)$",
+        "question_answer: where a text states its answer; where it doesn't match, a short text is the answer",
+    )
+    preference_base: Literal[0, 1] | None = setting(
+        None, "what `preference` means beside response_1 and response_2: 1: 1 or 2, 0 a tie; 0: 0 or 1; null: told by 2"
+    )
     demonstrations: int = setting(2000, "helpdesk: demonstrations to write", ge=1)
     prompts: int = setting(3000, "helpdesk: prompts to collect feedback and to sample on", ge=1)
     threads: int = setting(6000, "helpdesk: raw threads to write for the base model", ge=1)
@@ -82,6 +90,9 @@ class PrepareParams(_Section):
     development_fraction: float = setting(0.1, "share of prompts to tune on", gt=0, lt=1)
     test_fraction: float = setting(0.1, "share of prompts to judge on, seen by nothing else", gt=0, lt=1)
     judge_fraction: float = setting(0.2, "share of preferences only the judging reward model sees", ge=0, lt=1)
+
+    def __post_init__(self) -> None:
+        answer_pattern(self.answer_pattern)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +197,13 @@ class RewardTerm(_Section):
                 raise ValueError(f"{option} has no effect on reward {self.name}; leave it out")
             if needed and self.name == term and getattr(self, option) is None:
                 raise ValueError(f"reward {term} needs {option}; give it")
+        if self.pattern is not None:
+            format_pattern(self.pattern)
+
+    @property
+    def label(self) -> str:
+        """The name that the term is logged under."""
+        return self.name if self.function is None else self.function.rpartition(":")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +323,9 @@ class PolicyParams(_Section):
             raise ValueError("the list algorithms is empty; name at least one")
         if len(set(self.algorithms)) < len(self.algorithms):
             raise ValueError(f"algorithms names one twice: {', '.join(self.algorithms)}; name each once")
+        terms = [term.label for term in self.rewards]
+        if len(set(terms)) < len(terms):
+            raise ValueError(f"rewards names a term twice: {', '.join(terms)}; name each once")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from tasks.data_card import card_markdown, data_card
 from tasks.fields import Message
 from tasks.formats import RawRow
 from tasks.jsonl import write_jsonl
+from tasks.kinds import check_model
 from tasks.params import Params
 from tasks.readers import read_rows
 from tasks.source import ModelSource, model_source
@@ -77,8 +78,10 @@ def _user_data(params: Params, source: ModelSource) -> tuple[PreTrainedTokenizer
     """The user's own rows: read, cleaned, split by prompt."""
     section = params.prepare
     path = None if section.hub else Path(section.path)
-    rows = read_rows(path, section.hub, section.format, section.answer_pattern)[: section.limit]
+    rows = read_rows(path, section.hub, section.format, section.answer_pattern, section.preference_base)
+    rows = rows[: section.limit]
     kind = next((row.kind for row in rows if not row.fault), "")
+    check_model(kind, from_scratch=source.config is not None)
     texts = [text for row in rows for text in row.texts if not SURROGATE.search(text)]
     tokenizer = _tokenizer(source, texts, params.model.vocabulary)
     cleaned = _clean(rows, tokenizer, params, source)

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from rlhf_core.ensembles import load_reward_model
 from rlhf_core.errors import UserError
 from rlhf_core.rewards import ExactMatch, Format, Length, MissingEnd, ModelReward, PythonReward, Reward, WeightedSum
+from tasks.kinds import check_rewards
 from tasks.params import Params, RewardTerm
 from tasks.rows import prepared_kind
 
@@ -17,26 +18,17 @@ def make_reward(params: Params, accelerator: Accelerator, rows: int) -> Weighted
     """Every term of policy.rewards with its weight; `rows` are scored in one forward pass.
 
     Raises:
-        UserError: if there is no term, two terms of one name, or one that the data gives no ground for.
+        UserError: if there is no term, or one that the data gives no ground for.
     """
+    check_rewards(params, prepared_kind())
     terms = params.policy.rewards
-    if not terms:
-        raise UserError("policy.rewards is empty. Name at least one term, such as [{name: model}].")
-    names = [_label(term) for term in terms]
-    if len(set(names)) < len(names):
-        raise UserError(f"policy.rewards names a term twice: {', '.join(names)}. Name each once.")
-    return WeightedSum([(_label(term), term.weight, _reward(term, params, accelerator, rows)) for term in terms])
-
-
-def _label(term: RewardTerm) -> str:
-    """The name a term is logged under."""
-    return term.name if term.function is None else term.function.rpartition(":")[2]
+    return WeightedSum([(term.label, term.weight, _reward(term, params, accelerator, rows)) for term in terms])
 
 
 def _reward(term: RewardTerm, params: Params, accelerator: Accelerator, rows: int) -> Reward:
     makers: dict[str, Callable[[], Reward]] = {
         "model": lambda: _model(term, accelerator, rows),
-        "exact_answer": lambda: _exact_answer(params),
+        "exact_answer": lambda: ExactMatch(params.prepare.answer_pattern),
         "missing_end": lambda: MissingEnd(1.0),
         "length": Length,
         "format": lambda: Format(term.pattern or ""),
@@ -46,19 +38,8 @@ def _reward(term: RewardTerm, params: Params, accelerator: Accelerator, rows: in
 
 
 def _model(term: RewardTerm, accelerator: Accelerator, rows: int) -> Reward:
-    if prepared_kind() == "question_answer":
-        raise UserError(
-            "policy.rewards names model, and with question_answer data no reward model is trained. "
-            "Name exact_answer instead."
-        )
     model = accelerator.prepare_model(load_reward_model("models/reward"), evaluation_mode=True)
     return ModelReward(model, rows, term.clamp)
-
-
-def _exact_answer(params: Params) -> Reward:
-    if prepared_kind() != "question_answer":
-        raise UserError("policy.rewards names exact_answer, and the data has no answers. Take it off the list.")
-    return ExactMatch(params.prepare.answer_pattern)
 
 
 def import_function(path: str) -> Any:

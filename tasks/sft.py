@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.algorithms.sft import SFT
-from rlhf_core.models import fit_vocabulary, load_policy, load_tokenizer
+from rlhf_core.models import fit_vocabulary, load_policy, load_tokenizer, save_policy
 from tasks.params import Params
 from tasks.preflight import ROWS, Check, policy_checks, prepared, require, run_checks
 from tasks.rows import demonstration_units
@@ -18,8 +18,13 @@ TRAIN = Path("data/prepared/demonstrations_train.jsonl")
 
 
 def sft() -> None:
-    """Cross-entropy on response tokens only, the end token included."""
+    """Cross-entropy on response tokens only, the end token included; without demonstrations the model as it is."""
     with open_stage("sft") as stage:
+        if not TRAIN.is_file():  # the data is prompts alone
+            tokenizer, model = _start(stage.params)
+            longest = stage.params.prepare.max_response_tokens
+            save_policy(model, tokenizer, stage.out(OUT), max_new_tokens=longest)
+            return
         run_checks("sft", checks(stage.params))
         tokenizer, model = _start(stage.params)
         train_and_save_policy(
@@ -35,8 +40,10 @@ def sft() -> None:
 
 
 def checks(params: Params) -> Iterator[Check]:
-    """What is looked at before training."""
+    """What is looked at before training; nothing where there are no demonstrations."""
     require("sft", "data/prepared", "models/base")
+    if not TRAIN.is_file():
+        return
     tokenizer, model = _start(params)
     rows = demonstration_units(TRAIN, tokenizer, ROWS)
     yield from policy_checks(params, prepared(params, model), tokenizer, rows, params.sft.learning_rate)

@@ -32,11 +32,8 @@ def read_text_file(path: Path, name: str) -> Iterator[Fields]:
         UserError: if the file is empty, cut off, not UTF-8 text, or a table whose quotes or header are wrong.
     """
     delimiter = DELIMITERS.get(Path(path.name.removesuffix(".gz")).suffix)
-    first = ""
     with _opened(path) as text:
-        for line in _lines(text, path):
-            if first := line.strip()[:1]:
-                break
+        first = next((chunk.lstrip()[0] for chunk in _chunks(text, path, 1 << 12) if chunk.strip()), "")
     if not first:
         raise UserError(f"{path} is empty. Fetch or copy it again.")
     with _opened(path) as text:
@@ -105,7 +102,8 @@ def _list(text: TextIO, path: Path, name: str) -> Iterator[Fields]:
     """The objects of one JSON list; no more of it is in memory than a chunk and a row."""
     decoder = json.JSONDecoder()
     buffer, at, number = "", 0, 0
-    for chunk in _chunks(text, path):
+    for chunk in _chunks(text, path, CHUNK):
+        _check_unicode(chunk, str(path))
         buffer, at = buffer[at:] + chunk, 0
         error: Exception | None = None
         while error is None:
@@ -128,13 +126,14 @@ def _list(text: TextIO, path: Path, name: str) -> Iterator[Fields]:
     raise UserError(f"{path} is not JSON after row {number}. Correct it, or copy it again if it is cut off.")
 
 
-def _chunks(text: TextIO, path: Path) -> Iterator[str]:
+def _chunks(text: TextIO, path: Path, size: int) -> Iterator[str]:
+    line = 1
     try:
-        while chunk := text.read(CHUNK):
-            _check_unicode(chunk, str(path))
+        while chunk := text.read(size):
+            line += chunk.count("\n")
             yield chunk
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}. Fetch or copy the file again.") from error
+        raise UserError(f"{path}, line {line} cannot be read: {error}. Fetch or copy the file again.") from error
 
 
 def _table(text: TextIO, path: Path, name: str, delimiter: str) -> Iterator[Fields]:

@@ -176,6 +176,26 @@ def test_an_adaptive_coefficient_reaches_targets_and_losses():
     close(in_loss.kl_losses(moved_outputs(), rollout()), [[0.6, -0.2, 1.0], [-0.2, 0, 0]])
 
 
+def test_an_entropy_bonus_lowers_the_loss():
+    """c_e = ½ and entropies 2, 1, 0 and 3: the loss is lower by 1, ½, 0 and 1.5."""
+    outputs = moved_outputs(values=VALUES, entropies=torch.tensor([[2.0, 1.0, 0.0], [3.0, 0.0, 0.0]]))
+    without, with_bonus = (PPO(entropy_coef=coef).losses(outputs, targets(PPO())) for coef in (0.0, 0.5))
+    close(with_bonus - without, [[-1, -0.5, 0], [-1.5, 0, 0]])
+
+
+@pytest.mark.parametrize("kind", [PPO, PPOPenalty, TRPO])
+def test_whitening_leaves_the_returns_alone(kind):
+    """λ = 1: G_t = 1.8, 1.9, 1.8 and -0.9 whatever is done to Â = G - V = 1.3, 0.9, 0.3 and -2.9.
+
+    Â has mean -0.1 and sample variance (1.4² + 1² + 0.4² + 2.8²)/3 = 3.653.
+    """
+    plain, whitened = (targets(kind(kl_coef=0.5, lam=1.0, whiten_advantages=white)) for white in (False, True))
+    close(plain.returns, [[1.8, 1.9, 1.8], [-0.9, 0, 0]])
+    close(whitened.returns, [[1.8, 1.9, 1.8], [-0.9, 0, 0]])
+    std = math.sqrt((1.4**2 + 1 + 0.4**2 + 2.8**2) / 3)
+    close(whitened.advantages, [[1.4 / std, 1 / std, 0.4 / std], [-2.8 / std, 0, 0]])
+
+
 def test_ppo_penalty_loss():
     """β_old = 3: -ρ Â + 3 (ρ - 1 - log ρ), ρ = e^{0.1}; Â = G - V with λ = 1."""
     algorithm = PPOPenalty(kl_coef=0.5, penalty=3.0, lam=1.0, whiten_advantages=False, value_coef=0.0)

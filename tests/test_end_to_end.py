@@ -5,10 +5,13 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from checkout import environment, make_checkout, run, stages_run
 from rlhf_core.algorithms.table import POLICY_ALGORITHMS, policy_algorithm
+from tasks.jsonl import read_jsonl
 
 STAGES = [
     "prepare",
@@ -62,6 +65,24 @@ def test_report_holds_the_promised_figures(done):
         assert policy["mean_length"] >= 1
     assert (done[0] / "reports/report.html").is_file()
     assert (done[0] / "reports/report.md").is_file()
+
+
+def weights(folder):
+    return torch.cat([tensor.flatten() for _, tensor in sorted(load_file(folder / "model.safetensors").items())])
+
+
+def test_policies_and_their_references_start_at_the_sft_model(done):
+    """Before the first update there is no KL, and DPO's margin is 0, its loss log 2; weights end nearer to it."""
+    models = done[0] / "models"
+    first = {name: read_jsonl(models / "policies" / name / "metrics.jsonl")[0] for name in ("ppo", "grpo", "dpo")}
+    assert first["ppo"]["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert first["grpo"]["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert first["dpo"]["margin"] == pytest.approx(0.0, abs=1e-4)
+    assert first["dpo"]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    base, sft = weights(models / "base"), weights(models / "sft")
+    for name in first:
+        policy = weights(models / "policies" / name)
+        assert 0 < (policy - sft).norm() < (policy - base).norm(), name
 
 
 def test_outputs_do_not_depend_on_being_offline(done):

@@ -15,9 +15,12 @@ from rlhf_core.helpdesk.generate import DEMONSTRATOR, split_cases, write_reply
 from rlhf_core.helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from rlhf_core.helpdesk.world import World
 from rlhf_core.panel import EULER_GAMMA, Annotator, approve, judge, panel, pick, rank, rate, utility
+from rlhf_core.tokens import Prompt
+from tasks.collect import Desk
 from tasks.feedback import native_row, preferences_from
 from tasks.jsonl import write_jsonl
 from tasks.rows import mismatched, pair_sources, ranking_units, rating_scale, rating_units, unpaired_units
+from tasks.sampling import Response
 from tiny import END
 
 PLAIN = Annotator("ann", {"good": 1.0, "bad": -3.0}, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -104,6 +107,31 @@ def test_a_ranking_of_two_is_a_side_by_side_verdict():
     assert orders[1, 2] / 20_000 == pytest.approx(0.9 / (1 + math.exp(-0.6)) + 0.1 / (1 + math.exp(1.6)), abs=0.014)
     for order, verdict in (((1, 2), "A"), ((2, 1), "B"), ((1, 1), "tie")):
         assert orders[order] / 20_000 == pytest.approx(verdicts[verdict] / 20_000, abs=0.02)
+
+
+def asked(form, times):
+    """What an annotator says, `times` times, of three responses numbered by their one token."""
+    world = World.load()
+    collect = SimpleNamespace(form=form, scale=5)
+    desk = SimpleNamespace(world=world, params=SimpleNamespace(collect=collect), checkpoint="key")
+    count = 2 if form == "side_by_side" else 3
+    responses = [Response([number], True, f"answer {number}") for number in range(count)]
+    prompt = Prompt([{"role": "user", "content": world.prompt(split_cases(world, 0)["train"][0])}], [0])
+    rng = random.Random(0)
+    return [Desk.ask(desk, panel(GOLD_WEIGHTS, 1, 0)[0], prompt, responses, rng) for _ in range(times)]
+
+
+@pytest.mark.parametrize(("form", "orders"), [("side_by_side", 2), ("ranking", 6), ("best_of_n", 6), ("likert", 6)])
+def test_responses_are_shown_in_random_order(form, orders):
+    """Each order as often as another: of 600 times, 300 or 100, which err by 12 and 9."""
+    seen = Counter()
+    for judgements in asked(form, 600):
+        shown = [tokens for judgement in judgements for tokens in judgement.response_tokens]
+        texts = [text for judgement in judgements for text in judgement.responses]
+        assert texts == [f"answer {number}" for (number,) in shown]
+        seen[tuple(number for (number,) in shown)] += 1
+    assert len(seen) == orders
+    assert all(abs(count - 600 / orders) < 50 for count in seen.values())
 
 
 def test_every_form_agrees_with_gold_about_eight_times_in_ten():

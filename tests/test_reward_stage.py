@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,12 +20,13 @@ from rlhf_core.errors import UserError
 from rlhf_core.forward import scores
 from rlhf_core.metrics import pair_metrics, root_mean_square
 from rlhf_core.models import ScalarModel, load_scalar_model, load_tokenizer, new_scalar_model, save_policy
+from rlhf_core.rewards import ModelReward
 from tasks.base import base
 from tasks.collect import collect
 from tasks.jsonl import read_jsonl, write_jsonl
-from tasks.params import apply_overrides, overlay, validate
+from tasks.params import apply_overrides, load_params, overlay, validate
 from tasks.prepare import prepare
-from tasks.reward import reward
+from tasks.reward import _sft_responses, reward
 from tasks.rows import rating_scale, rating_units
 from tasks.sft import sft
 
@@ -169,6 +171,39 @@ def test_an_ensemble_is_a_plain_folder_with_members(desk):
         expected = (first + second) / 2 - 0.5 * (first - second).abs() / 2
         assert torch.allclose(scores(model, batch), expected, atol=1e-5)
     plain_scores(REWARD, [(example,) for example in tiny.examples()])
+
+
+def on_sft_responses(model):
+    """Scores of the responses that the stage centres on."""
+    stage = SimpleNamespace(params=load_params())
+    return ModelReward(model, 16)(_sft_responses(stage, "reward"))
+
+
+@pytest.mark.parametrize("unit_scale", [True, False])
+def test_rewards_have_mean_0_on_the_sft_model_and_std_1_if_asked_for(desk, unit_scale):
+    (_, summary) = desk(collect, reward, reward={"unit_scale": unit_scale})
+    model = load_reward_model(REWARD)
+    scored = on_sft_responses(model)
+    model.set_normalisation(0.0, 1.0)
+    raw = on_sft_responses(model)
+    spread = raw.std(correction=0).item()
+    assert abs(raw.mean().item()) > 1e-3  # or there would be nothing to centre
+    assert abs(math.log(spread)) > 0.5  # so that a scale turned upside down shows
+    assert scored.mean().item() == pytest.approx(0.0, abs=1e-4)
+    assert scored.std(correction=0).item() == pytest.approx(1.0 if unit_scale else spread, rel=1e-3)
+    assert (summary["offset"], summary["scale"]) == pytest.approx(
+        (raw.mean().item(), spread if unit_scale else 1.0), rel=1e-3
+    )
+
+
+def test_each_member_of_an_ensemble_is_centred_on_its_own(desk):
+    """So that the minimum is not always the same member's: their means agree; that of the minimum is 0."""
+    desk(collect, reward, reward={"members": 2, "aggregate": "min"})
+    model = load_reward_model(REWARD)
+    means = [on_sft_responses(member).mean().item() for member in model.models]
+    assert means[0] == pytest.approx(means[1], abs=1e-4)
+    assert means[0] > 1e-2  # above the mean of the minimum
+    assert on_sft_responses(model).mean().item() == pytest.approx(0.0, abs=1e-4)
 
 
 def test_further_judgements_measure_agreement_and_change_nothing_else(desk):

@@ -10,7 +10,7 @@ import yaml
 from closure import ROOT
 from rlhf_core.batch import Example, collate
 from rlhf_core.errors import UserError
-from rlhf_core.rewards import ExactMatch, Format, Length, MissingEnd, PythonReward, Sampled, WeightedSum
+from rlhf_core.rewards import ExactMatch, Format, Length, MissingEnd, ModelReward, PythonReward, Sampled, WeightedSum
 from rlhf_core.tokens import Prompt
 from tasks.params import apply_overrides, validate
 from tasks.rewards import import_function, make_reward
@@ -34,12 +34,23 @@ def test_each_term_alone():
     assert Format(r"<think>.*</think>.*")(sampled()).tolist() == [1, 0]
 
 
+def test_scores_of_the_reward_model_are_held_within_the_clamp(monkeypatch):
+    """Of -5, 0.5 and 4 within ±3: -3, 0.5 and 3. Rows are scored two at a time."""
+    row = Example([6], [7, END])
+    three = Sampled(collate([row] * 3, PAD), torch.ones(3, dtype=torch.bool), [], [])
+    raw = torch.tensor([-5.0, 0.5, 4.0])
+    for clamp, expected in ((None, [-5, 0.5, 4]), (3.0, [-3, 0.5, 3])):
+        parts = iter((raw[:2], raw[2:]))
+        monkeypatch.setattr("rlhf_core.rewards.scores", lambda model, batch, parts=parts: next(parts))
+        assert ModelReward(torch.nn.Identity(), 2, clamp)(three).tolist() == expected
+
+
 def test_format_matches_the_whole_response_over_lines():
     assert Format("<a>.*</a>")(Sampled(None, torch.zeros(2), [], ["<a>x\ny</a>\n", "so <a>x</a>"])).tolist() == [1, 0]
 
 
 def test_a_wrong_pattern_is_named():
-    with pytest.raises(UserError, match=r"pattern '\(' of reward format is wrong"):
+    with pytest.raises(UserError, match=r"policy.rewards: pattern '\(' is not a regular expression"):
         Format("(")
 
 
@@ -104,13 +115,27 @@ def test_terms_are_checked_with_the_parameters():
     assert "clamp has no effect on reward length" in error([{"name": "length", "clamp": 1.0}])
     assert "reward format needs pattern" in error([{"name": "format"}])
     assert "reward python needs function" in error([{"name": "python"}])
+    assert "pattern '(' is not a regular expression" in error([{"name": "format", "pattern": "("}])
 
 
-def make(rewards, kind, folder, monkeypatch):
+def test_a_term_named_twice_is_refused_with_the_parameters():
+    assert "rewards names a term twice: model, model" in error([{"name": "model"}, {"name": "model", "clamp": 1.0}])
+    terms = [{"name": "python", "function": f"{module}:brevity"} for module in ("mine", "yours")]
+    assert "rewards names a term twice: brevity, brevity" in error(terms)
+    validate(apply_overrides(RAW, {"policy.rewards": [{"name": "model"}, {"name": "length"}]}))
+
+
+def test_patterns_are_checked_with_the_parameters():
+    for pattern, message in (("(", "is not a regular expression"), ("a", "needs one group")):
+        with pytest.raises(UserError, match=message):
+            validate(apply_overrides(RAW, {"prepare.answer_pattern": pattern}))
+
+
+def make(rewards, kind, folder, monkeypatch, accelerator=None):
     monkeypatch.chdir(folder)
     (folder / "data" / "prepared").mkdir(parents=True, exist_ok=True)
     (folder / "data" / "prepared" / "card.json").write_text(json.dumps({"kind": kind}))
-    return make_reward(validate(apply_overrides(RAW, {"policy.rewards": rewards})), None, 8)
+    return make_reward(validate(apply_overrides(RAW, {"policy.rewards": rewards})), accelerator, 8)
 
 
 def test_the_list_as_a_whole(tmp_path, monkeypatch):
@@ -120,12 +145,21 @@ def test_the_list_as_a_whole(tmp_path, monkeypatch):
     assert list(parts) == ["length", "missing_end"]
 
 
+def test_the_clamp_in_the_parameters_is_the_reward_models(accelerator, tmp_path, monkeypatch):
+    """Twice the score, which is held within ±1.5."""
+    monkeypatch.setattr("tasks.rewards.load_reward_model", lambda path: torch.nn.Linear(1, 1))
+    monkeypatch.setattr("rlhf_core.rewards.scores", lambda model, batch: torch.tensor([-2.0, 1.0]))
+    reward = make([{"name": "model", "weight": 2.0, "clamp": 1.5}], "helpdesk", tmp_path, monkeypatch, accelerator)
+    assert reward(sampled())[0].tolist() == [-3, 2]
+
+
 @pytest.mark.parametrize(
     ("terms", "kind", "message"),
     [
         ([], "helpdesk", r"policy\.rewards is empty"),
-        ([{"name": "length"}, {"name": "length"}], "helpdesk", "names a term twice: length, length"),
         ([{"name": "model"}], "question_answer", "no reward model is trained"),
+        ([{"name": "model"}], "prompts", "no reward model is trained"),
+        ([{"name": "exact_answer"}], "prompts", "the data has no answers"),
         ([{"name": "exact_answer"}], "preference", "the data has no answers"),
     ],
 )

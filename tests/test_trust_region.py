@@ -90,6 +90,38 @@ def test_the_step_does_not_depend_on_microbatches():
     assert steps[0].norm() > 1e-2
 
 
+def test_the_full_step_reaches_the_edge_of_the_trust_region(monkeypatch):
+    """The quadratic model of the KL, ½ sᵀ F s, is δ at the step that the line search starts from: δ = 0.02 · ½."""
+    _, rollout, region = setting(tiny.learned, algorithm={"max_kl": 0.02, "cg_damping": 0.0})
+    steps = []
+    monkeypatch.setattr(region, "_line_search", lambda parts, step, before, limit: steps.append(step) or {})
+    region.step(rollout, scale=0.5)
+    product = region._fisher_product(region._parts(rollout), steps[0])
+    assert (0.5 * steps[0] @ product).item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_line_search_goes_on_until_the_surrogate_rises(monkeypatch):
+    """The KL holds at every length; the surrogate only rises at the third, a quarter of the full step."""
+    policy, _, region = setting(tiny.learned)
+    monkeypatch.setattr(region, "_mean_kl", lambda parts: 0.0)
+    start = parameters_to_vector(policy.parameters()).detach().clone()
+    after = iter([0.9, 1.0, 1.5])
+    monkeypatch.setattr(region, "_surrogate", lambda parts, with_gradient: (next(after), None))
+    metrics = region._line_search([], torch.ones_like(start), before=1.0, limit=0.1)
+    assert (metrics["line_search_halvings"], metrics["surrogate_gain"], metrics["line_search_failed"]) == (2, 0.5, 0)
+    torch.testing.assert_close(parameters_to_vector(policy.parameters()).detach(), start + 0.25)
+
+
+def test_a_surrogate_that_never_rises_keeps_the_weights(monkeypatch):
+    policy, _, region = setting(tiny.learned)
+    monkeypatch.setattr(region, "_mean_kl", lambda parts: 0.0)
+    monkeypatch.setattr(region, "_surrogate", lambda parts, with_gradient: (1.0, None))
+    before = [parameter.clone() for parameter in policy.parameters()]
+    step = torch.ones_like(parameters_to_vector(policy.parameters()))
+    assert region._line_search([], step, before=1.0, limit=0.1)["line_search_failed"] == 1
+    assert all(torch.equal(old, new) for old, new in zip(before, policy.parameters(), strict=True))
+
+
 def test_a_failing_line_search_keeps_the_weights_and_is_counted(monkeypatch):
     """The KL holds at no length: all ten are tried, and the weights are put back bit for bit."""
     policy, rollout, region = setting(tiny.learned)

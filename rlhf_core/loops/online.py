@@ -113,6 +113,7 @@ class OnlineTraining:
     @torch.no_grad()
     def rollout(self, step: int) -> tuple[Rollout, Metrics]:
         """Sample responses, score them, and record what policy, reference and critic say of them."""
+        self.policy.eval()
         size = self.config.rollout_size // self.algorithm.group_size
         indices = minibatch_indices(step, len(self.prompts), size, self.run.seed, self.run.name)
         prompts, responses, row_weights = self.draw([self.prompts[index] for index in indices])
@@ -126,14 +127,13 @@ class OnlineTraining:
         )
         scores, parts = self.reward(sampled)
         rollout = self._record(batch, scores, sampled.ended, row_weights.to(scores))
+        self.policy.train()
         return rollout, self._rollout_metrics(rollout, parts)
 
     def draw(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[list[int]], Tensor]:
         """group_size responses to each prompt, adjacent: the prompt of each row, its response, its row weight."""
         repeated = [prompt for prompt in prompts for _ in range(self.algorithm.group_size)]
-        self.policy.eval()
         responses = self.sampler.responses(self.policy, [prompt.ids for prompt in repeated])
-        self.policy.train()
         return repeated, responses, torch.ones(len(repeated))
 
     def _record(self, batch: Batch, scores: Tensor, ended: Tensor, row_weights: Tensor) -> Rollout:
