@@ -98,7 +98,8 @@ def require_inputs(params: Params, root: Path) -> None:
     elif prepare.format == "helpdesk":
         World.load(root / prepare.path)
     else:
-        first_rows(root / prepare.path, prepare.format, prepare.answer_pattern)
+        path, base = root / prepare.path, prepare.preference_base
+        first_rows(path, prepare.format, prepare.answer_pattern, preference_base=base)
     if params.model.hub:
         require_pinned(params.model.hub)
     else:
