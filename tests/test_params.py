@@ -84,6 +84,7 @@ def test_pitfall_28_option_without_effect_raises():
         ("prepare.hub=3", "'prepare.hub' is 3; it must be text."),
         ("prepare.hub=yes", "'prepare.hub' is true; it must be text."),
         ('prepare.hub="a\\0"', r"'prepare.hub' is 'a\x00'; it must be text."),
+        ("prepare.preference_base=2", "'prepare.preference_base' is 2; it must be one of 0, 1, or null."),
         ("reward.unit_scale=1", "'reward.unit_scale' is 1; it must be true or false."),
         ("run.device=gpu", "'run.device' is 'gpu'; it must be one of auto, cpu, cuda."),
         ("policy.algorithms=dpo", "'policy.algorithms' is 'dpo'; it must be a list."),
