@@ -21,7 +21,7 @@ from tasks.params import (
     read_yaml,
     validate,
 )
-from tasks.readers import first_rows
+from tasks.readers import first_rows, pinned
 from tasks.source import model_source, require_pinned
 
 LEAST_FROM_SCRATCH = 1e-4  # a learning rate of SFT below it suits pretrained models only
@@ -96,13 +96,14 @@ def require_inputs(params: Params, root: Path) -> None:
     require_data(params.prepare, root)
     prepare = params.prepare
     if prepare.hub:
-        require_pinned("prepare.hub", prepare.hub)
+        pinned(prepare.hub)
     elif prepare.format == "helpdesk":
         World.load(root / prepare.path)
     else:
-        first_rows(root / prepare.path, prepare.format, prepare.answer_pattern)
+        path, base = root / prepare.path, prepare.preference_base
+        first_rows(path, prepare.format, prepare.answer_pattern, preference_base=base)
     if params.model.hub:
-        require_pinned("model.hub", params.model.hub)
+        require_pinned(params.model.hub)
     else:
         require_suited_model(params)
         model_source(params.model, root)

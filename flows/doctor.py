@@ -240,10 +240,10 @@ def _model(params: Params) -> tuple[Any, bool]:
     from rlhf_core.models import load_config
 
     if params.model.hub:  # the config alone: a look must not fetch gigabytes
-        name, revision = require_pinned("model.hub", params.model.hub)
+        name, revision = require_pinned(params.model.hub)
         try:
             return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False), False
-        except OSError as error:
+        except (OSError, ValueError) as error:  # not found, or of an architecture that brings its own code
             first = str(error).strip().splitlines()[0]
             raise UserError(f"model.hub {params.model.hub}: {first} Check the id and the network.") from error
     source = model_source(params.model)

@@ -102,7 +102,7 @@ def _list(text: TextIO, path: Path, name: str) -> Iterator[Fields]:
     """The objects of one JSON list; no more of it is in memory than a chunk and a row."""
     decoder = json.JSONDecoder()
     buffer, at, number = "", 0, 0
-    for chunk in _chunks(text, path):
+    for chunk in _chunks(text, path, CHUNK):
         _check_unicode(chunk, str(path))
         buffer, at = buffer[at:] + chunk, 0
         error: Exception | None = None
@@ -126,7 +126,7 @@ def _list(text: TextIO, path: Path, name: str) -> Iterator[Fields]:
     raise UserError(f"{path} is not JSON after row {number}. Correct it, or copy it again if it is cut off.")
 
 
-def _chunks(text: TextIO, path: Path, size: int = CHUNK) -> Iterator[str]:
+def _chunks(text: TextIO, path: Path, size: int) -> Iterator[str]:
     line = 1
     try:
         while chunk := text.read(size):

@@ -164,14 +164,24 @@ def test_exact_answers_come_out_of_the_reasoning(tmp_path, answer, exact):
     assert (read.kind, read.prompt, read.response, read.answer) == ("question_answer", [USER], answer, exact)
 
 
-def test_answer_pattern_can_be_given_and_must_match(tmp_path):
-    row = {"question": "Why?", "answer": "It is (B)."}
+def test_answer_pattern_can_be_given_and_has_one_group(tmp_path):
+    row = {"question": "Why?", "answer": "It is (A) or (B)."}
     assert read_one(tmp_path, row, answer_pattern=r"\((\w)\)").answer == "B"
-    with pytest.raises(UserError, match=r"data.jsonl, line 1: prepare.answer_pattern .* finds nothing"):
-        read_one(tmp_path, row)
     for pattern in ("(", "no group"):
         with pytest.raises(UserError, match=r"prepare.answer_pattern"):
             read_one(tmp_path, row, answer_pattern=pattern)
+
+
+@pytest.mark.parametrize(("answer", "exact"), [("5", "5"), (5, "5"), (" New York ", "New York"), ("1,200", "1200")])
+def test_a_short_answer_needs_no_pattern(tmp_path, answer, exact):
+    read = read_one(tmp_path, {"question": "Why?", "answer": answer})
+    assert (read.response, read.answer) == (str(answer), exact)
+
+
+def test_reasoning_without_a_match_is_no_answer(tmp_path):
+    for answer in ("First.\nThen 5.", "a" * 65, ["5"], True):
+        with pytest.raises(UserError, match=r"data.jsonl, line 1: .* None of the first 1 rows can be read"):
+            read_one(tmp_path, {"question": "Why?", "answer": answer})
 
 
 def test_json_values_are_never_reinterpreted(tmp_path):
@@ -308,16 +318,24 @@ GOOD = b'{"prompt":"a","response":"b"}\n'
         ("d.jsonl", b"", r"d.jsonl is empty"),
         ("d.jsonl", b"\n \n", r"d.jsonl is empty"),
         ("d.jsonl.gz", gzip.compress(b""), r"d.jsonl.gz is empty"),
-        ("d.jsonl", GOOD + b'{"prompt":"a","resp', r"d.jsonl, line 2 is not JSON"),
+        (
+            "d.jsonl",
+            GOOD + b'{"prompt":"a","resp',
+            r"d.jsonl, line 2 is not JSON .*, and it is the last. Copy the file",
+        ),
         ("d.jsonl", GOOD + b"\xff\n", r"d.jsonl, line 2 is not UTF-8"),
-        ("d.jsonl", GOOD + b'"text"\n', r"d.jsonl, line 2 is not a JSON object {...} but str"),
+        ("d.jsonl.gz", gzip.compress(GOOD + b"\xff\n"), r"d.jsonl.gz, line 2 is not UTF-8"),
+        ("d.json", b'[{"prompt": "\xff"}]', r"d.json is not UTF-8"),
         ("d.jsonl.gz", gzipped_rows(9)[:-12], r"d.jsonl.gz, line \d+ cannot be read: Compressed file ended"),
         ("d.jsonl.gz", GOOD, r"d.jsonl.gz, line 1 cannot be read: Not a gzipped file"),
-        ("d.json", b'[{"prompt": "a"', r"d.json is not JSON"),
+        ("d.json", b'[{"prompt": "a"', r"d.json is not JSON after row 0"),
+        ("d.json", b'[{"prompt": "a", "response": "b"},]', r"d.json is not JSON after row 1"),
+        ("d.json", b'[{"prompt": "a", "response": "b"} {}]', r"d.json is not JSON after row 1"),
+        ("d.json", b"[" + b'{"a":' + b"[" * 100_000, r"d.json, row 1 is nested too deeply"),
         ("d.json", b"[]", r"d.json holds no rows"),
-        ("d.json", b"[1]", r"d.json, line 1 is not a JSON object"),
+        ("d.json", b"[1]", r"d.json, line 1: int instead of a JSON object"),
         ("d.parquet", b"PAR1 and no more", r"d.parquet could not be read"),
-        ("d.csv", b"prompt,response\n", r"d.csv is of an unknown kind"),
+        ("d.xlsx", b"prompt,response\n", r"d.xlsx is of an unknown kind"),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, content, message):
@@ -331,23 +349,23 @@ def test_broken_files_are_named(tmp_path, name, content, message):
     ("row", "format", "message"),
     [
         ({"prompt": "a", "chosen": "b"}, "auto", "the field 'rejected' is missing; fields there: chosen, prompt."),
-        ({"prompt": "a", "chosen": "b", "rejected": None}, "auto", "the field 'rejected' is missing"),
-        ({"prompt": "a"}, "auto", "the field 'response' or 'completion' or 'output' is missing; fields there: prompt."),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "auto", "no value in 'rejected'. None of the first 1 rows"),
+        ({"prompt": "a"}, "demonstration", "the field 'response' or 'completion' or 'output' is missing"),
         ({"text": "a"}, "auto", "fields there: text."),
-        ({"question": "a"}, "auto", "the format cannot be told"),
+        ({"question": "a"}, "auto", "the field 'answer' is missing; fields there: question."),
         ({"question": "a"}, "question_answer", "the field 'answer' is missing; fields there: question."),
         ({"prompt": "a", "response": "b"}, "unpaired", "the field 'label' is missing"),
-        ({"prompt": "a", "response": "b", "label": "good"}, "auto", "the field 'label' is 'good'"),
+        ({"prompt": "a", "response": "b", "label": "good"}, "auto", "label that is not true or false"),
         ({"prompt": "a", "response": "b"}, "ratings", "the field 'score' or 'rating' is missing"),
         ({"prompt": "a", "responses": ["b", "c"]}, "rankings", "the field 'ranks' is missing"),
-        ({"prompt": "a", "responses": "b", "ranks": [1]}, "auto", "the field 'responses' must be a list, not str"),
-        ({"prompt": "a", "responses": ["b", 5], "ranks": [1, 2]}, "auto", "must be a list of texts"),
-        ({"prompt": 5, "response": "b"}, "auto", "the field 'prompt' must be text or chat messages"),
-        ({"question": 5, "answer": "b"}, "auto", "the field 'question' must be text, not int"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "auto", "a message of 'messages' has the role 'tool'"),
-        ({"messages": [{"role": "user", "content": None}]}, "auto", "a message of 'messages' has no text"),
-        ({"instruction": "a", "output": "b", "history": ["c"]}, "auto", "the field 'history' must hold pairs"),
-        ({"chosen": "Yes.", "rejected": "No."}, "auto", "the field 'chosen' is not a transcript"),
+        ({"prompt": "a", "responses": "b", "ranks": [1]}, "auto", "str instead of a list in 'responses'"),
+        ({"prompt": "a", "responses": ["b", 5], "ranks": [1, 2]}, "auto", "something else than texts in 'responses'"),
+        ({"prompt": 5, "response": "b"}, "auto", "int instead of text or chat messages in 'prompt'"),
+        ({"question": 5, "answer": "b"}, "auto", "int instead of text in 'question'"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "auto", "a message of 'messages' with the role 'tool'"),
+        ({"messages": [{"role": "user", "content": None}]}, "auto", "a message of 'messages' without text"),
+        ({"instruction": "a", "output": "b", "history": ["c"]}, "auto", "something else than pairs of texts"),
+        ({"chosen": "Yes.", "rejected": "No."}, "auto", "no 'prompt', and no transcript that begins"),
         ({"chosen": "Yes.", "rejected": "No."}, "preference", "the field 'prompt' or"),
         ({"prompt": "a", "response": [USER, reply("b")]}, "auto", "begin with another prompt"),
     ],
@@ -356,14 +374,6 @@ def test_rows_without_what_they_need_are_named(tmp_path, row, format, message):
     path = write(tmp_path / "d.jsonl", row)
     with pytest.raises(UserError, match="^d.jsonl, line 1: .*" + re.escape(message)):
         read_rows(path, "", format)
-
-
-def test_a_later_row_of_another_format_is_named(tmp_path):
-    path = write(tmp_path / "d.jsonl", {"prompt": "a", **PAIR}, {"prompt": "a", "response": "b"})
-    with pytest.raises(
-        UserError, match=r"d.jsonl, line 2: the field 'chosen' is missing; fields there: prompt, response"
-    ):
-        read_rows(path, "")
 
 
 def test_source_must_be_one_and_there(tmp_path):

@@ -50,7 +50,7 @@ def test_format_matches_the_whole_response_over_lines():
 
 
 def test_a_wrong_pattern_is_named():
-    with pytest.raises(UserError, match=r"pattern '\(' of reward format is wrong"):
+    with pytest.raises(UserError, match=r"policy.rewards: pattern '\(' is not a regular expression"):
         Format("(")
 
 
@@ -115,6 +115,20 @@ def test_terms_are_checked_with_the_parameters():
     assert "clamp has no effect on reward length" in error([{"name": "length", "clamp": 1.0}])
     assert "reward format needs pattern" in error([{"name": "format"}])
     assert "reward python needs function" in error([{"name": "python"}])
+    assert "pattern '(' is not a regular expression" in error([{"name": "format", "pattern": "("}])
+
+
+def test_a_term_named_twice_is_refused_with_the_parameters():
+    assert "rewards names a term twice: model, model" in error([{"name": "model"}, {"name": "model", "clamp": 1.0}])
+    terms = [{"name": "python", "function": f"{module}:brevity"} for module in ("mine", "yours")]
+    assert "rewards names a term twice: brevity, brevity" in error(terms)
+    validate(apply_overrides(RAW, {"policy.rewards": [{"name": "model"}, {"name": "length"}]}))
+
+
+def test_patterns_are_checked_with_the_parameters():
+    for pattern, message in (("(", "is not a regular expression"), ("a", "needs one group")):
+        with pytest.raises(UserError, match=message):
+            validate(apply_overrides(RAW, {"prepare.answer_pattern": pattern}))
 
 
 def make(rewards, kind, folder, monkeypatch, accelerator=None):
@@ -143,8 +157,9 @@ def test_the_clamp_in_the_parameters_is_the_reward_models(accelerator, tmp_path,
     ("terms", "kind", "message"),
     [
         ([], "helpdesk", r"policy\.rewards is empty"),
-        ([{"name": "length"}, {"name": "length"}], "helpdesk", "names a term twice: length, length"),
         ([{"name": "model"}], "question_answer", "no reward model is trained"),
+        ([{"name": "model"}], "prompts", "no reward model is trained"),
+        ([{"name": "exact_answer"}], "prompts", "the data has no answers"),
         ([{"name": "exact_answer"}], "preference", "the data has no answers"),
     ],
 )
