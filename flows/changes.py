@@ -118,9 +118,9 @@ def require_suited_model(params: Params) -> None:
     rate, default = params.sft.learning_rate, ModelParams().path
     if params.prepare.format != "helpdesk" and params.model.path == default and rate < LEAST_FROM_SCRATCH:
         raise UserError(
-            f"sft.learning_rate {rate:g} is for a pretrained model, but model.path is still the help desk's {default}, "
-            "a small one trained from scratch: it would learn nothing. Set model.path or model.hub to a pretrained "
-            "model, or raise the learning rates to those of params.yaml (sft 1e-3, reward 3e-4, policies 1e-4)."
+            f"sft.learning_rate {rate:g} is for a pretrained model, but model.path is the help desk's {default}, which "
+            "is trained from scratch: nothing would be learned. Set model.path or model.hub to a pretrained model, or "
+            "raise the learning rates to those of params.yaml."
         )
 
 

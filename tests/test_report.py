@@ -276,6 +276,16 @@ def test_a_reward_without_a_reward_model_is_shown_all_the_same(checkout: None) -
     assert "Reward is the whole of policy.rewards: 2 × exact_answer;" in html
 
 
+def test_a_reward_model_without_probabilities_is_shown_without_their_figures(outputs: None) -> None:
+    """A regression on ratings has an accuracy, but neither log-loss nor calibration."""
+    path = Path("models/reward/summary.json")
+    fitted = json.loads(path.read_text())
+    write_json(path, {key: fitted[key] for key in set(fitted) - {"log_loss", "log_loss_se", "ece"}})
+    for page in draw():
+        assert "accuracy on held-out pairs" in page
+        assert "log-loss, nats" not in page and "ECE" not in page
+
+
 def test_without_rewards_nothing_is_claimed_of_them() -> None:
     assert reward_sentence({"rewards": []}).startswith("There is no reward")
 

@@ -368,7 +368,9 @@ def test_thurstones_probabilities_are_normal():
     """Φ(1) = 0.841345 and Φ(-1) = 0.158655: confident 0.841345 twice, right once."""
     found = pair_metrics(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), "normal")
     log_loss = -(math.log(0.841345) + math.log(0.158655)) / 2
-    assert found == pytest.approx({"accuracy": 0.5, "log_loss": log_loss, "ece": 0.341345}, abs=1e-5)
+    error = (math.log(0.841345) - math.log(0.158655)) / 2 / math.sqrt(2)
+    expected = {"accuracy": 0.5, "log_loss": log_loss, "log_loss_se": error, "ece": 0.341345}
+    assert found == pytest.approx(expected, abs=1e-5)
     assert math.isfinite(pair_metrics(torch.tensor([0.0]), torch.tensor([30.0]), "normal")["log_loss"])
 
 
