@@ -16,8 +16,10 @@ from rlhf_core.algorithms.reinforce import Reinforce
 from rlhf_core.algorithms.rloo import RLOO
 from rlhf_core.algorithms.trpo import TRPO
 from rlhf_core.batch import Outputs
-from rlhf_core.loops.online import OnlineConfig, check_loop
+from rlhf_core.errors import UserError
+from rlhf_core.loops.config import OnlineConfig, check_loop
 from rlhf_core.losses import dpo
+from tasks.params import ROOT, apply_overrides, read_yaml, validate
 
 # Two responses, of three tokens and of one.
 MASK = torch.tensor([[1.0, 1, 1], [1, 0, 0]])
@@ -130,6 +132,20 @@ def moved_outputs(**computed):
 E1 = math.exp(0.1)
 
 
+class UncheckedPPO(PPO):
+    """PPO that takes every place and estimator of the KL, also those that optimise nothing."""
+
+    def check_kl(self):
+        """Refuse nothing."""
+
+
+class UncheckedGRPO(GRPO):
+    """The same of GRPO."""
+
+    def check_kl(self):
+        """Refuse nothing."""
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -153,8 +169,8 @@ E1 = math.exp(0.1)
 def test_kl_in_the_loss(settings, expected):
     """β = 2 times the estimate; the reward is then the score alone."""
     exact = torch.tensor([[7.0, 8, 9], [7, 0, 0]])
-    for kind in (PPO, GRPO):
-        more = {"group_size": 2} if kind is GRPO else {}
+    for kind in (UncheckedPPO, UncheckedGRPO):
+        more = {"group_size": 2} if kind is UncheckedGRPO else {}
         algorithm = kind(kl_coef=2.0, kl_in="loss", **settings, **more)
         close(algorithm.kl_losses(moved_outputs(exact_kl=exact), rollout()), [[2 * x for x in row] for row in expected])
         close(algorithm.token_rewards(rollout()), [[0, 0, 2.0], [-1.0, 0, 0]])
@@ -172,8 +188,8 @@ def test_an_adaptive_coefficient_reaches_targets_and_losses():
     algorithm = PPO(kl_target=6.0)
     state = {"kl_coef": 0.5}
     close(algorithm.at(state).targets(rollout(), state).rewards, REWARDS)
-    in_loss = PPO(kl_target=6.0, kl_in="loss").at({"kl_coef": 2.0})
-    close(in_loss.kl_losses(moved_outputs(), rollout()), [[0.6, -0.2, 1.0], [-0.2, 0, 0]])
+    in_loss = PPO(kl_target=6.0, kl_in="loss", kl_estimator="k2").at({"kl_coef": 2.0})
+    close(in_loss.kl_losses(moved_outputs(), rollout()), [[0.09, 0.01, 0.25], [0.01, 0, 0]])
 
 
 def test_an_entropy_bonus_lowers_the_loss():
@@ -362,6 +378,9 @@ def test_grpo_of_two_and_dpo():
         (GRPO, {"kl_in": "reward"}, "kl_estimator k3 in the reward makes the policy collapse"),
         (PPO, {"kl_estimator": "k2"}, "kl_estimator k2 in the reward makes the policy collapse"),
         (PPO, {"kl_weighted": True}, "kl_per and kl_weighted have no effect while kl_in is reward"),
+        (PPO, {"kl_in": "loss"}, "kl_estimator k1 in the loss acts as kl_coef 0"),
+        (PPO, {"kl_in": "loss", "kl_per": "response"}, "kl_estimator k1 in the loss acts as kl_coef 0"),
+        (GRPO, {"kl_estimator": "k1"}, "set kl_in to reward, kl_weighted to true, or kl_estimator to k2, k3 or exact"),
         (
             PPO,
             {"kl_in": "loss", "kl_estimator": "exact", "kl_per": "response"},
@@ -380,6 +399,21 @@ def test_pitfall_28_settings_without_effect_or_sense_raise(kind, settings, messa
     [
         (GRPO(group_size=5), {}, "rollout_size 64 is not a multiple of group_size 5; change one"),
         (OnlineDPO(), {"minibatch_size": 7}, "minibatch_size 7 and micro_batch_size 64 must be multiples of 2"),
+        (
+            GRPO(group_size=6),
+            {"rollout_size": 60, "minibatch_size": 24},
+            "rollout_size 60 is not a multiple of minibatch_size 24, so the last step on a rollout would see fewer "
+            "responses; set rollout_size to 48 or 72, or minibatch_size to 20",
+        ),
+        (GRPO(group_size=8), {"rollout_size": 32}, "set rollout_size to 64, or minibatch_size to 32"),
+        (OnlineDPO(), {"rollout_size": 6, "minibatch_size": 4}, "set rollout_size to 4 or 8, or minibatch_size to 2"),
+        (Reinforce(), {"epochs": 2}, "REINFORCE has no ratio .* set epochs to 1 and minibatch_size to 64, or choose"),
+        (Reinforce(), {"minibatch_size": 32}, "REINFORCE has no ratio .* set epochs to 1 and minibatch_size to 64"),
+        (
+            PPO(kl_target=6.0, kl_horizon=63),
+            {},
+            "kl_horizon 63 is less than rollout_size 64, so kl_coef could overshoot; set kl_horizon to 64 or more",
+        ),
         (PPO(clip=0.1), {}, "clip has no effect with one step per rollout; leave it out, or raise epochs"),
         (PPO(value_clip=None), {}, "value_clip has no effect with one step per rollout"),
         (GRPO(ratio="response"), {}, "ratio has no effect with one step per rollout"),
@@ -391,6 +425,30 @@ def test_pitfall_28_loop_and_method_must_fit(algorithm, settings, message):
     if "step per rollout" in message:
         check_loop(OnlineConfig(epochs=2), algorithm)
         check_loop(OnlineConfig(minibatch_size=32), algorithm)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy.reinforce.epochs": 2}, "in 'policy.reinforce', REINFORCE has no ratio"),
+        ({"policy.ppo.kl_in": "loss"}, "in 'policy.ppo', kl_estimator k1 in the loss acts as kl_coef 0"),
+        ({"policy.ppo.kl_target": 6.0, "policy.ppo.kl_horizon": 127}, "kl_horizon 127 is less than rollout_size 128"),
+        ({"policy.grpo.rollout_size": 96}, "set rollout_size to 64 or 128, or minibatch_size to 48"),
+    ],
+)
+def test_what_a_method_cannot_learn_from_is_refused_with_the_parameters(changes, message):
+    raw = read_yaml(ROOT / "params.yaml")
+    validate(raw)
+    with pytest.raises(UserError) as caught:
+        validate(apply_overrides(raw, changes))
+    assert message in str(caught.value)
+
+
+def test_a_horizon_of_one_rollout_and_weighted_k1_are_taken():
+    check_loop(OnlineConfig(), PPO(kl_target=6.0, kl_horizon=64))
+    check_loop(OnlineConfig(), PPO(kl_in="loss", kl_weighted=True))
+    check_loop(OnlineConfig(rollout_size=128), GRPO())
+    check_loop(OnlineConfig(), Reinforce())
 
 
 def test_row_weights_count_rows():

@@ -10,10 +10,13 @@ ranking). The loop computes `(losses * weights).sum()`. A method states only wha
 """
 
 from collections.abc import Callable
-from typing import Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from rlhf_core.batch import Batch, Outputs, Rollout
 from rlhf_core.lazy import Tensor
+
+if TYPE_CHECKING:
+    from rlhf_core.loops.config import OnlineConfig
 
 BatchT = TypeVar("BatchT", bound=Batch)
 
@@ -55,6 +58,9 @@ class OnPolicyAlgorithm(Algorithm[Rollout]):
     def rows_per_unit(self) -> int:
         """Adjacent responses that one loss needs together: 2 for a pair."""
         return 1
+
+    def check_rollouts(self, config: "OnlineConfig") -> None:
+        """Raise ValueError if the method is wrong, or unstable, with rollouts and optimiser steps as in `config`."""
 
     def initial_state(self) -> State:
         """The state before the first rollout."""

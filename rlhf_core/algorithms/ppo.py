@@ -7,7 +7,7 @@ epochs of clipped minibatch steps per rollout.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from rlhf_core.advantages import with_gae
 from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
@@ -18,6 +18,9 @@ from rlhf_core.kl import adapted_kl_coef
 from rlhf_core.lazy import Tensor
 from rlhf_core.losses import clipped_surrogate, value_loss
 from rlhf_core.reductions import token_mean
+
+if TYPE_CHECKING:
+    from rlhf_core.loops.config import OnlineConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,14 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
     def needs(self) -> frozenset[str]:
         """A critic, and entropies to log them."""
         return frozenset({"critic", "entropy"}) | self.kl_needs()
+
+    def check_rollouts(self, config: "OnlineConfig") -> None:
+        """A horizon shorter than a rollout could turn an adaptive kl_coef negative."""
+        if self.kl_target is not None and self.kl_horizon < config.rollout_size:
+            raise ValueError(
+                f"kl_horizon {self.kl_horizon} is less than rollout_size {config.rollout_size}, so kl_coef could "
+                f"overshoot; set kl_horizon to {config.rollout_size} or more"
+            )
 
     def initial_state(self) -> State:
         """The KL coefficient, which the adaptive controller moves."""

@@ -13,7 +13,7 @@ mean of the group's other responses (leave-one-out) or the critic's V_t. G_t - b
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rlhf_core.advantages import gae, leave_one_out, returns_to_go, token_rewards
 from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
@@ -23,6 +23,9 @@ from rlhf_core.kl import kl_k1
 from rlhf_core.lazy import Tensor
 from rlhf_core.losses import policy_gradient, value_loss
 from rlhf_core.reductions import fixed_length, sequence_sum
+
+if TYPE_CHECKING:
+    from rlhf_core.loops.config import OnlineConfig
 
 Weight = Literal["return", "reward_to_go", "q", "advantage", "td_residual"]
 Baseline = Literal["none", "batch_mean", "running_mean", "leave_one_out", "critic"]
@@ -67,6 +70,14 @@ class Reinforce(OnPolicyAlgorithm):
     def needs(self) -> frozenset[str]:
         """The critic where Ψ has one."""
         return frozenset({"critic"}) if self.baseline == "critic" else frozenset()
+
+    def check_rollouts(self, config: "OnlineConfig") -> None:
+        """The gradient is right for samples of the present policy only: one step per rollout."""
+        if config.epochs > 1 or config.minibatch_size < config.rollout_size:
+            raise ValueError(
+                "REINFORCE has no ratio to the policy that sampled, so after one step its samples are stale; "
+                f"set epochs to 1 and minibatch_size to {config.rollout_size}, or choose rloo or ppo"
+            )
 
     def initial_state(self) -> State:
         """The running mean of the return; 0 before the first rollout."""
