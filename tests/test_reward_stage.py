@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 import tiny
 from checkout import make_checkout
 from closure import ROOT
+from rlhf_core.algorithms.table import REWARD_LOSSES, reward_loss
 from rlhf_core.batch import collate, collate_units
 from rlhf_core.ensembles import ScalarEnsemble, aggregate, load_reward_model, save_reward_model
 from rlhf_core.errors import UserError
@@ -27,7 +28,7 @@ from tasks.jsonl import read_jsonl, write_jsonl
 from tasks.params import apply_overrides, load_params, overlay, validate
 from tasks.prepare import prepare
 from tasks.reward import _sft_responses, reward
-from tasks.rows import rating_scale, rating_units
+from tasks.rows import preference_units, rating_scale, rating_units
 from tasks.sft import sft
 
 SHORT = {"base": {"max_steps": 2}, "sft": {"max_steps": 2}}
@@ -114,7 +115,8 @@ def test_likert_scores_train_a_reward_model_that_knows_the_scale(desk):
     errors = plain_scores(REWARD, held_out) * std + mean
     errors -= torch.tensor([row["score"] for row in read_jsonl(FEEDBACK / "ratings_development.jsonl")])
     assert summary["rmse"] == pytest.approx(errors.square().mean().sqrt().item(), rel=1e-4)
-    assert {"accuracy", "log_loss", "ece", "held_out_pairs"} <= set(summary)
+    assert {"accuracy", "held_out_pairs"} <= set(summary)
+    assert not {"log_loss", "ece"} & set(summary)  # a rating is no probability
     assert summary["pairs"] == 0
 
 
@@ -281,6 +283,9 @@ def test_a_users_ratings_go_through_every_stage_to_a_judge(module_patch, tmp_pat
     assert sum(figures["held_out_pairs"] for figures in summary["sources"].values()) == 8 == summary["held_out_pairs"]
     weighted = sum(figures["accuracy"] * figures["held_out_pairs"] for figures in summary["sources"].values()) / 8
     assert summary["accuracy"] == pytest.approx(weighted)
+    held_out = preference_units(FEEDBACK / "preferences_development.jsonl", load_tokenizer(REWARD))
+    raw = plain_scores(REWARD, held_out)
+    assert summary["log_loss"] == pytest.approx(-torch.special.log_ndtr(raw[0::2] - raw[1::2]).mean().item(), rel=1e-4)
     assert read_json(Path("models/judge/summary.json"))["pairs"] == 8
     (_, summary) = stages(reward, reward={"loss": "likert"})
     assert summary["ratings"] == 32
@@ -370,6 +375,21 @@ def test_thurstones_probabilities_are_normal():
     log_loss = -(math.log(0.841345) + math.log(0.158655)) / 2
     assert found == pytest.approx({"accuracy": 0.5, "log_loss": log_loss, "ece": 0.341345}, abs=1e-5)
     assert math.isfinite(pair_metrics(torch.tensor([0.0]), torch.tensor([30.0]), "normal")["log_loss"])
+
+
+def test_without_a_link_there_is_only_the_accuracy():
+    assert pair_metrics(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), None) == {"accuracy": 0.5}
+
+
+def test_every_loss_names_its_link():
+    assert {name: reward_loss(name).link for name in REWARD_LOSSES} == {
+        "bradley_terry": "logistic",
+        "thurstone": "normal",
+        "likert": None,
+        "ranking_pairs": "logistic",
+        "plackett_luce": "logistic",
+        "best_of_n": "logistic",
+    }
 
 
 def test_root_mean_square():

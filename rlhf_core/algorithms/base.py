@@ -10,7 +10,7 @@ ranking). The loop computes `(losses * weights).sum()`. A method states only wha
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 
 from rlhf_core.batch import Batch, Outputs, Rollout
 from rlhf_core.lazy import Tensor
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rlhf_core.loops.config import OnlineConfig
 
 BatchT = TypeVar("BatchT", bound=Batch)
+
+# What turns the difference of two scores into the probability that the first is better: σ or Φ.
+Link = Literal["logistic", "normal"]
 
 # What a method carries from rollout to rollout (a KL coefficient, a running mean): part of the checkpoint.
 State = dict[str, float]

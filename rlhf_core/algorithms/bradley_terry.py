@@ -7,7 +7,7 @@ A tie is the mean of both directions. Smoothing and margins bias r; `make oracle
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_core.algorithms.base import Algorithm
+from rlhf_core.algorithms.base import Algorithm, Link
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.fields import check_bounds, setting
 from rlhf_core.lazy import Tensor, torch
@@ -23,6 +23,7 @@ class BradleyTerry(Algorithm[Batch]):
     label_smoothing: float = setting(0.0, "ε, probability that a label is wrong", ge=0, lt=0.5)
 
     data: ClassVar[str] = "pairs"
+    link: ClassVar[Link | None] = "logistic"
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -9,7 +9,7 @@ from itertools import combinations, permutations, product
 from math import factorial, prod
 from typing import ClassVar
 
-from rlhf_core.algorithms.base import Algorithm
+from rlhf_core.algorithms.base import Algorithm, Link
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.errors import UserError
 from rlhf_core.lazy import Tensor, torch
@@ -23,6 +23,7 @@ class Ranking(Algorithm[Batch]):
     """What the three losses share: one ranking, one vote."""
 
     data: ClassVar[str] = "rankings"
+    link: ClassVar[Link | None] = "logistic"  # of two responses, in Plackett-Luce's and Luce's models too
 
     def ranking_loss(self, scores: Tensor, ranks: Tensor) -> Tensor:
         """The loss of one ranking, (K,), (K,) -> ()."""
