@@ -97,11 +97,11 @@ def test_reinforce_loss_and_averaging():
 
 
 def test_reinforce_critic_is_fitted_to_the_returns():
-    """c_V = 2 and V = 0: 2 G² besides -Ψ log π."""
-    algorithm = Reinforce(weight="q", baseline="critic", kl_coef=0.5, value_coef=2.0)
+    """V = 0: G² besides -Ψ log π."""
+    algorithm = Reinforce(weight="q", baseline="critic", kl_coef=0.5)
     batch = targets(algorithm)
     outputs = Outputs.of(batch, logprobs=torch.zeros(2, 3), values=torch.zeros(2, 3))
-    close(algorithm.losses(outputs, batch), [[2 * 0.9**2, 2 * 1.6**2, 2 * 1.8**2], [2 * 0.9**2, 0, 0]])
+    close(algorithm.losses(outputs, batch), [[0.9**2, 1.6**2, 1.8**2], [0.9**2, 0, 0]])
 
 
 def test_running_mean_moves_by_the_momentum():
@@ -213,12 +213,12 @@ def test_whitening_leaves_the_returns_alone(kind):
 
 
 def test_ppo_penalty_loss():
-    """β_old = 3: -ρ Â + 3 (ρ - 1 - log ρ), ρ = e^{0.1}; Â = G - V with λ = 1."""
-    algorithm = PPOPenalty(kl_coef=0.5, penalty=3.0, lam=1.0, whiten_advantages=False, value_coef=0.0)
+    """β_old = 3: -ρ Â + 3 (ρ - 1 - log ρ), ρ = e^{0.1}; Â = G - V with λ = 1. The critic now is off by 0.5."""
+    algorithm = PPOPenalty(kl_coef=0.5, penalty=3.0, lam=1.0, whiten_advantages=False)
     batch = targets(algorithm)
     close(batch.advantages, [[1.3, 0.9, 0.3], [-2.9, 0, 0]])
-    outputs = moved_outputs(values=torch.zeros(2, 3))
-    penalty = 3 * (E1 - 1 - 0.1)
+    outputs = moved_outputs(values=batch.returns + 0.5)
+    penalty = 3 * (E1 - 1 - 0.1) + 0.25
     losses = algorithm.losses(outputs, batch) * MASK
     close(losses, [[penalty - E1 * a for a in (1.3, 0.9, 0.3)], [penalty + E1 * 2.9, 0, 0]])
 
@@ -367,7 +367,6 @@ def test_grpo_of_two_and_dpo():
         (Reinforce, {"baseline": "leave_one_out"}, "leave_one_out needs other responses to the prompt"),
         (Reinforce, {"momentum": 0.5}, "momentum has no effect with weight reward_to_go and baseline batch_mean"),
         (Reinforce, {"lam": 0.5}, "lam has no effect"),
-        (Reinforce, {"value_coef": 0.5}, "value_coef has no effect"),
         (Reinforce, {"critic_learning_rate": 0.5}, "critic_learning_rate has no effect"),
         (RLOO, {"group_size": 1}, "group_size is 1; it must be at least 2"),
         (RLOO, {"std_eps": 0.5}, "std_eps has no effect while normalize_advantages is false"),

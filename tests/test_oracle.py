@@ -77,7 +77,7 @@ class UncheckedPPO(PPO):
 
 def test_k1_in_the_loss_has_no_expected_gradient():
     """With it or without it the expected gradient of PPO's loss is the same; k3's is another."""
-    settings = {"kl_in": "loss", "whiten_advantages": False, "value_coef": 0.0}
+    settings = {"kl_in": "loss", "whiten_advantages": False}
     without, with_k1, with_k3 = (
         enumerated_gradient(UncheckedPPO(kl_coef=coef, kl_estimator=estimator, **settings))
         for coef, estimator in ((0.0, "k1"), (PROBLEM.beta, "k1"), (PROBLEM.beta, "k3"))

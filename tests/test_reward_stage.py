@@ -18,17 +18,19 @@ from rlhf_core.algorithms.table import REWARD_LOSSES, reward_loss
 from rlhf_core.batch import collate, collate_units
 from rlhf_core.ensembles import ScalarEnsemble, aggregate, load_reward_model, save_reward_model
 from rlhf_core.errors import UserError
-from rlhf_core.forward import scores
+from rlhf_core.forward import response_logprobs, scores
+from rlhf_core.loops.run import minibatch_indices
 from rlhf_core.metrics import pair_metrics, root_mean_square
-from rlhf_core.models import ScalarModel, load_scalar_model, load_tokenizer, new_scalar_model, save_policy
+from rlhf_core.models import ScalarModel, load_policy, load_scalar_model, load_tokenizer, new_scalar_model, save_policy
 from rlhf_core.rewards import ModelReward
+from rlhf_core.tokens import encode_prompt, encode_response
 from tasks.base import base
 from tasks.collect import collect
 from tasks.jsonl import read_jsonl, write_jsonl
 from tasks.params import apply_overrides, load_params, overlay, validate
 from tasks.prepare import prepare
 from tasks.reward import _sft_responses, reward
-from tasks.rows import preference_units, rating_scale, rating_units
+from tasks.rows import preference_units, rating_scale, rating_units, text_units
 from tasks.sft import sft
 
 SHORT = {"base": {"max_steps": 2}, "sft": {"max_steps": 2}}
@@ -97,6 +99,22 @@ def plain_scores(path, units):
 
 
 # --- the stages ---
+
+
+def test_the_base_model_learns_every_token_of_its_text(checkout):
+    """All tokens of a row but the first, in training and on the development split; the end token is the last."""
+    tokenizer = load_tokenizer("data/prepared/tokenizer")
+    rows = read_jsonl("data/prepared/threads.jsonl")
+    sizes = [len(encode_prompt(tokenizer, r["prompt"]) + encode_response(tokenizer, r["response"])) for r in rows]
+    curve = read_jsonl("models/base/metrics.jsonl")
+    for step, metrics in enumerate(curve):
+        chosen = minibatch_indices(step, len(rows), 16, load_params().run.seed, "base")
+        assert metrics["trained_tokens"] == sum(sizes[index] - 1 for index in chosen)
+    units = text_units(Path("data/prepared/demonstrations_development.jsonl"), tokenizer)
+    assert {len(row.prompt_ids) for (row,) in units} == {1}
+    batch = collate_units(units, tokenizer.pad_token_id)
+    loss = -response_logprobs(load_policy("models/base"), batch).sum() / batch.response_mask.sum()
+    assert curve[-1]["development_loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
 def test_likert_scores_train_a_reward_model_that_knows_the_scale(desk):

@@ -35,7 +35,6 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
     kl_horizon: int = setting(10_000, "responses over which an adaptive kl_coef reacts (Ziegler et al.)", ge=1)
     clip: float = setting(0.2, "ε of the clipped surrogate (Schulman et al. 2017, table 3)", gt=0, lt=1)
     value_clip: float | None = setting(0.2, "ε of the clipped value loss; null to leave it out", gt=0)
-    value_coef: float = setting(0.1, "c_V, weight of the critic's loss (Ziegler et al.)", ge=0)
     critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
     entropy_coef: float = setting(0.0, "c_e, weight of the entropy bonus", ge=0)
     gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
@@ -79,11 +78,14 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
         return with_gae(rollout, rewards, self.gamma, self.lam, whitened=self.whiten_advantages)
 
     def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
-        """Clipped surrogate + KL if it stands here + c_V value loss - c_e entropy, (B, R). Schulman et al. eq. 9."""
+        """Clipped surrogate + KL if it stands here + value loss - c_e entropy, (B, R). Schulman et al. eq. 9.
+
+        Without its c_1: policy and critic share no weights (`GradientStep`).
+        """
         surrogate = clipped_surrogate(outputs.logprobs, batch.old_logprobs, batch.advantages, self.clip)
         critic = value_loss(outputs.values, batch.old_values, batch.returns, self.value_clip)
         bonus = self.entropy_coef * outputs.entropies
-        return surrogate + self.kl_losses(outputs, batch) + self.value_coef * critic - bonus
+        return surrogate + self.kl_losses(outputs, batch) + critic - bonus
 
     def weights(self, batch: Rollout) -> Tensor:
         """One token, one vote, (B, R)."""

@@ -42,7 +42,6 @@ class Reinforce(OnPolicyAlgorithm):
     momentum: float = setting(0.9, "of the running mean: share that earlier rollouts keep", ge=0, lt=1)
     gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
     lam: float = setting(0.95, "λ of GAE, for weight advantage", ge=0, le=1)
-    value_coef: float = setting(0.1, "weight of the critic's loss", ge=0)
     critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
     length: int = setting(64, "a constant that the sum over tokens is divided by, to keep the loss's scale", ge=1)
 
@@ -57,7 +56,6 @@ class Reinforce(OnPolicyAlgorithm):
         defaults = {
             "momentum": self.baseline == "running_mean",
             "lam": self.weight == "advantage",
-            "value_coef": self.baseline == "critic",
             "critic_learning_rate": self.baseline == "critic",
         }
         for name, used in defaults.items():
@@ -115,7 +113,7 @@ class Reinforce(OnPolicyAlgorithm):
         loss = policy_gradient(outputs.logprobs, batch.advantages)
         if self.baseline != "critic":
             return loss
-        return loss + self.value_coef * value_loss(outputs.values, batch.old_values, batch.returns, None)
+        return loss + value_loss(outputs.values, batch.old_values, batch.returns, None)
 
     def weights(self, batch: Rollout) -> Tensor:
         """Σ_t / length, mean over responses, (B, R): weights that don't depend on a response's length."""
