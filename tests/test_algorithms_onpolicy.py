@@ -321,7 +321,7 @@ def gradients(loss_of):
 
 
 def test_grpo_of_two_and_dpo():
-    """Seed S0: GRPO with G = 2 and binary rewards reduces to DPO. What is true of it.
+    """It is said that GRPO with G = 2 and binary rewards reduces to DPO. What is true of it.
 
     Scores 1 and 0 without the std: Â = ±½. With token sums GRPO's gradient at ratio 1 is ¼ (∇log π(y_l) − ∇log π(y_w)),
     DPO's is β σ(−margin) times the same direction: parallel, in the proportion ¼ : β σ(−margin), and σ(0) = ½.

@@ -1,4 +1,4 @@
-"""Bradley-Terry reward model. Bradley & Terry 1952; InstructGPT (arXiv:2203.02155) eq. 1; seeds S0-S4.
+"""Bradley-Terry reward model. Bradley & Terry 1952; InstructGPT (arXiv:2203.02155) eq. 1.
 
 P(y_w ≻ y_l | x) = σ(r(x, y_w) - r(x, y_l)), fitted by maximum likelihood on pairs: L = -log σ(r_w - r_l - m).
 A tie is the mean of both directions. Smoothing and margins bias r; `make oracle` prints by how much.

@@ -1,4 +1,4 @@
-"""Reward model by regression on Likert scores. Seed S1.
+"""Reward model by regression on Likert scores, by least squares.
 
 L = (r(x, y) - score)² on scores standardised over the training data; mean and standard deviation are saved with the
 model, so that its prediction can be read on the annotators' scale.

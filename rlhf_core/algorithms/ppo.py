@@ -1,8 +1,8 @@
 """PPO: Proximal Policy Optimization for RLHF. Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9;
-Ziegler et al. 2019, arXiv:1909.08593; InstructGPT, arXiv:2203.02155; seeds S0-S4.
+Ziegler et al. 2019, arXiv:1909.08593; InstructGPT, arXiv:2203.02155.
 
 The KL to the reference stands in the token reward, r̃_t = -β (log π_old - log π_ref) + 1[t=T] r(x, y), which makes
-π* ∝ π_ref exp(r/β) the optimum, or (seed S4's form) in the loss. A critic gives GAE; policy and critic take several
+π* ∝ π_ref exp(r/β) the optimum, or in the loss. A critic gives GAE; policy and critic take several
 epochs of clipped minibatch steps per rollout.
 """
 

@@ -1,4 +1,7 @@
-"""PPO-penalty: PPO with an adaptive penalty on the size of the update. Schulman et al. 2017, arXiv:1707.06347, sec. 4.
+"""PPO-penalty: an adaptive penalty on the size of the update. Schulman et al. 2017, arXiv:1707.06347, sec. 4, eq. 8.
+
+Departures: the KL is estimated from the sampled tokens by k3, not summed over all actions; β_old has a floor,
+`penalty_min`.
 
 Maximise ρ Â - β_old KL(π_old‖π_θ); after each rollout's updates β_old halves if that KL < d/1.5 and doubles if it is
 > 1.5 d. The KL to the reference stands in the token reward, as in PPO.

@@ -1,4 +1,4 @@
-"""Reward models from rankings of K responses: all pairs, Plackett-Luce, and the best of N. Seeds S1, S2.
+"""Reward models from rankings of K responses: all pairs, Plackett-Luce, and the best of N.
 
 The K responses to a prompt stand in one unit, so that each is read once and no split parts them. Labels are ranks,
 1 the best; equal ranks are ties.
@@ -95,7 +95,7 @@ class PlackettLuce(Ranking):
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfNChoice(Ranking):
-    """The likelihood that the best is chosen of N; ranks below it are not looked at. Luce 1959; seed S1."""
+    """The likelihood that the best is chosen of N; ranks below it are not looked at. Luce 1959."""
 
     def ranking_loss(self, scores: Tensor, ranks: Tensor) -> Tensor:
         """logsumexp_j r_j - r_best; several best ones are averaged."""

@@ -1,15 +1,15 @@
-"""REINFORCE with each weight Ψ and baseline. Williams 1992; Schulman et al. 2015, arXiv:1506.02438, eq. 1; seed S3.
+"""REINFORCE with each weight Ψ and baseline. Williams 1992; Schulman et al. 2015, arXiv:1506.02438, eq. 1.
 
 ∇J = E Σ_t ∇log π(a_t|s_t) Ψ_t, with the KL to the reference in the token reward r̃_t. Ψ_t is
 
-    return          R(τ) = Σ_t r̃_t        seed S3's first form
-    reward_to_go    G_t = Σ_{i>=t} r̃_i     (seed S3 prints the sum from 0)
+    return          R(τ) = Σ_t r̃_t
+    reward_to_go    G_t = Σ_{i>=t} r̃_i
     q               r̃_t + γ V_{t+1}
-    advantage       Â_t of GAE              (seed S4 prints Q / V; it is Q - V)
+    advantage       Â_t of GAE
     td_residual     δ_t = r̃_t + γ V_{t+1} - V_t
 
 and the baseline, subtracted from the first two, is none, the batch's mean, a running mean over earlier rollouts, the
-mean of the group's other responses (leave-one-out) or the critic's V_t. G_t - b is S3's sixth form.
+mean of the group's other responses (leave-one-out) or the critic's V_t.
 """
 
 from dataclasses import dataclass

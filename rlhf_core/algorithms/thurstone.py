@@ -1,4 +1,4 @@
-"""Thurstone reward model. Thurstone 1927, "A law of comparative judgment"; seed S4.
+"""Thurstone reward model. Thurstone 1927, "A law of comparative judgment".
 
 P(y_w ≻ y_l | x) = Φ(r(x, y_w) - r(x, y_l)): utilities with normal noise whose difference has unit variance. Rewards
 come out on a scale about 1.7 times smaller than Bradley-Terry's; `reward.unit_scale` takes that out.

@@ -1,4 +1,4 @@
-"""TRPO: Trust Region Policy Optimization. Schulman et al. 2015, arXiv:1502.05477, eq. 14 and sec. 6; seeds S2-S4.
+"""TRPO: Trust Region Policy Optimization. Schulman et al. 2015, arXiv:1502.05477, eq. 14 and sec. 6.
 
 Maximise E[ρ Â] subject to mean KL(π_old‖π_θ) <= δ, by `rlhf_core.loops.trust_region`: one natural-gradient step per
 rollout, accepted only if the surrogate rises and the KL holds; otherwise the weights stay and the failure is counted.
