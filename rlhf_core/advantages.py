@@ -7,7 +7,7 @@ from rlhf_core.lazy import Tensor, torch
 
 
 def token_rewards(scores: Tensor, kl: Tensor, kl_coef: float, response_mask: Tensor) -> Tensor:
-    """r̃_t = -β kl_t + 1[t = T] r(x, y), (B, R). Seed S3 step 3.2; InstructGPT eq. 2.
+    """r̃_t = -β kl_t + 1[t = T] r(x, y), (B, R). InstructGPT (arXiv:2203.02155) eq. 2.
 
     scores (B,); kl (B, R) is k1 of the sampling policy. Masked, a row sums to score - β Σ kl_t.
     """
@@ -43,7 +43,7 @@ def with_gae(rollout: Rollout, rewards: Tensor, gamma: float, lam: float, *, whi
 
 
 def returns_to_go(rewards: Tensor, response_mask: Tensor, gamma: float) -> Tensor:
-    """G_t = Σ_{i>=t} γ^{i-t} r̃_i, (B, R), 0 outside the mask. Seed S3, whose sum starts at 0 by a slip."""
+    """G_t = Σ_{i>=t} γ^{i-t} r̃_i, (B, R), 0 outside the mask."""
     returns = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
@@ -53,7 +53,7 @@ def returns_to_go(rewards: Tensor, response_mask: Tensor, gamma: float) -> Tenso
 
 
 def leave_one_out(returns: Tensor, group_size: int) -> Tensor:
-    """The mean of the other members of each response's group, (B,) -> (B,). Kool et al. 2019; arXiv:2402.14740 eq. 6.
+    """The mean of the other members of each response's group, (B,) -> (B,). Kool et al. 2019; arXiv:2402.14740.
 
     Independent of the response it is subtracted from, so that it leaves the expected gradient as it is.
     """

@@ -1,4 +1,8 @@
-"""Ensembles of reward models: one score from M. Coste et al. 2023, arXiv:2310.02743; seed S3.
+"""Ensembles of reward models: one score from M. Coste et al. 2023, arXiv:2310.02743; Eisenstein et al. 2023,
+arXiv:2312.09244.
+
+Mean and minimum (worst case) are theirs. Coste et al.'s uncertainty-weighted score is the mean less λ times the
+variance; here it is the mean less λ times the standard deviation, which has the unit of the score.
 
 On disk member 1 is the folder itself, a plain Hugging Face folder; the others stand in its `members/2`, `members/3` ...
 Its config.json says how they are summed up (`reward_members`, `reward_aggregate`, `reward_std_coef`). Every member is

@@ -36,7 +36,7 @@ def _full_precision(tensor: Tensor) -> Tensor:
 
 
 def cross_entropy(logprobs: Tensor) -> Tensor:
-    """-log π(a_t | s_t), per token, (B, R). Seeds S1, S2."""
+    """-log π(a_t | s_t), per token, (B, R)."""
     return -logprobs
 
 
@@ -50,7 +50,7 @@ def bradley_terry(
 ) -> Tensor:
     """-p log σ(r_w - r_l - m) - (1 - p) log σ(r_l - r_w - m), (N,), with p = `label`, the chance that chosen is better.
 
-    Bradley & Terry 1952; InstructGPT (arXiv:2203.02155) eq. 1; margin: Llama 2 (arXiv:2307.09288) eq. 2; seeds S0-S4.
+    Bradley & Terry 1952; InstructGPT (arXiv:2203.02155) eq. 1; margin: Llama 2 (arXiv:2307.09288) eq. 2.
     A tie, p = ½, is the mean of both directions. logsigmoid keeps it finite at any gap, where log(1 + exp) overflows.
     """
     forwards, backwards = -F.logsigmoid(chosen - rejected - margin), -F.logsigmoid(rejected - chosen - margin)
@@ -60,14 +60,14 @@ def bradley_terry(
 def thurstone(chosen: Tensor, rejected: Tensor, label: Tensor | float = 1.0) -> Tensor:
     """-p log Φ(r_w - r_l) - (1 - p) log Φ(r_l - r_w), (N,): the difference of utilities has unit variance.
 
-    Thurstone 1927; seed S4. log_ndtr stays finite where log(Φ) underflows.
+    Thurstone 1927. log_ndtr stays finite where log(Φ) underflows.
     """
     difference = chosen - rejected
     return -label * torch.special.log_ndtr(difference) - (1 - label) * torch.special.log_ndtr(-difference)
 
 
 def squared_error(scores: Tensor, ratings: Tensor) -> Tensor:
-    """(r - rating)², (B,): regression on Likert scores. Seed S1."""
+    """(r - rating)², (B,): regression on Likert scores."""
     return (scores - ratings).square()
 
 

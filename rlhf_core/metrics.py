@@ -10,20 +10,22 @@ from torch import Tensor
 
 
 def pair_metrics(
-    chosen: Tensor, rejected: Tensor, link: Literal["logistic", "normal"] = "logistic"
+    chosen: Tensor, rejected: Tensor, link: Literal["logistic", "normal"] | None = "logistic"
 ) -> dict[str, float]:
     """Accuracy (equal scores are half right), log-loss in nats with its standard error, calibration; (N,) twice.
 
-    The probability that chosen is the better one is σ(r_w - r_l), or Φ(r_w - r_l) with the normal link (Thurstone).
+    The probability that chosen is the better one is σ(r_w - r_l), or Φ(r_w - r_l) with the normal link. With no link
+    (regression on ratings) scores say nothing about probabilities, and there is only the accuracy.
     """
     margin = chosen - rejected
-    log_probability = torch.special.log_ndtr(margin) if link == "normal" else F.logsigmoid(margin)
-    return {
-        "accuracy": ((margin > 0).float() + 0.5 * (margin == 0).float()).mean().item(),
-        "log_loss": -log_probability.mean().item(),
-        "log_loss_se": (log_probability.std(correction=0) / len(margin) ** 0.5).item(),
-        "ece": expected_calibration_error(torch.special.ndtr(margin) if link == "normal" else margin.sigmoid()),
-    }
+    metrics = {"accuracy": ((margin > 0).float() + 0.5 * (margin == 0).float()).mean().item()}
+    if link is not None:
+        normal = link == "normal"
+        log_probability = torch.special.log_ndtr(margin) if normal else F.logsigmoid(margin)
+        metrics["log_loss"] = -log_probability.mean().item()
+        metrics["log_loss_se"] = (log_probability.std(correction=0) / len(margin) ** 0.5).item()
+        metrics["ece"] = expected_calibration_error(torch.special.ndtr(margin) if normal else margin.sigmoid())
+    return metrics
 
 
 def root_mean_square(errors: Tensor) -> float:

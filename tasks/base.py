@@ -10,7 +10,7 @@ from rlhf_core.models import load_tokenizer, new_policy
 from rlhf_core.seeding import seed_everything
 from tasks.params import Params
 from tasks.preflight import ROWS, Check, policy_checks, prepared, require, run_checks
-from tasks.rows import demonstration_units
+from tasks.rows import text_units
 from tasks.source import model_source
 from tasks.stage import Stage, main, open_stage, write_json
 from tasks.train import train_and_save_policy
@@ -20,7 +20,7 @@ THREADS = Path("data/prepared/threads.jsonl")
 
 
 def base() -> None:
-    """Train the base model, or record which one is used."""
+    """Train the base model by cross-entropy on every token, or record which one is used."""
     with open_stage("base") as stage:
         source = model_source(stage.params.model)
         if source.config is None:
@@ -37,7 +37,7 @@ def checks(params: Params) -> Iterator[Check]:
     if source.config is not None:
         tokenizer = load_tokenizer("data/prepared/tokenizer")
         policy = prepared(params, new_policy(_config(source.config, tokenizer)))
-        rows = demonstration_units(THREADS, tokenizer, ROWS)
+        rows = text_units(THREADS, tokenizer, ROWS)
         yield from policy_checks(params, policy, tokenizer, rows, params.base.learning_rate)
 
 
@@ -63,8 +63,8 @@ def _train(stage: Stage, config_file: Path) -> None:
         new_policy(config),
         tokenizer,
         SFT(),
-        demonstration_units(THREADS, tokenizer),
-        demonstration_units(Path("data/prepared/demonstrations_development.jsonl"), tokenizer),
+        text_units(THREADS, tokenizer),
+        text_units(Path("data/prepared/demonstrations_development.jsonl"), tokenizer),
         params.base,
         OUT,
     )

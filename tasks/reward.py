@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,8 +46,6 @@ FEEDBACK = Path("data/feedback")
 FILES = {"pairs": "preferences", "ratings": "ratings", "rankings": "rankings"}  # by an algorithm's `data`
 FORMS = {"preferences": "side_by_side", "ratings": "likert", "rankings": "ranking"}
 LOSSES = {"preferences": "bradley_terry", "ratings": "likert", "rankings": "plackett_luce"}
-Link = Literal["logistic", "normal"]  # what turns a difference of scores into a probability
-LINKS: dict[str, Link] = {"thurstone": "normal"}  # of the other losses it is the logistic one
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,6 @@ class Task:
     algorithm: Any
     train: list[Unit]
     held_out: list[Unit]
-    link: Link = "logistic"
     rating_scale: tuple[float, float] | None = None  # mean and standard deviation that scores were standardised with
     members: int = 1
 
@@ -139,8 +136,7 @@ def _task(stage: Stage, present: list[str]) -> Task:
         "rankings": lambda path: ranking_units(path, tokenizer),
     }
     read = readers[algorithm.data]
-    link = LINKS.get(section.loss, "logistic")
-    return Task("reward", algorithm, read(train), read(held_out), link, scale, section.members)
+    return Task("reward", algorithm, read(train), read(held_out), scale, section.members)
 
 
 def _fit(stage: Stage, out: str, task: Task) -> None:
@@ -201,19 +197,20 @@ def _train(stage: Stage, task: Task, number: int, folder: Path) -> ScalarModel:
 def _pair_metrics(stage: Stage, model: ScalarModel | ScalarEnsemble, task: Task) -> dict[str, Any]:
     """Accuracy, log-loss and calibration on held-out preferences, ties left out; also for each source apart.
 
-    Of raw scores: the probabilities that a loss is the likelihood of are made of those.
+    Probabilities are made of raw scores by the loss's own link; a loss without one has the accuracy only.
     """
     path = FEEDBACK / "preferences_development.jsonl"
     units = preference_units(path, load_tokenizer("data/prepared/tokenizer"))
     untied = [index for index, unit in enumerate(units) if unit[0].label != 0.5]
     scores = _scores(stage, model, [units[index] for index in untied])
     chosen, rejected = scores[0::2], scores[1::2]
-    metrics: dict[str, Any] = pair_metrics(chosen, rejected, task.link) | {"held_out_pairs": len(untied)}
+    link = task.algorithm.link
+    metrics: dict[str, Any] = pair_metrics(chosen, rejected, link) | {"held_out_pairs": len(untied)}
     sources = [pair_sources(path)[index] for index in untied]
     by_source = {}
     for source in sorted({source for source in sources if source is not None}):
         own = torch.tensor([other == source for other in sources], device=scores.device)
-        by_source[source] = pair_metrics(chosen[own], rejected[own], task.link) | {"held_out_pairs": int(own.sum())}
+        by_source[source] = pair_metrics(chosen[own], rejected[own], link) | {"held_out_pairs": int(own.sum())}
     return metrics | ({"sources": by_source} if by_source else {})
 
 

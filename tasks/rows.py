@@ -27,6 +27,15 @@ def demonstration_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: i
     ]
 
 
+def text_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
+    """The same rows as raw text: every token is trained, the role tokens and what the user says included.
+
+    Only the first token is not, because nothing stands before it to predict it from: it is the prompt.
+    """
+    rows = [[*row.prompt_ids, *row.response_ids] for (row,) in demonstration_units(path, tokenizer, limit)]
+    return [(Example(ids[:1], ids[1:]),) for ids in rows]
+
+
 def preference_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
     """Rows {"prompt", "chosen", "rejected"} as units (chosen, rejected); sampled ids are used where they are there.
 

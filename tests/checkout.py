@@ -22,7 +22,7 @@ TINY = {
         "ppo": {"steps": 3, "rollout_size": 16, "minibatch_size": 8, "snapshots": 2, "resume_every": 1},
         "grpo": {"steps": 3, "rollout_size": 16, "minibatch_size": 8, "group_size": 4, "snapshots": 2},
         "dpo": {"batch_size": 8, "warmup_steps": 1, "snapshots": 2, "evaluations": 1},
-        "reinforce": ONLINE,
+        "reinforce": ONLINE | {"minibatch_size": 16},
         "rloo": ONLINE,
         "trpo": ONLINE,
         "ppo_penalty": ONLINE,

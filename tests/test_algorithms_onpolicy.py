@@ -16,8 +16,10 @@ from rlhf_core.algorithms.reinforce import Reinforce
 from rlhf_core.algorithms.rloo import RLOO
 from rlhf_core.algorithms.trpo import TRPO
 from rlhf_core.batch import Outputs
-from rlhf_core.loops.online import OnlineConfig, check_loop
+from rlhf_core.errors import UserError
+from rlhf_core.loops.config import OnlineConfig, check_loop
 from rlhf_core.losses import dpo
+from tasks.params import ROOT, apply_overrides, read_yaml, validate
 
 # Two responses, of three tokens and of one.
 MASK = torch.tensor([[1.0, 1, 1], [1, 0, 0]])
@@ -95,11 +97,11 @@ def test_reinforce_loss_and_averaging():
 
 
 def test_reinforce_critic_is_fitted_to_the_returns():
-    """c_V = 2 and V = 0: 2 G² besides -Ψ log π."""
-    algorithm = Reinforce(weight="q", baseline="critic", kl_coef=0.5, value_coef=2.0)
+    """V = 0: G² besides -Ψ log π."""
+    algorithm = Reinforce(weight="q", baseline="critic", kl_coef=0.5)
     batch = targets(algorithm)
     outputs = Outputs.of(batch, logprobs=torch.zeros(2, 3), values=torch.zeros(2, 3))
-    close(algorithm.losses(outputs, batch), [[2 * 0.9**2, 2 * 1.6**2, 2 * 1.8**2], [2 * 0.9**2, 0, 0]])
+    close(algorithm.losses(outputs, batch), [[0.9**2, 1.6**2, 1.8**2], [0.9**2, 0, 0]])
 
 
 def test_running_mean_moves_by_the_momentum():
@@ -130,6 +132,20 @@ def moved_outputs(**computed):
 E1 = math.exp(0.1)
 
 
+class UncheckedPPO(PPO):
+    """PPO that takes every place and estimator of the KL, also those that optimise nothing."""
+
+    def check_kl(self):
+        """Refuse nothing."""
+
+
+class UncheckedGRPO(GRPO):
+    """The same of GRPO."""
+
+    def check_kl(self):
+        """Refuse nothing."""
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -153,8 +169,8 @@ E1 = math.exp(0.1)
 def test_kl_in_the_loss(settings, expected):
     """β = 2 times the estimate; the reward is then the score alone."""
     exact = torch.tensor([[7.0, 8, 9], [7, 0, 0]])
-    for kind in (PPO, GRPO):
-        more = {"group_size": 2} if kind is GRPO else {}
+    for kind in (UncheckedPPO, UncheckedGRPO):
+        more = {"group_size": 2} if kind is UncheckedGRPO else {}
         algorithm = kind(kl_coef=2.0, kl_in="loss", **settings, **more)
         close(algorithm.kl_losses(moved_outputs(exact_kl=exact), rollout()), [[2 * x for x in row] for row in expected])
         close(algorithm.token_rewards(rollout()), [[0, 0, 2.0], [-1.0, 0, 0]])
@@ -172,8 +188,8 @@ def test_an_adaptive_coefficient_reaches_targets_and_losses():
     algorithm = PPO(kl_target=6.0)
     state = {"kl_coef": 0.5}
     close(algorithm.at(state).targets(rollout(), state).rewards, REWARDS)
-    in_loss = PPO(kl_target=6.0, kl_in="loss").at({"kl_coef": 2.0})
-    close(in_loss.kl_losses(moved_outputs(), rollout()), [[0.6, -0.2, 1.0], [-0.2, 0, 0]])
+    in_loss = PPO(kl_target=6.0, kl_in="loss", kl_estimator="k2").at({"kl_coef": 2.0})
+    close(in_loss.kl_losses(moved_outputs(), rollout()), [[0.09, 0.01, 0.25], [0.01, 0, 0]])
 
 
 def test_an_entropy_bonus_lowers_the_loss():
@@ -197,12 +213,12 @@ def test_whitening_leaves_the_returns_alone(kind):
 
 
 def test_ppo_penalty_loss():
-    """β_old = 3: -ρ Â + 3 (ρ - 1 - log ρ), ρ = e^{0.1}; Â = G - V with λ = 1."""
-    algorithm = PPOPenalty(kl_coef=0.5, penalty=3.0, lam=1.0, whiten_advantages=False, value_coef=0.0)
+    """β_old = 3: -ρ Â + 3 (ρ - 1 - log ρ), ρ = e^{0.1}; Â = G - V with λ = 1. The critic now is off by 0.5."""
+    algorithm = PPOPenalty(kl_coef=0.5, penalty=3.0, lam=1.0, whiten_advantages=False)
     batch = targets(algorithm)
     close(batch.advantages, [[1.3, 0.9, 0.3], [-2.9, 0, 0]])
-    outputs = moved_outputs(values=torch.zeros(2, 3))
-    penalty = 3 * (E1 - 1 - 0.1)
+    outputs = moved_outputs(values=batch.returns + 0.5)
+    penalty = 3 * (E1 - 1 - 0.1) + 0.25
     losses = algorithm.losses(outputs, batch) * MASK
     close(losses, [[penalty - E1 * a for a in (1.3, 0.9, 0.3)], [penalty + E1 * 2.9, 0, 0]])
 
@@ -305,7 +321,7 @@ def gradients(loss_of):
 
 
 def test_grpo_of_two_and_dpo():
-    """Seed S0: GRPO with G = 2 and binary rewards reduces to DPO. What is true of it.
+    """It is said that GRPO with G = 2 and binary rewards reduces to DPO. What is true of it.
 
     Scores 1 and 0 without the std: Â = ±½. With token sums GRPO's gradient at ratio 1 is ¼ (∇log π(y_l) − ∇log π(y_w)),
     DPO's is β σ(−margin) times the same direction: parallel, in the proportion ¼ : β σ(−margin), and σ(0) = ½.
@@ -351,7 +367,6 @@ def test_grpo_of_two_and_dpo():
         (Reinforce, {"baseline": "leave_one_out"}, "leave_one_out needs other responses to the prompt"),
         (Reinforce, {"momentum": 0.5}, "momentum has no effect with weight reward_to_go and baseline batch_mean"),
         (Reinforce, {"lam": 0.5}, "lam has no effect"),
-        (Reinforce, {"value_coef": 0.5}, "value_coef has no effect"),
         (Reinforce, {"critic_learning_rate": 0.5}, "critic_learning_rate has no effect"),
         (RLOO, {"group_size": 1}, "group_size is 1; it must be at least 2"),
         (RLOO, {"std_eps": 0.5}, "std_eps has no effect while normalize_advantages is false"),
@@ -362,6 +377,9 @@ def test_grpo_of_two_and_dpo():
         (GRPO, {"kl_in": "reward"}, "kl_estimator k3 in the reward makes the policy collapse"),
         (PPO, {"kl_estimator": "k2"}, "kl_estimator k2 in the reward makes the policy collapse"),
         (PPO, {"kl_weighted": True}, "kl_per and kl_weighted have no effect while kl_in is reward"),
+        (PPO, {"kl_in": "loss"}, "kl_estimator k1 in the loss acts as kl_coef 0"),
+        (PPO, {"kl_in": "loss", "kl_per": "response"}, "kl_estimator k1 in the loss acts as kl_coef 0"),
+        (GRPO, {"kl_estimator": "k1"}, "set kl_in to reward, kl_weighted to true, or kl_estimator to k2, k3 or exact"),
         (
             PPO,
             {"kl_in": "loss", "kl_estimator": "exact", "kl_per": "response"},
@@ -380,6 +398,21 @@ def test_pitfall_28_settings_without_effect_or_sense_raise(kind, settings, messa
     [
         (GRPO(group_size=5), {}, "rollout_size 64 is not a multiple of group_size 5; change one"),
         (OnlineDPO(), {"minibatch_size": 7}, "minibatch_size 7 and micro_batch_size 64 must be multiples of 2"),
+        (
+            GRPO(group_size=6),
+            {"rollout_size": 60, "minibatch_size": 24},
+            "rollout_size 60 is not a multiple of minibatch_size 24, so the last step on a rollout would see fewer "
+            "responses; set rollout_size to 48 or 72, or minibatch_size to 20",
+        ),
+        (GRPO(group_size=8), {"rollout_size": 32}, "set rollout_size to 64, or minibatch_size to 32"),
+        (OnlineDPO(), {"rollout_size": 6, "minibatch_size": 4}, "set rollout_size to 4 or 8, or minibatch_size to 2"),
+        (Reinforce(), {"epochs": 2}, "REINFORCE has no ratio .* set epochs to 1 and minibatch_size to 64, or choose"),
+        (Reinforce(), {"minibatch_size": 32}, "REINFORCE has no ratio .* set epochs to 1 and minibatch_size to 64"),
+        (
+            PPO(kl_target=6.0, kl_horizon=63),
+            {},
+            "kl_horizon 63 is less than rollout_size 64, so kl_coef could overshoot; set kl_horizon to 64 or more",
+        ),
         (PPO(clip=0.1), {}, "clip has no effect with one step per rollout; leave it out, or raise epochs"),
         (PPO(value_clip=None), {}, "value_clip has no effect with one step per rollout"),
         (GRPO(ratio="response"), {}, "ratio has no effect with one step per rollout"),
@@ -391,6 +424,30 @@ def test_pitfall_28_loop_and_method_must_fit(algorithm, settings, message):
     if "step per rollout" in message:
         check_loop(OnlineConfig(epochs=2), algorithm)
         check_loop(OnlineConfig(minibatch_size=32), algorithm)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy.reinforce.epochs": 2}, "in 'policy.reinforce', REINFORCE has no ratio"),
+        ({"policy.ppo.kl_in": "loss"}, "in 'policy.ppo', kl_estimator k1 in the loss acts as kl_coef 0"),
+        ({"policy.ppo.kl_target": 6.0, "policy.ppo.kl_horizon": 127}, "kl_horizon 127 is less than rollout_size 128"),
+        ({"policy.grpo.rollout_size": 96}, "set rollout_size to 64 or 128, or minibatch_size to 48"),
+    ],
+)
+def test_what_a_method_cannot_learn_from_is_refused_with_the_parameters(changes, message):
+    raw = read_yaml(ROOT / "params.yaml")
+    validate(raw)
+    with pytest.raises(UserError) as caught:
+        validate(apply_overrides(raw, changes))
+    assert message in str(caught.value)
+
+
+def test_a_horizon_of_one_rollout_and_weighted_k1_are_taken():
+    check_loop(OnlineConfig(), PPO(kl_target=6.0, kl_horizon=64))
+    check_loop(OnlineConfig(), PPO(kl_in="loss", kl_weighted=True))
+    check_loop(OnlineConfig(rollout_size=128), GRPO())
+    check_loop(OnlineConfig(), Reinforce())
 
 
 def test_row_weights_count_rows():

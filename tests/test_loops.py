@@ -250,7 +250,9 @@ def test_online_snapshots_come_at_the_right_steps(accelerator, tokenizer, tmp_pa
     snapshots = []
     run = tiny.quiet_run(tmp_path / "resume", snapshot=snapshots.append)
     algorithm = GRPO(group_size=2)
-    training, _ = online(accelerator, tokenizer, tmp_path, algorithm, run, steps=5, rollout_size=4, snapshots=2)
+    training, _ = online(
+        accelerator, tokenizer, tmp_path, algorithm, run, steps=5, rollout_size=4, minibatch_size=4, snapshots=2
+    )
     training.train()
     assert snapshots == [3, 5]
 
@@ -288,6 +290,6 @@ def test_more_responses_than_prompts_allow_raise(accelerator, tokenizer, tmp_pat
             WeightedSum([]),
             tiny.prompts_of(["a", "b", "c"]),
             Sampler(4, (END,), PAD, 1.0),
-            OnlineConfig(rollout_size=8),
+            OnlineConfig(rollout_size=8, minibatch_size=8),
             tiny.quiet_run(tmp_path),
         )

@@ -10,11 +10,13 @@ from rlhf_core.algorithms.base import OnPolicyAlgorithm
 from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.algorithms.sft import SFT
+from rlhf_core.algorithms.trpo import TRPO
 from rlhf_core.batch import Example, Outputs
 from rlhf_core.forward import policy_outputs
-from rlhf_core.loops.config import OfflineConfig, OnlineConfig, OptimizerConfig
+from rlhf_core.loops.config import OfflineConfig, OnlineConfig, OptimizerConfig, learning_rate_factor
 from rlhf_core.loops.offline import train_offline
 from rlhf_core.loops.online import Critic, Models, OnlineTraining
+from rlhf_core.loops.run import minibatch_indices, stream_indices
 from rlhf_core.loops.update import GradientStep
 from rlhf_core.models import new_scalar_model, save_policy
 from rlhf_core.reductions import token_mean
@@ -111,7 +113,9 @@ def test_rollouts_are_made_with_dropout_off(accelerator, tokenizer, tmp_path):
     rollouts = []
     for probability in (0.5, 0.0):
         policy, folder = dropping(probability), tmp_path / str(probability)
-        training = online(accelerator, tokenizer, folder, GRPO(group_size=2), policy=policy, rollout_size=12)
+        training = online(
+            accelerator, tokenizer, folder, GRPO(group_size=2), policy=policy, rollout_size=12, minibatch_size=12
+        )
         training.policy.train()  # as it is after an optimiser step
         torch.manual_seed(0)
         rollouts.append(training.rollout(0)[0])
@@ -122,6 +126,31 @@ def test_rollouts_are_made_with_dropout_off(accelerator, tokenizer, tmp_path):
 
 
 # --- order ---
+
+
+def test_rollouts_are_full_and_go_on_into_the_next_pass(accelerator, tokenizer, tmp_path):
+    """5 prompts by 4: each pass is a shuffled order of all, whether or not a rollout begins with it."""
+    sizes = {"rollout_size": 8, "minibatch_size": 8}
+    training = online(accelerator, tokenizer, tmp_path, GRPO(group_size=2), words="abcde", **sizes)
+    visited = []
+    for step in range(10):
+        rollout, _ = training.rollout(step)
+        prompts = rollout.input_ids[:, 0]
+        assert rollout.rows == 8
+        assert torch.equal(prompts[0::2], prompts[1::2])  # a group is of one prompt
+        visited += prompts[0::2].tolist()
+    passes = [visited[start : start + 5] for start in range(0, 40, 5)]
+    assert all(sorted(order) == list(range(6, 11)) for order in passes)
+    assert len({tuple(order) for order in passes}) > 4
+
+
+def test_stream_indices_are_a_pure_function_of_the_step():
+    """Of 5 by 3: positions 0-2, 3-5, ...; whole passes are those of the loop for fixed data; 12 of 5 take 3 passes."""
+    stream = [index for step in range(10) for index in stream_indices(step, 5, 3, seed=0, name="x")]
+    epochs = [index for step in range(6) for index in minibatch_indices(step, 5, 5, seed=0, name="x")]
+    assert stream == epochs
+    assert stream_indices(1, 5, 12, seed=0, name="x") == stream[12:24]
+    assert stream_indices(4, 5, 3, seed=0, name="x") == stream[12:15]
 
 
 def rows_of_each_step(training):
@@ -196,6 +225,36 @@ def test_policy_and_critic_step_by_their_own_learning_rates(accelerator, tokeniz
     for name, (model, rate) in models.items():
         moved = max((new - old).abs().max().item() for new, old in zip(model.parameters(), before[name], strict=True))
         assert moved == pytest.approx(rate, rel=1e-2), name
+
+
+def factors_of(training, monkeypatch):
+    """Train, and return the learning rate's factor of each optimiser step."""
+    factors = []
+
+    def record(config, step, total):
+        factors.append(learning_rate_factor(config, step, total))
+        return factors[-1]
+
+    monkeypatch.setattr("rlhf_core.loops.update.learning_rate_factor", record)
+    training.train()
+    return factors
+
+
+def test_warm_up_counts_every_optimiser_step_and_never_goes_back(accelerator, tokenizer, tmp_path, monkeypatch):
+    """5 prompts, 4 in each of 4 rollouts, 4 steps on each: 1/9, 2/9, ... 8/9, 1, 1, ..."""
+    settings = {"words": "abcde", "steps": 4, "rollout_size": 8, "minibatch_size": 2, "warmup_steps": 8}
+    training = online(accelerator, tokenizer, tmp_path, GRPO(group_size=2), **settings)
+    factors = factors_of(training, monkeypatch)
+    assert factors == pytest.approx([step / 9 for step in range(1, 9)] + [1.0] * 8)
+
+
+def test_trpos_policy_and_critic_warm_up_alike(accelerator, tokenizer, tmp_path, monkeypatch):
+    """2 passes of 2 minibatches on a rollout, 6 steps of warm-up: δ has the factor of steps 0, 4 and 8."""
+    settings = {"steps": 3, "minibatch_size": 2, "epochs": 2, "warmup_steps": 6}
+    training = online(accelerator, tokenizer, tmp_path, TRPO(max_kl=0.7, fisher_fraction=1.0), **settings)
+    factors = factors_of(training, monkeypatch)
+    assert factors == pytest.approx([step / 7 for step in range(1, 7)] + [1.0] * 6)
+    assert [step["trust_region_limit"] for step in training.history] == pytest.approx([0.1, 0.5, 0.7])
 
 
 def gradient_step(accelerator, weight, norm):

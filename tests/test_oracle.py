@@ -68,11 +68,18 @@ def test_k3_in_the_loss_ends_at_its_formula_and_not_at_the_optimum():
     assert to_optimum > 0.05
 
 
+class UncheckedPPO(PPO):
+    """PPO that takes k1 in the loss, which users are refused."""
+
+    def check_kl(self):
+        """Refuse nothing."""
+
+
 def test_k1_in_the_loss_has_no_expected_gradient():
     """With it or without it the expected gradient of PPO's loss is the same; k3's is another."""
-    settings = {"kl_in": "loss", "whiten_advantages": False, "value_coef": 0.0}
+    settings = {"kl_in": "loss", "whiten_advantages": False}
     without, with_k1, with_k3 = (
-        enumerated_gradient(PPO(kl_coef=coef, kl_estimator=estimator, **settings))
+        enumerated_gradient(UncheckedPPO(kl_coef=coef, kl_estimator=estimator, **settings))
         for coef, estimator in ((0.0, "k1"), (PROBLEM.beta, "k1"), (PROBLEM.beta, "k3"))
     )
     assert without.norm() > 0.1

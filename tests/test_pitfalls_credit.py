@@ -161,14 +161,15 @@ def test_pitfall_17_kl_in_the_reward_has_the_exact_gradient():
     assert probabilities.sum().item() == pytest.approx(1)
     exact = 0.3 * (probabilities * (outputs.logprobs - ref).sum(-1)).sum()
 
-    algorithm = PPO(kl_coef=0.3, lam=1.0, whiten_advantages=False, value_coef=0.0)
+    algorithm = PPO(kl_coef=0.3, lam=1.0, whiten_advantages=False)
     old = outputs.logprobs.detach()
     zeros = torch.zeros_like(old)
     rollout = tiny.rollout_of(
         batch, old_logprobs=old, ref_logprobs=ref, old_values=zeros, scores=torch.zeros(40, dtype=torch.float64)
     )
     rollout = algorithm.targets(rollout, algorithm.initial_state())
-    seen = Outputs.of(batch, logprobs=outputs.logprobs, entropies=zeros, values=zeros)
+    # At V = G the critic's loss is 0, whatever the policy.
+    seen = Outputs.of(batch, logprobs=outputs.logprobs, entropies=zeros, values=rollout.returns)
     expected = (probabilities.detach()[:, None] * algorithm.losses(seen, rollout)).sum()
     found = gradient_of(expected, policy)
     torch.testing.assert_close(found, gradient_of(exact, policy), atol=1e-10, rtol=1e-8)

@@ -32,6 +32,7 @@ METHODS = {
     "grpo_token": GRPO(group_size=4, averaging="token", ratio="response", kl_per="response"),
     "online_dpo": OnlineDPO(),
 }
+ONE_STEP = {"minibatch_size": 16, "epochs": 1}  # what REINFORCE needs
 MOVING = {"ppo_adaptive": "kl_coef", "ppo_penalty": "penalty", "reinforce_running_mean": "running_mean"}
 
 
@@ -46,6 +47,7 @@ def training_of(accelerator, tokenizer, folder, algorithm, **settings):
     torch.manual_seed(0)
     critic = Critic(new_scalar_model(folder / "policy"), 3e-3) if "critic" in algorithm.needs else None
     defaults = {"learning_rate": 5e-3, "steps": 4, "rollout_size": 16, "minibatch_size": 8, "epochs": 2}
+    defaults |= ONE_STEP if isinstance(algorithm, Reinforce) else {}
     return OnlineTraining(
         accelerator,
         Models(tiny.learned(), tiny.learned(seed=1), critic, tokenizer),

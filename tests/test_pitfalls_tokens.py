@@ -7,16 +7,18 @@ import torch
 from transformers import GenerationConfig
 
 import tiny
+from rlhf_core.algorithms.sft import SFT
 from rlhf_core.annotators import Judgement, pairs_from_judgements
-from rlhf_core.batch import Example, collate
+from rlhf_core.batch import Example, Outputs, collate
 from rlhf_core.errors import UserError
 from rlhf_core.forward import policy_outputs, scores, values
+from rlhf_core.losses import token_logprobs
 from rlhf_core.models import ScalarModel, fit_vocabulary, load_policy, new_scalar_model, save_policy, stop_tokens
 from rlhf_core.rewards import MissingEnd, Sampled
 from rlhf_core.sampling import Sampler, sampled_batch
 from rlhf_core.tokens import encode_example, encode_prompt, encode_response, ready_tokenizer
 from tasks.jsonl import write_jsonl
-from tasks.rows import preference_units
+from tasks.rows import preference_units, text_units
 from tiny import ASSISTANT, BEGIN, END, PAD, STOP, USER
 
 MESSAGES = [{"role": "user", "content": "a b"}]
@@ -135,6 +137,21 @@ def test_pitfall_03_the_final_end_token_is_trained(tokenizer):
     batch = collate(rows, tokenizer.pad_token_id)
     assert batch.response_ids.tolist() == [[8, 9, END], [10, END, PAD]]
     assert batch.response_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_raw_text_trains_every_token_but_the_first(tmp_path, tokenizer):
+    """<user> a b <assistant> c <end>: 5 of 6 tokens, what the user says and the role token among them."""
+    write_jsonl(tmp_path / "threads.jsonl", [{"prompt": MESSAGES, "response": "c"}])
+    ((row,),) = text_units(tmp_path / "threads.jsonl", tokenizer)
+    words = [tiny.WORDS.index(word) for word in ["a", "b", "<assistant>", "c", "<end>"]]
+    assert (row.prompt_ids, row.response_ids) == ([USER], words)
+    model, batch = tiny.rotary(), collate([row], PAD)
+    logits = model(batch.input_ids).logits
+    logits.retain_grad()
+    outputs = Outputs.of(batch, logprobs=token_logprobs(logits[:, :-1], batch.input_ids[:, 1:]))
+    torch.testing.assert_close(policy_outputs(model, batch).logprobs, outputs.logprobs)
+    (SFT().losses(outputs, batch) * SFT().weights(batch)).sum().backward()
+    assert (logits.grad[0, :5].abs().amax(-1) > 1e-3).all()
 
 
 def test_pitfall_03_ended_cut_off_and_padding_are_three_things():

@@ -14,20 +14,23 @@ from transformers import AutoModelForSequenceClassification
 import tiny
 from checkout import make_checkout
 from closure import ROOT
+from rlhf_core.algorithms.table import REWARD_LOSSES, reward_loss
 from rlhf_core.batch import collate, collate_units
 from rlhf_core.ensembles import ScalarEnsemble, aggregate, load_reward_model, save_reward_model
 from rlhf_core.errors import UserError
-from rlhf_core.forward import scores
+from rlhf_core.forward import response_logprobs, scores
+from rlhf_core.loops.run import minibatch_indices
 from rlhf_core.metrics import pair_metrics, root_mean_square
-from rlhf_core.models import ScalarModel, load_scalar_model, load_tokenizer, new_scalar_model, save_policy
+from rlhf_core.models import ScalarModel, load_policy, load_scalar_model, load_tokenizer, new_scalar_model, save_policy
 from rlhf_core.rewards import ModelReward
+from rlhf_core.tokens import encode_prompt, encode_response
 from tasks.base import base
 from tasks.collect import collect
 from tasks.jsonl import read_jsonl, write_jsonl
 from tasks.params import apply_overrides, load_params, overlay, validate
 from tasks.prepare import prepare
 from tasks.reward import _sft_responses, reward
-from tasks.rows import rating_scale, rating_units
+from tasks.rows import preference_units, rating_scale, rating_units, text_units
 from tasks.sft import sft
 
 SHORT = {"base": {"max_steps": 2}, "sft": {"max_steps": 2}}
@@ -98,6 +101,22 @@ def plain_scores(path, units):
 # --- the stages ---
 
 
+def test_the_base_model_learns_every_token_of_its_text(checkout):
+    """All tokens of a row but the first, in training and on the development split; the end token is the last."""
+    tokenizer = load_tokenizer("data/prepared/tokenizer")
+    rows = read_jsonl("data/prepared/threads.jsonl")
+    sizes = [len(encode_prompt(tokenizer, r["prompt"]) + encode_response(tokenizer, r["response"])) for r in rows]
+    curve = read_jsonl("models/base/metrics.jsonl")
+    for step, metrics in enumerate(curve):
+        chosen = minibatch_indices(step, len(rows), 16, load_params().run.seed, "base")
+        assert metrics["trained_tokens"] == sum(sizes[index] - 1 for index in chosen)
+    units = text_units(Path("data/prepared/demonstrations_development.jsonl"), tokenizer)
+    assert {len(row.prompt_ids) for (row,) in units} == {1}
+    batch = collate_units(units, tokenizer.pad_token_id)
+    loss = -response_logprobs(load_policy("models/base"), batch).sum() / batch.response_mask.sum()
+    assert curve[-1]["development_loss"] == pytest.approx(loss.item(), rel=1e-4)
+
+
 def test_likert_scores_train_a_reward_model_that_knows_the_scale(desk):
     """12 prompts with 3 responses each, one score each; pairs are those of a prompt with differing scores."""
     feedback, summary = desk(collect, reward, collect={"form": "likert", "scale": 7}, reward={"loss": "likert"})
@@ -114,7 +133,8 @@ def test_likert_scores_train_a_reward_model_that_knows_the_scale(desk):
     errors = plain_scores(REWARD, held_out) * std + mean
     errors -= torch.tensor([row["score"] for row in read_jsonl(FEEDBACK / "ratings_development.jsonl")])
     assert summary["rmse"] == pytest.approx(errors.square().mean().sqrt().item(), rel=1e-4)
-    assert {"accuracy", "log_loss", "ece", "held_out_pairs"} <= set(summary)
+    assert {"accuracy", "held_out_pairs"} <= set(summary)
+    assert not {"log_loss", "ece"} & set(summary)  # a rating is no probability
     assert summary["pairs"] == 0
 
 
@@ -281,6 +301,9 @@ def test_a_users_ratings_go_through_every_stage_to_a_judge(module_patch, tmp_pat
     assert sum(figures["held_out_pairs"] for figures in summary["sources"].values()) == 8 == summary["held_out_pairs"]
     weighted = sum(figures["accuracy"] * figures["held_out_pairs"] for figures in summary["sources"].values()) / 8
     assert summary["accuracy"] == pytest.approx(weighted)
+    held_out = preference_units(FEEDBACK / "preferences_development.jsonl", load_tokenizer(REWARD))
+    raw = plain_scores(REWARD, held_out)
+    assert summary["log_loss"] == pytest.approx(-torch.special.log_ndtr(raw[0::2] - raw[1::2]).mean().item(), rel=1e-4)
     assert read_json(Path("models/judge/summary.json"))["pairs"] == 8
     (_, summary) = stages(reward, reward={"loss": "likert"})
     assert summary["ratings"] == 32
@@ -372,6 +395,21 @@ def test_thurstones_probabilities_are_normal():
     expected = {"accuracy": 0.5, "log_loss": log_loss, "log_loss_se": error, "ece": 0.341345}
     assert found == pytest.approx(expected, abs=1e-5)
     assert math.isfinite(pair_metrics(torch.tensor([0.0]), torch.tensor([30.0]), "normal")["log_loss"])
+
+
+def test_without_a_link_there_is_only_the_accuracy():
+    assert pair_metrics(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), None) == {"accuracy": 0.5}
+
+
+def test_every_loss_names_its_link():
+    assert {name: reward_loss(name).link for name in REWARD_LOSSES} == {
+        "bradley_terry": "logistic",
+        "thurstone": "normal",
+        "likert": None,
+        "ranking_pairs": "logistic",
+        "plackett_luce": "logistic",
+        "best_of_n": "logistic",
+    }
 
 
 def test_root_mean_square():

@@ -10,12 +10,18 @@ ranking). The loop computes `(losses * weights).sum()`. A method states only wha
 """
 
 from collections.abc import Callable
-from typing import Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 
 from rlhf_core.batch import Batch, Outputs, Rollout
 from rlhf_core.lazy import Tensor
 
+if TYPE_CHECKING:
+    from rlhf_core.loops.config import OnlineConfig
+
 BatchT = TypeVar("BatchT", bound=Batch)
+
+# What turns the difference of two scores into the probability that the first is better: σ or Φ.
+Link = Literal["logistic", "normal"]
 
 # What a method carries from rollout to rollout (a KL coefficient, a running mean): part of the checkpoint.
 State = dict[str, float]
@@ -55,6 +61,9 @@ class OnPolicyAlgorithm(Algorithm[Rollout]):
     def rows_per_unit(self) -> int:
         """Adjacent responses that one loss needs together: 2 for a pair."""
         return 1
+
+    def check_rollouts(self, config: "OnlineConfig") -> None:
+        """Raise ValueError if the method is wrong, or unstable, with rollouts and optimiser steps as in `config`."""
 
     def initial_state(self) -> State:
         """The state before the first rollout."""

@@ -1,4 +1,4 @@
-"""Best-of-N sampling: the best of N samples of the SFT model. Seed S3; Stiennon et al. 2020, arXiv:2009.01325.
+"""Best-of-N sampling: the best of N samples of the SFT model. Stiennon et al. 2020, arXiv:2009.01325.
 
 Nothing is trained: the policy is the SFT model with the reward model behind it. Its KL to the SFT model is at most
 log N - (N - 1)/N (Beirami et al. 2024, arXiv:2401.01879), tight where no single response has appreciable mass. The

@@ -1,4 +1,4 @@
-"""Best-of-N distillation: supervised fine-tuning on the best of N samples. Seed S3 ("select the best").
+"""Best-of-N distillation: supervised fine-tuning on the best of N samples.
 
 Sample N responses per prompt from the SFT model, keep the one the reward model scores highest, and train the SFT
 model on those by cross-entropy; known as rejection-sampling fine-tuning (Touvron et al. 2023, arXiv:2307.09288,

@@ -1,4 +1,4 @@
-"""Bradley-Terry reward model. Bradley & Terry 1952; InstructGPT (arXiv:2203.02155) eq. 1; seeds S0-S4.
+"""Bradley-Terry reward model. Bradley & Terry 1952; InstructGPT (arXiv:2203.02155) eq. 1.
 
 P(y_w ≻ y_l | x) = σ(r(x, y_w) - r(x, y_l)), fitted by maximum likelihood on pairs: L = -log σ(r_w - r_l - m).
 A tie is the mean of both directions. Smoothing and margins bias r; `make oracle` prints by how much.
@@ -7,7 +7,7 @@ A tie is the mean of both directions. Smoothing and margins bias r; `make oracle
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_core.algorithms.base import Algorithm
+from rlhf_core.algorithms.base import Algorithm, Link
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.fields import check_bounds, setting
 from rlhf_core.lazy import Tensor, torch
@@ -23,6 +23,7 @@ class BradleyTerry(Algorithm[Batch]):
     label_smoothing: float = setting(0.0, "ε, probability that a label is wrong", ge=0, lt=0.5)
 
     data: ClassVar[str] = "pairs"
+    link: ClassVar[Link | None] = "logistic"
 
     def __post_init__(self) -> None:
         check_bounds(self)

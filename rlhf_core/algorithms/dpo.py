@@ -1,7 +1,7 @@
-"""DPO: Direct Preference Optimization. Rafailov et al. 2023, arXiv:2305.18290, eq. 7; seeds S0, S3, S4.
+"""DPO: Direct Preference Optimization. Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
 
 L = -log σ(β [log π_θ(y_w|x)/π_ref(y_w|x) - log π_θ(y_l|x)/π_ref(y_l|x)]), log-probabilities summed over response
-tokens. β is the weight of the KL constraint (seed S4 says there is none). The reference is the SFT model; its
+tokens. β is the weight of the KL constraint (eq. 3). The reference is the SFT model; its
 log-probabilities are computed once, before training. A tie (label ½) counts half in each direction.
 """
 

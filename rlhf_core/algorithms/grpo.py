@@ -1,10 +1,10 @@
-"""GRPO: Group Relative Policy Optimization. Shao et al. 2024, arXiv:2402.03300, eq. 3; seeds S0, S1, S3, S4.
+"""GRPO: Group Relative Policy Optimization. Shao et al. 2024, arXiv:2402.03300, eq. 3.
 
 Sample G responses per prompt. A response's advantage is its score standardised within its group, the same for
 all its tokens, so no critic is needed. The KL to the reference is a term of the loss, not of the reward: the
 paper's k3 per token follows KL(π_ref‖π_θ) at each state and does not end at π_ref exp(r/β) exactly.
 Switches: without the std and with a fixed length it is Dr. GRPO (arXiv:2503.20783), averaged over tokens DAPO's loss
-(arXiv:2503.14476); the ratio of whole responses is seed S4's form.
+(arXiv:2503.14476); the ratio of whole responses is that of one action per response, as in RLOO.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
-"""IPO: Identity Preference Optimization. Azar et al. 2023, arXiv:2310.12036, eq. 17; seed S4.
+"""IPO: Identity Preference Optimization. Azar et al. 2023, arXiv:2310.12036, eq. 17.
 
-L = (h - 1/(2τ))² with h = log π_θ(y_w)/π_ref(y_w) - log π_θ(y_l)/π_ref(y_l), summed over tokens as in the paper. Its
-optimum is π_ref exp(E_{y'~μ} p(y ≻ y')/τ), not π*: it follows how often a response wins, not by how much.
+L = (h - 1/(2τ))² with h = log π_θ(y_w)/π_ref(y_w) - log π_θ(y_l)/π_ref(y_l), summed over tokens as in the paper; the
+field `beta` is its τ. A label p strictly between 0 and 1 mixes both directions as p : 1 - p; the paper's labels are
+hard. The optimum is π_ref exp(E_{y'~μ} p(y ≻ y')/τ), not π*: it follows how often a response wins, not by how much.
 """
 
 from dataclasses import dataclass

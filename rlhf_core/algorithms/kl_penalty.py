@@ -38,6 +38,11 @@ class KLPenalty:
                 f"kl_estimator {self.kl_estimator} in the reward makes the policy collapse; "
                 "set kl_estimator to k1, or kl_in to loss"
             )
+        if self.kl_in == "loss" and self.kl_estimator == "k1" and not self.kl_weighted:
+            raise ValueError(
+                "kl_estimator k1 in the loss acts as kl_coef 0, because its expected gradient is zero; "
+                "set kl_in to reward, kl_weighted to true, or kl_estimator to k2, k3 or exact"
+            )
         if self.kl_in == "reward" and (self.kl_per != "token" or self.kl_weighted):
             raise ValueError("kl_per and kl_weighted have no effect while kl_in is reward; leave them out")
         if self.kl_estimator == "exact" and (self.kl_per != "token" or self.kl_weighted):

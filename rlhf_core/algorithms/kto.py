@@ -1,4 +1,4 @@
-"""KTO: Kahneman-Tversky Optimization on unpaired data. Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7-8; seed S3.
+"""KTO: Kahneman-Tversky Optimization on unpaired data. Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7-8.
 
 With r = log π_θ(y|x)/π_ref(y|x): L = λ_D (1 - σ(β (r - z_0))) for a good response, λ_U (1 - σ(β (z_0 - r))) for a
 bad one. The reference point z_0 = max(0, mean r over mismatched pairs of the whole minibatch), without gradient.

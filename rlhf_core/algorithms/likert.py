@@ -1,4 +1,4 @@
-"""Reward model by regression on Likert scores. Seed S1.
+"""Reward model by regression on Likert scores, by least squares.
 
 L = (r(x, y) - score)² on scores standardised over the training data; mean and standard deviation are saved with the
 model, so that its prediction can be read on the annotators' scale.
@@ -7,7 +7,7 @@ model, so that its prediction can be read on the annotators' scale.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_core.algorithms.base import Algorithm
+from rlhf_core.algorithms.base import Algorithm, Link
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.lazy import Tensor
 from rlhf_core.losses import squared_error
@@ -19,6 +19,7 @@ class Likert(Algorithm[Batch]):
     """One row, one score; labels are the standardised scores."""
 
     data: ClassVar[str] = "ratings"
+    link: ClassVar[Link | None] = None  # a rating is no probability
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         """(r - score)², (B,)."""

@@ -1,7 +1,11 @@
-"""Online DPO: DPO on pairs that the policy samples itself. Guo et al. 2024, arXiv:2402.04792; seeds S3, S4.
+"""Online DPO: DPO on pairs that the policy samples itself. Guo et al. 2024, arXiv:2402.04792, algorithm 1; iterated
+forms before it: Xu et al. 2023, arXiv:2312.16682; Xiong et al. 2023, arXiv:2312.11456.
 
-Two responses per prompt from the current policy, labelled by the reward model: softly with σ(r_1 - r_2), or by a draw
-from it. Both have DPO's optimum. The label of the larger score alone (argmax) has no finite optimum.
+Departure: Guo et al. have a language model name the better response. Here the reward model labels the pair, softly
+with σ(r_1 - r_2) or by a draw from it; `argmax` is the hard label, which is nearest to theirs.
+
+Two responses per prompt come from the current policy. Soft and drawn labels have DPO's optimum. The label of the larger
+score alone (argmax) has no finite optimum.
 """
 
 import warnings

@@ -1,13 +1,13 @@
 """PPO: Proximal Policy Optimization for RLHF. Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9;
-Ziegler et al. 2019, arXiv:1909.08593; InstructGPT, arXiv:2203.02155; seeds S0-S4.
+Ziegler et al. 2019, arXiv:1909.08593; InstructGPT, arXiv:2203.02155.
 
 The KL to the reference stands in the token reward, r̃_t = -β (log π_old - log π_ref) + 1[t=T] r(x, y), which makes
-π* ∝ π_ref exp(r/β) the optimum, or (seed S4's form) in the loss. A critic gives GAE; policy and critic take several
+π* ∝ π_ref exp(r/β) the optimum, or in the loss. A critic gives GAE; policy and critic take several
 epochs of clipped minibatch steps per rollout.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from rlhf_core.advantages import with_gae
 from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
@@ -18,6 +18,9 @@ from rlhf_core.kl import adapted_kl_coef
 from rlhf_core.lazy import Tensor
 from rlhf_core.losses import clipped_surrogate, value_loss
 from rlhf_core.reductions import token_mean
+
+if TYPE_CHECKING:
+    from rlhf_core.loops.config import OnlineConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,6 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
     kl_horizon: int = setting(10_000, "responses over which an adaptive kl_coef reacts (Ziegler et al.)", ge=1)
     clip: float = setting(0.2, "ε of the clipped surrogate (Schulman et al. 2017, table 3)", gt=0, lt=1)
     value_clip: float | None = setting(0.2, "ε of the clipped value loss; null to leave it out", gt=0)
-    value_coef: float = setting(0.1, "c_V, weight of the critic's loss (Ziegler et al.)", ge=0)
     critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
     entropy_coef: float = setting(0.0, "c_e, weight of the entropy bonus", ge=0)
     gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
@@ -54,6 +56,14 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
         """A critic, and entropies to log them."""
         return frozenset({"critic", "entropy"}) | self.kl_needs()
 
+    def check_rollouts(self, config: "OnlineConfig") -> None:
+        """A horizon shorter than a rollout could turn an adaptive kl_coef negative."""
+        if self.kl_target is not None and self.kl_horizon < config.rollout_size:
+            raise ValueError(
+                f"kl_horizon {self.kl_horizon} is less than rollout_size {config.rollout_size}, so kl_coef could "
+                f"overshoot; set kl_horizon to {config.rollout_size} or more"
+            )
+
     def initial_state(self) -> State:
         """The KL coefficient, which the adaptive controller moves."""
         return {"kl_coef": self.kl_coef}
@@ -68,11 +78,14 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
         return with_gae(rollout, rewards, self.gamma, self.lam, whitened=self.whiten_advantages)
 
     def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
-        """Clipped surrogate + KL if it stands here + c_V value loss - c_e entropy, (B, R). Schulman et al. eq. 9."""
+        """Clipped surrogate + KL if it stands here + value loss - c_e entropy, (B, R). Schulman et al. eq. 9.
+
+        Without its c_1: policy and critic share no weights (`GradientStep`).
+        """
         surrogate = clipped_surrogate(outputs.logprobs, batch.old_logprobs, batch.advantages, self.clip)
         critic = value_loss(outputs.values, batch.old_values, batch.returns, self.value_clip)
         bonus = self.entropy_coef * outputs.entropies
-        return surrogate + self.kl_losses(outputs, batch) + self.value_coef * critic - bonus
+        return surrogate + self.kl_losses(outputs, batch) + critic - bonus
 
     def weights(self, batch: Rollout) -> Tensor:
         """One token, one vote, (B, R)."""

@@ -1,4 +1,7 @@
-"""PPO-penalty: PPO with an adaptive penalty on the size of the update. Schulman et al. 2017, arXiv:1707.06347, sec. 4.
+"""PPO-penalty: an adaptive penalty on the size of the update. Schulman et al. 2017, arXiv:1707.06347, sec. 4, eq. 8.
+
+Departures: the KL is estimated from the sampled tokens by k3, not summed over all actions; β_old has a floor,
+`penalty_min`.
 
 Maximise ρ Â - β_old KL(π_old‖π_θ); after each rollout's updates β_old halves if that KL < d/1.5 and doubles if it is
 > 1.5 d. The KL to the reference stands in the token reward, as in PPO.
@@ -26,7 +29,6 @@ class PPOPenalty(OnPolicyAlgorithm):
     penalty: float = setting(1.0, "β_old at the start, weight of KL(π_old‖π_θ)", gt=0)
     penalty_min: float = setting(1e-2, "β_old never falls below it, so that no step is unbounded", gt=0)
     update_target: float = setting(0.01, "d, nats per token between two rollouts' policies (table 1)", gt=0)
-    value_coef: float = setting(0.1, "c_V, weight of the critic's loss (Ziegler et al.)", ge=0)
     critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
     gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
     lam: float = setting(0.95, "λ of GAE (table 3)", ge=0, le=1)
@@ -59,11 +61,11 @@ class PPOPenalty(OnPolicyAlgorithm):
         return with_gae(rollout, rewards, self.gamma, self.lam, whitened=self.whiten_advantages)
 
     def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
-        """-ρ Â + β_old KL(π_old‖π_θ) + c_V (V - G)², (B, R). Eq. 8; k3 is exact in expectation under π_old."""
+        """-ρ Â + β_old KL(π_old‖π_θ) + (V - G)², (B, R). Eq. 8; k3 is exact in expectation under π_old."""
         update_kl = kl_k3(batch.old_logprobs, outputs.logprobs)
         critic = value_loss(outputs.values, batch.old_values, batch.returns, None)
         policy = surrogate(outputs.logprobs, batch.old_logprobs, batch.advantages)
-        return policy + self.penalty * update_kl + self.value_coef * critic
+        return policy + self.penalty * update_kl + critic
 
     def weights(self, batch: Rollout) -> Tensor:
         """One token, one vote, (B, R)."""

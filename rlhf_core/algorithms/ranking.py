@@ -1,4 +1,4 @@
-"""Reward models from rankings of K responses: all pairs, Plackett-Luce, and the best of N. Seeds S1, S2.
+"""Reward models from rankings of K responses: all pairs, Plackett-Luce, and the best of N.
 
 The K responses to a prompt stand in one unit, so that each is read once and no split parts them. Labels are ranks,
 1 the best; equal ranks are ties.
@@ -9,7 +9,7 @@ from itertools import combinations, permutations, product
 from math import factorial, prod
 from typing import ClassVar
 
-from rlhf_core.algorithms.base import Algorithm
+from rlhf_core.algorithms.base import Algorithm, Link
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.errors import UserError
 from rlhf_core.lazy import Tensor, torch
@@ -23,6 +23,7 @@ class Ranking(Algorithm[Batch]):
     """What the three losses share: one ranking, one vote."""
 
     data: ClassVar[str] = "rankings"
+    link: ClassVar[Link | None] = "logistic"  # of two responses, in Plackett-Luce's and Luce's models too
 
     def ranking_loss(self, scores: Tensor, ranks: Tensor) -> Tensor:
         """The loss of one ranking, (K,), (K,) -> ()."""
@@ -94,7 +95,7 @@ class PlackettLuce(Ranking):
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfNChoice(Ranking):
-    """The likelihood that the best is chosen of N; ranks below it are not looked at. Luce 1959; seed S1."""
+    """The likelihood that the best is chosen of N; ranks below it are not looked at. Luce 1959."""
 
     def ranking_loss(self, scores: Tensor, ranks: Tensor) -> Tensor:
         """logsumexp_j r_j - r_best; several best ones are averaged."""

@@ -1,19 +1,19 @@
-"""REINFORCE with each weight Ψ and baseline. Williams 1992; Schulman et al. 2015, arXiv:1506.02438, eq. 1; seed S3.
+"""REINFORCE with each weight Ψ and baseline. Williams 1992; Schulman et al. 2015, arXiv:1506.02438, eq. 1.
 
 ∇J = E Σ_t ∇log π(a_t|s_t) Ψ_t, with the KL to the reference in the token reward r̃_t. Ψ_t is
 
-    return          R(τ) = Σ_t r̃_t        seed S3's first form
-    reward_to_go    G_t = Σ_{i>=t} r̃_i     (seed S3 prints the sum from 0)
+    return          R(τ) = Σ_t r̃_t
+    reward_to_go    G_t = Σ_{i>=t} r̃_i
     q               r̃_t + γ V_{t+1}
-    advantage       Â_t of GAE              (seed S4 prints Q / V; it is Q - V)
+    advantage       Â_t of GAE
     td_residual     δ_t = r̃_t + γ V_{t+1} - V_t
 
 and the baseline, subtracted from the first two, is none, the batch's mean, a running mean over earlier rollouts, the
-mean of the group's other responses (leave-one-out) or the critic's V_t. G_t - b is S3's sixth form.
+mean of the group's other responses (leave-one-out) or the critic's V_t.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rlhf_core.advantages import gae, leave_one_out, returns_to_go, token_rewards
 from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
@@ -23,6 +23,9 @@ from rlhf_core.kl import kl_k1
 from rlhf_core.lazy import Tensor
 from rlhf_core.losses import policy_gradient, value_loss
 from rlhf_core.reductions import fixed_length, sequence_sum
+
+if TYPE_CHECKING:
+    from rlhf_core.loops.config import OnlineConfig
 
 Weight = Literal["return", "reward_to_go", "q", "advantage", "td_residual"]
 Baseline = Literal["none", "batch_mean", "running_mean", "leave_one_out", "critic"]
@@ -39,7 +42,6 @@ class Reinforce(OnPolicyAlgorithm):
     momentum: float = setting(0.9, "of the running mean: share that earlier rollouts keep", ge=0, lt=1)
     gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
     lam: float = setting(0.95, "λ of GAE, for weight advantage", ge=0, le=1)
-    value_coef: float = setting(0.1, "weight of the critic's loss", ge=0)
     critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
     length: int = setting(64, "a constant that the sum over tokens is divided by, to keep the loss's scale", ge=1)
 
@@ -54,7 +56,6 @@ class Reinforce(OnPolicyAlgorithm):
         defaults = {
             "momentum": self.baseline == "running_mean",
             "lam": self.weight == "advantage",
-            "value_coef": self.baseline == "critic",
             "critic_learning_rate": self.baseline == "critic",
         }
         for name, used in defaults.items():
@@ -67,6 +68,14 @@ class Reinforce(OnPolicyAlgorithm):
     def needs(self) -> frozenset[str]:
         """The critic where Ψ has one."""
         return frozenset({"critic"}) if self.baseline == "critic" else frozenset()
+
+    def check_rollouts(self, config: "OnlineConfig") -> None:
+        """The gradient is right for samples of the present policy only: one step per rollout."""
+        if config.epochs > 1 or config.minibatch_size < config.rollout_size:
+            raise ValueError(
+                "REINFORCE has no ratio to the policy that sampled, so after one step its samples are stale; "
+                f"set epochs to 1 and minibatch_size to {config.rollout_size}, or choose rloo or ppo"
+            )
 
     def initial_state(self) -> State:
         """The running mean of the return; 0 before the first rollout."""
@@ -104,7 +113,7 @@ class Reinforce(OnPolicyAlgorithm):
         loss = policy_gradient(outputs.logprobs, batch.advantages)
         if self.baseline != "critic":
             return loss
-        return loss + self.value_coef * value_loss(outputs.values, batch.old_values, batch.returns, None)
+        return loss + value_loss(outputs.values, batch.old_values, batch.returns, None)
 
     def weights(self, batch: Rollout) -> Tensor:
         """Σ_t / length, mean over responses, (B, R): weights that don't depend on a response's length."""

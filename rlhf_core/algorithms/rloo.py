@@ -1,8 +1,12 @@
-"""RLOO: REINFORCE with a leave-one-out baseline. Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, eq. 6.
+"""RLOO: REINFORCE with a leave-one-out baseline. Ahmadian et al. 2024, arXiv:2402.14740, after Kool et al. 2019, "Buy 4
+REINFORCE samples, get a baseline for free!" (ICLR workshop on deep RL meets structured prediction).
+
+Departure: theirs is plain REINFORCE on fresh samples. Here several steps on a rollout are possible, and the ratio of
+whole responses to the policy that sampled is clipped as in PPO (arXiv:1707.06347, eq. 7); with one step per rollout the
+ratio is 1 and the gradient is theirs.
 
 A response's advantage is its return, the KL to the reference included, less the mean return of the other responses to
-the prompt; a response is one action. The ratio of whole responses is clipped as in PPO, which changes nothing as long
-as each rollout makes one step.
+the prompt; a response is one action.
 """
 
 from dataclasses import dataclass

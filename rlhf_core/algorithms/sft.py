@@ -1,4 +1,4 @@
-"""SFT: supervised fine-tuning. Seeds S1, S2; InstructGPT (arXiv:2203.02155) sec. 3.5.
+"""SFT: supervised fine-tuning. InstructGPT, Ouyang et al. 2022 (arXiv:2203.02155) sec. 3.5.
 
 L = - Σ_{t in response} log π(a_t | s_t) / #response tokens. The prompt is masked, the end token is trained,
 and every response token of the global batch counts the same.

@@ -1,4 +1,4 @@
-"""Thurstone reward model. Thurstone 1927, "A law of comparative judgment"; seed S4.
+"""Thurstone reward model. Thurstone 1927, "A law of comparative judgment".
 
 P(y_w ≻ y_l | x) = Φ(r(x, y_w) - r(x, y_l)): utilities with normal noise whose difference has unit variance. Rewards
 come out on a scale about 1.7 times smaller than Bradley-Terry's; `reward.unit_scale` takes that out.
@@ -7,7 +7,7 @@ come out on a scale about 1.7 times smaller than Bradley-Terry's; `reward.unit_s
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_core.algorithms.base import Algorithm
+from rlhf_core.algorithms.base import Algorithm, Link
 from rlhf_core.algorithms.bradley_terry import pair_statistics
 from rlhf_core.batch import Batch, Outputs
 from rlhf_core.fields import check_bounds, setting
@@ -23,6 +23,7 @@ class Thurstone(Algorithm[Batch]):
     label_smoothing: float = setting(0.0, "ε, probability that a label is wrong", ge=0, lt=0.5)
 
     data: ClassVar[str] = "pairs"
+    link: ClassVar[Link | None] = "normal"
 
     def __post_init__(self) -> None:
         check_bounds(self)

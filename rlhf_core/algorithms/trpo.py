@@ -1,9 +1,9 @@
-"""TRPO: Trust Region Policy Optimization. Schulman et al. 2015, arXiv:1502.05477, eq. 14 and sec. 6; seeds S2-S4.
+"""TRPO: Trust Region Policy Optimization. Schulman et al. 2015, arXiv:1502.05477, eq. 14 and sec. 6.
 
 Maximise E[ρ Â] subject to mean KL(π_old‖π_θ) <= δ, by `rlhf_core.loops.trust_region`: one natural-gradient step per
 rollout, accepted only if the surrogate rises and the KL holds; otherwise the weights stay and the failure is counted.
-(Seed S2 has the KL the other way round.) AdamW trains the critic only. The KL to the reference stands in the token
-reward, as in PPO.
+AdamW trains the critic only. `warmup_steps` counts the critic's optimiser steps, and δ is multiplied by its learning
+rate's factor at the first step on each rollout. The KL to the reference stands in the token reward, as in PPO.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,9 @@ class TRPO(OnPolicyAlgorithm):
 
     group_size: int = setting(1, "responses sampled per prompt", ge=1)
     kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", ge=0)
-    max_kl: float = setting(0.01, "δ, nats per token between two rollouts' policies (table 2); follows schedule", gt=0)
+    max_kl: float = setting(
+        0.01, "δ, nats per token between two rollouts' policies (table 2); warm-up and schedule scale it", gt=0
+    )
     cg_iterations: int = setting(10, "iterations of conjugate gradient (appendix C)", ge=1)
     cg_damping: float = setting(0.1, "added to the diagonal of the Fisher matrix", ge=0)
     fisher_fraction: float = setting(

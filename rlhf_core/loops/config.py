@@ -54,7 +54,9 @@ class OnlineConfig(OptimizerConfig):
     """Training on responses sampled from the policy."""
 
     steps: int = setting(100, "rollouts", ge=1)
-    rollout_size: int = setting(64, "responses per rollout: prompts times group_size", ge=1)
+    rollout_size: int = setting(
+        64, "responses per rollout: prompts times group_size; a multiple of minibatch_size", ge=1
+    )
     minibatch_size: int = setting(64, "responses of one optimiser step", ge=1)
     micro_batch_size: int = setting(64, "responses of one forward pass; lower it to save memory", ge=1)
     epochs: int = setting(1, "passes over each rollout", ge=1)
@@ -73,8 +75,24 @@ def check_loop(config: OnlineConfig, algorithm: OnPolicyAlgorithm) -> None:
             f"minibatch_size {config.minibatch_size} and micro_batch_size {config.micro_batch_size} must be multiples "
             f"of {together}, because this method compares {together} responses to a prompt; change them"
         )
-    if config.epochs == 1 and config.minibatch_size >= config.rollout_size:
+    if config.rollout_size % config.minibatch_size:
+        raise ValueError(_whole_minibatches(config, size, together))
+    algorithm.check_rollouts(config)
+    if config.epochs == 1 and config.minibatch_size == config.rollout_size:
         # The ratio π_θ/π_old is 1 and V is V_old in the only step that a rollout makes.
         for name in ("clip", "value_clip", "ratio"):
             if getattr(algorithm, name, None) != getattr(type(algorithm), name, None):
                 raise ValueError(f"{name} has no effect with one step per rollout; leave it out, or raise epochs")
+
+
+def _whole_minibatches(config: OnlineConfig, size: int, together: int) -> str:
+    """Why the last minibatch of a rollout would be smaller than the others, and the nearest values that fit."""
+    rollout, minibatch = config.rollout_size, config.minibatch_size
+    step = math.lcm(minibatch, size)
+    rollouts = [number for number in (rollout // step * step, (rollout // step + 1) * step) if number]
+    divisors = [number for number in range(together, rollout + 1, together) if rollout % number == 0]
+    fits = f", or minibatch_size to {min(divisors, key=lambda number: abs(number - minibatch))}" if divisors else ""
+    return (
+        f"rollout_size {rollout} is not a multiple of minibatch_size {minibatch}, so the last step on a rollout would "
+        f"see fewer responses; set rollout_size to {' or '.join(map(str, rollouts))}{fits}"
+    )

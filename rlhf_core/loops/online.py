@@ -19,7 +19,7 @@ from rlhf_core.errors import UserError
 from rlhf_core.forward import policy_outputs, response_logprobs, values
 from rlhf_core.kl import kl_k3
 from rlhf_core.loops.config import OnlineConfig, check_loop, learning_rate_factor
-from rlhf_core.loops.run import Metrics, Run, is_mark, minibatch_indices
+from rlhf_core.loops.run import Metrics, Run, is_mark, minibatch_indices, stream_indices
 from rlhf_core.loops.trust_region import TrustRegion, TrustRegionAlgorithm
 from rlhf_core.loops.update import GradientStep, forward_in_parts
 from rlhf_core.reductions import sequence_sum
@@ -115,7 +115,7 @@ class OnlineTraining:
         """Sample responses, score them, and record what policy, reference and critic say of them."""
         self.policy.eval()
         size = self.config.rollout_size // self.algorithm.group_size
-        indices = minibatch_indices(step, len(self.prompts), size, self.run.seed, self.run.name)
+        indices = stream_indices(step, len(self.prompts), size, self.run.seed, self.run.name)
         prompts, responses, row_weights = self.draw([self.prompts[index] for index in indices])
         batch, _ = sampled_batch([prompt.ids for prompt in prompts], responses, self.sampler.pad_token)
         batch = batch.to(self.accelerator.device)
@@ -176,17 +176,18 @@ class OnlineTraining:
     def _optimise(self, rollout: Rollout, step: int) -> Metrics:
         """Several passes of minibatch steps over one rollout; the metrics are means over those steps."""
         sums: Metrics = {}
-        if self.trust_region is not None:
-            sums = self.trust_region.step(rollout, learning_rate_factor(self.config, step, self.config.steps))
         together = self.algorithm.rows_per_unit
         units, size = rollout.rows // together, self.config.minibatch_size // together
         updates = self.config.epochs * -(-units // size)
+        first, total = step * updates, self.config.steps * updates
+        if self.trust_region is not None:
+            sums = self.trust_region.step(rollout, learning_rate_factor(self.config, first, total))
         seed, name = stream_seed(self.run.seed, step), f"{self.run.name}/minibatch"
         for update in range(updates):
             chosen = torch.tensor(minibatch_indices(update, units, size, seed, name))
             rows = (chosen[:, None] * together + torch.arange(together)).flatten()
             minibatch = rollout.select(rows.to(rollout.input_ids.device))
-            metrics = self.step_on(minibatch, step * updates + update, self.config.steps * updates)
+            metrics = self.step_on(minibatch, first + update, total)
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value / updates
         if "final_kl" in self.algorithm.needs:

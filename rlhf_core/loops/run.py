@@ -46,6 +46,22 @@ def minibatch_indices(step: int, count: int, size: int, seed: int, name: str) ->
     """
     per_epoch = -(-count // size)
     epoch, position = divmod(step, per_epoch)
+    return shuffled(count, epoch, seed, name)[position * size : (position + 1) * size]
+
+
+def stream_indices(step: int, count: int, size: int, seed: int, name: str) -> list[int]:
+    """The `size` items that 0-based `step` visits when shuffled passes over `count` items follow each other endlessly.
+
+    A pure function of the step. Every step has `size` items: one that reaches the end of a pass goes on in the next.
+    """
+    start = step * size
+    passes = range(start // count, -(-(start + size) // count))
+    stream = [index for number in passes for index in shuffled(count, number, seed, name)]
+    return stream[start % count : start % count + size]
+
+
+def shuffled(count: int, epoch: int, seed: int, name: str) -> list[int]:
+    """The order in which pass `epoch` visits `count` items."""
     generator = torch.Generator().manual_seed(stream_seed(seed, name, "order", epoch))
-    order = torch.randperm(count, generator=generator)
-    return order[position * size : (position + 1) * size].tolist()
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order

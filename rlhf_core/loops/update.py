@@ -18,6 +18,9 @@ from rlhf_core.loops.config import OptimizerConfig, learning_rate_factor
 class GradientStep(Generic[BatchT]):
     """AdamW on the algorithm's loss; gradients of each model are clipped on their own.
 
+    So no coefficient weighs the critic's loss against the policy's: they share no weights, and Adam divides out the
+    scale of a gradient. Only how often clipping and Adam's ε act on it would depend on one.
+
     The loss of a minibatch is `(losses * weights).sum()` with weights made from the whole minibatch, so the gradient
     does not depend on the microbatch size.
     """

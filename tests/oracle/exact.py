@@ -1,6 +1,7 @@
 """Enumeration in place of the sampler, and the exact critic; everything else is the product's own loop."""
 
 import itertools
+from dataclasses import replace
 from math import factorial, prod
 from pathlib import Path
 
@@ -97,11 +98,11 @@ def make_training(
 ) -> OnlineTraining:
     """A training of the product's loop, enumerated or sampled, that starts from the reference policy.
 
-    An enumerated one takes `steps` steps, each on every group to both prompts.
+    An enumerated one takes `steps` steps, each on every group to both prompts: more rows than were asked for.
     """
     if not sampled:
         size = algorithm.group_size * problem.prompts
-        settings = {"rollout_size": size, "minibatch_size": WHOLE, "micro_batch_size": WHOLE, "epochs": 1} | settings
+        settings = {"rollout_size": size, "minibatch_size": size, "micro_batch_size": WHOLE, "epochs": 1} | settings
     config = OnlineConfig(snapshots=0, resume_every=WHOLE, **settings)
     critic = Critic(ExactCritic(problem, kl_in_reward(algorithm)), 1e-3) if "critic" in algorithm.needs else None
     prompts = problem.all_prompts() * (config.rollout_size // (algorithm.group_size * problem.prompts))
@@ -117,6 +118,8 @@ def make_training(
         Run(seed=seed, name="oracle", resume=ResumeStore(Path("nowhere"))),
     )
     training.problem = problem
+    if not sampled:
+        training.config = replace(config, minibatch_size=WHOLE)
     return training
 
 
