@@ -9,7 +9,9 @@ from typing import Any, Self
 
 from rlhf_core.errors import UserError
 from rlhf_core.helpdesk.world import World
+from tasks.kinds import check_kind
 from tasks.params import (
+    ModelParams,
     Params,
     PrepareParams,
     apply_overrides,
@@ -23,6 +25,7 @@ from tasks.params import (
 from tasks.readers import first_rows
 from tasks.source import model_source, require_pinned
 
+LEAST_FROM_SCRATCH = 1e-4  # a learning rate of SFT below it suits pretrained models only
 DEFAULT = "default"  # the profile that is params.yaml as it stands
 
 
@@ -88,21 +91,46 @@ def require_inputs(params: Params, root: Path) -> None:
     on a hub has to be pinned, and the rest of it is left to the stages.
 
     Raises:
-        UserError: a data path as `require_data` says, rows that cannot be read, or a model path that is neither a
-            config nor a sound checkpoint.
+        UserError: a data path as `require_data` says, rows that cannot be read, or that methods and rewards cannot
+            learn from, a model path that is neither a config nor a sound checkpoint, or learning rates as
+            `require_suited_model` says.
     """
     require_data(params.prepare, root)
     prepare = params.prepare
+    if params.model.hub:
+        require_pinned("model.hub", params.model.hub)
+        from_scratch = False
+    else:
+        require_suited_model(params)
+        from_scratch = model_source(params.model, root).config is not None
     if prepare.hub:
         require_pinned("prepare.hub", prepare.hub)
     elif prepare.format == "helpdesk":
         World.load(root / prepare.path)
     else:
-        first_rows(root / prepare.path, prepare.format, prepare.answer_pattern)
-    if params.model.hub:
-        require_pinned("model.hub", params.model.hub)
-    else:
-        model_source(params.model, root)
+        rows = first_rows(
+            root / prepare.path,
+            prepare.format,
+            prepare.answer_pattern,
+            preference_base=prepare.preference_base,
+        )
+        kind = next(row.kind for row in rows if not row.fault)
+        check_kind(params, kind, from_scratch=from_scratch)
+
+
+def require_suited_model(params: Params) -> None:
+    """Look whether learning rates for a pretrained model, as some profiles set them, come with such a model.
+
+    Raises:
+        UserError: the user's own data, but the help desk's small model, which is trained from scratch.
+    """
+    rate, default = params.sft.learning_rate, ModelParams().path
+    if params.prepare.format != "helpdesk" and params.model.path == default and rate < LEAST_FROM_SCRATCH:
+        raise UserError(
+            f"sft.learning_rate {rate:g} is for a pretrained model, but model.path is still the help desk's {default}, "
+            "a small one trained from scratch: it would learn nothing. Set model.path or model.hub to a pretrained "
+            "model, or raise the learning rates to those of params.yaml (sft 1e-3, reward 3e-4, policies 1e-4)."
+        )
 
 
 def require_data(prepare: PrepareParams, root: Path) -> None:

@@ -21,8 +21,8 @@ from pydantic import (
 
 from flows.changes import DEFAULT
 from flows.settings import find_root
+from tasks.findings import label
 from tasks.params import Params, read_yaml
-from tasks.report_page import label
 
 BOUNDS = ("gt", "ge", "lt", "le")
 FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {  # section: its title and fields, in the form's order

@@ -64,12 +64,15 @@ def response_logprobs(policy: PreTrainedModel, batch: Batch, *, temperature: flo
 
 
 @torch.no_grad()
-def response_kl(policy: PreTrainedModel, reference: PreTrainedModel, batch: Batch) -> Tensor:
+def response_kl(
+    policy: PreTrainedModel, reference: PreTrainedModel, batch: Batch, *, temperature: float = 1.0
+) -> Tensor:
     """KL(π_θ ‖ π_ref) at each response position, summed over the vocabulary, 0 outside the mask, (B, R).
 
-    Summed along responses sampled from π_θ it is an unbiased estimate of the KL per response, and never negative.
+    The logits of both models are divided by `temperature`. Summed along responses sampled from π_θ at that temperature
+    it is an unbiased estimate of the KL per response, and never negative.
     """
-    kl = exact_kl(response_logits(policy, batch), response_logits(reference, batch))
+    kl = exact_kl(response_logits(policy, batch), response_logits(reference, batch), temperature)
     return kl.masked_fill(batch.response_mask == 0, 0.0)
 
 

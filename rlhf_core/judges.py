@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import pstdev
 from typing import Protocol
 
 from rlhf_core.metrics import bootstrap_mean
@@ -32,15 +33,37 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class ScoreJudge:
-    """Prefers the response with the higher score: a gold rubric, an exact answer, or a second reward model."""
+    """Prefers the response with the higher score: a gold rubric, an exact answer, or a second reward model.
+
+    `scores` gets both sides of all pairs in one call, the sides of a pair adjacent and in an order of their own, not
+    that of presentation: a model then pads both alike, and the same pair in the other order gets the mirrored verdict.
+
+    tolerance: a difference of at most this many standard deviations is a tie; the standard deviation is the population
+    one of all scores of the comparison, both sides together. 0 compares exactly. Identical token ids always tie.
+    """
 
     name: str
     scores: Callable[[Sequence[Prompt], Sequence[Answer]], list[float]]
+    tolerance: float = 0.0
 
     def prefer(self, prompts: Sequence[Prompt], first: Sequence[Answer], second: Sequence[Answer]) -> list[float]:
         """1, 0 or ½ by comparing scores."""
-        pairs = zip(self.scores(prompts, first), self.scores(prompts, second), strict=True)
-        return [0.5 if one == two else float(one > two) for one, two in pairs]
+        pairs = list(zip(first, second, strict=True))
+        swapped = [_content(one) > _content(two) for one, two in pairs]
+        ordered = [(two, one) if swap else (one, two) for (one, two), swap in zip(pairs, swapped, strict=True)]
+        twice = [prompt for prompt in prompts for _ in range(2)]
+        scores = self.scores(twice, [answer for pair in ordered for answer in pair])
+        largest_tie = self.tolerance * pstdev(scores) if self.tolerance else 0.0
+        verdicts = []
+        for (one, two), swap, left, right in zip(ordered, swapped, scores[0::2], scores[1::2], strict=True):
+            is_tie = list(one.ids) == list(two.ids) or abs(left - right) <= largest_tie
+            verdicts.append(0.5 if is_tie else float((left > right) != swap))
+        return verdicts
+
+
+def _content(answer: Answer) -> tuple[list[int], str]:
+    """What answers are put in order by."""
+    return list(answer.ids), answer.text
 
 
 @dataclass(frozen=True)

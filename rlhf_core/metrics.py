@@ -12,7 +12,7 @@ from torch import Tensor
 def pair_metrics(
     chosen: Tensor, rejected: Tensor, link: Literal["logistic", "normal"] = "logistic"
 ) -> dict[str, float]:
-    """Accuracy (equal scores are half right), log-loss in nats, and calibration on held-out pairs, (N,) twice.
+    """Accuracy (equal scores are half right), log-loss in nats with its standard error, calibration; (N,) twice.
 
     The probability that chosen is the better one is σ(r_w - r_l), or Φ(r_w - r_l) with the normal link (Thurstone).
     """
@@ -21,6 +21,7 @@ def pair_metrics(
     return {
         "accuracy": ((margin > 0).float() + 0.5 * (margin == 0).float()).mean().item(),
         "log_loss": -log_probability.mean().item(),
+        "log_loss_se": (log_probability.std(correction=0) / len(margin) ** 0.5).item(),
         "ece": expected_calibration_error(torch.special.ndtr(margin) if link == "normal" else margin.sigmoid()),
     }
 

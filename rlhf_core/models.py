@@ -188,11 +188,21 @@ def _first_line(error: Exception) -> str:
     return " ".join(lines[:2]) or type(error).__name__
 
 
-def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, *, max_new_tokens: int) -> None:
-    """Write weights (safetensors), tokenizer, chat template and generation config to `path`."""
+def save_policy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+) -> None:
+    """Write weights (safetensors), tokenizer, chat template and generation config to `path`.
+
+    `temperature` is the one that the policy was trained to be sampled at; `own_temperature` reads it back.
+    """
     model.generation_config = GenerationConfig(
         do_sample=True,
-        temperature=1.0,
+        temperature=temperature,
         top_k=0,
         top_p=1.0,
         max_new_tokens=max_new_tokens,
@@ -203,6 +213,12 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path
     model.config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(str(path))
     save_tokenizer(tokenizer, path)
+
+
+def own_temperature(model: PreTrainedModel) -> float:
+    """The temperature in a policy's generation config, 1 where there is none."""
+    temperature = model.generation_config.temperature if model.generation_config is not None else None
+    return 1.0 if temperature is None else float(temperature)
 
 
 def save_scalar_model(model: ScalarModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:

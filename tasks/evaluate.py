@@ -3,8 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,16 @@ from rlhf_core.helpdesk.rubric import gold_score
 from rlhf_core.helpdesk.world import World
 from rlhf_core.judges import Answer, ScoreJudge, win_rate
 from rlhf_core.metrics import bootstrap_mean, distinct_n
-from rlhf_core.models import load_policy, load_tokenizer
+from rlhf_core.models import load_policy, load_tokenizer, own_temperature
 from rlhf_core.reductions import sequence_sum
-from rlhf_core.rewards import ExactMatch, ModelReward, Sampled
+from rlhf_core.rewards import ExactMatch, ModelReward, Sampled, WeightedSum
 from rlhf_core.sampling import Sampler, sampled_batch
 from rlhf_core.seeding import stream_seed
 from rlhf_core.tokens import Prompt, encode_response
 from tasks.accelerator import accelerator_of
 from tasks.best_of_n import BEST_OF_N, best_of_n
 from tasks.jsonl import read_jsonl, write_jsonl
-from tasks.params import load_params
+from tasks.params import algorithm_of, load_params
 from tasks.progress import counted
 from tasks.rewards import make_reward
 from tasks.rows import as_prompts, last_user_text, prepared_kind
@@ -36,17 +36,26 @@ from tasks.sampling import Response, make_sampler, sample_responses
 from tasks.stage import Stage, main, open_stage, write_json
 
 OUT = "evaluation"
-ROWS = 128  # rows of one forward pass without gradients
+ROWS = 128  # rows of one forward pass without gradients; even, so that no pair is split between two
+OFFLINE = ("pairs", "unpaired")  # what methods learn from that never see policy.rewards
+ROUNDING = 1e-4  # standard deviations: what padding and batching may change in a reward model's score, with room
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One policy's sampled responses to a set of prompts."""
+    """One policy's sampled responses to a set of prompts.
+
+    temperature: what they were sampled at. kl: (n,), nats per response against the SFT model, both at
+    `kl_temperature`; for best-of-N sampling the upper bound, which `kl_is_bound` says.
+    """
 
     batch: Batch
     ended: torch.Tensor
     answers: list[Answer]
-    kl: torch.Tensor  # (n,), nats per response against the SFT model
+    temperature: float
+    kl: torch.Tensor
+    kl_temperature: float
+    kl_is_bound: bool = False
 
 
 class Evaluation:
@@ -57,7 +66,8 @@ class Evaluation:
         self.accelerator = accelerator_of(stage.params)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer("models/sft")
         self.reference = self._policy("models/sft")
-        self.reward = self._reward_model("models/reward")
+        self.reward = self._optimised_reward()
+        self.reward_model = self._proxy()
         self.judge = self._judge()
 
     def _policy(self, path: str | Path) -> PreTrainedModel:
@@ -68,6 +78,21 @@ class Evaluation:
         if (Path(path) / "none.json").is_file():
             return None
         return ModelReward(self.accelerator.prepare_model(load_reward_model(path), evaluation_mode=True), ROWS)
+
+    def _optimised_reward(self) -> WeightedSum | None:
+        """policy.rewards, as training sums it; None where it is empty, or names a reward model and there is none."""
+        terms = self.params.policy.rewards
+        has_model = not Path("models/reward/none.json").is_file()
+        if not terms or (not has_model and any(term.name == "model" for term in terms)):
+            return None
+        return make_reward(self.params, self.accelerator, ROWS)
+
+    def _proxy(self) -> ModelReward | None:
+        """The reward model without a clamp; that of policy.rewards if it is a term there, so as to load it once."""
+        for _, _, part in self.reward.parts if self.reward is not None else ():
+            if isinstance(part, ModelReward):
+                return replace(part, clamp=None)
+        return self._reward_model("models/reward")
 
     def _judge(self) -> ScoreJudge:
         """Gold where it exists, else the second reward model; never the model that was optimised against."""
@@ -84,7 +109,9 @@ class Evaluation:
                 "there is nothing to judge with: no gold, no right answers, and no preferences to fit a judge to. "
                 "Give data in which responses to one prompt differ in worth."
             )
-        return ScoreJudge("second reward model", lambda prompts, answers: self._score(model, prompts, answers))
+        return ScoreJudge(
+            "second reward model", lambda prompts, answers: self._score(model, prompts, answers), ROUNDING
+        )
 
     def _batch(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Batch:
         ids = [answer.ids for answer in answers]
@@ -92,6 +119,7 @@ class Evaluation:
         return batch.to(self.accelerator.device)
 
     def _score(self, model: ModelReward, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[float]:
+        """Scores of all answers, padded to one width."""
         batch = self._batch(prompts, answers)
         texts = [answer.text for answer in answers]
         return model(Sampled(batch, torch.ones(batch.rows).bool(), prompts, texts)).tolist()
@@ -104,55 +132,99 @@ class Evaluation:
 
     @torch.no_grad()
     def answers(self, path: str | Path, prompts: Sequence[Prompt], stream: str) -> Answers:
-        """Sample a policy's responses and measure their KL to the SFT model.
+        """Sample a policy's responses, and measure its KL to the SFT model at the policy's own temperature.
 
-        Of best-of-N sampling, which has no log-probabilities, the KL is its upper bound.
+        The responses are sampled at evaluate.temperature, or where it is null at the policy's own, which its
+        generation config holds. The KL is that of the distributions at the own temperature, so where the two differ it
+        is measured on a second sample. Of best-of-N sampling, which has no log-probabilities, it is the upper bound.
         """
-        seed = (self.params.run.seed, f"evaluate/{stream}")
         manifest = Path(path) / BEST_OF_N
         if manifest.is_file():
-            chosen = json.loads(manifest.read_text(encoding="utf-8"))
-            sampler = self._sampler(self.reference, 1.0)
-            reward = make_reward(self.params, self.accelerator, ROWS)
-            count = chosen["best_of"]
-            sampled, _ = best_of_n(self.reference, self.tokenizer, prompts, sampler, reward, count, seed)
-            return self._answers(prompts, sampled, torch.full((len(prompts),), chosen["kl_bound"]))
+            return self._best_answers(json.loads(manifest.read_text(encoding="utf-8")), prompts, stream)
         policy = self._policy(path)
-        sampler = self._sampler(policy, self.params.evaluate.temperature)
-        sampled = sample_responses(policy, self.tokenizer, prompts, sampler, seed)
-        return self._answers(prompts, sampled, self._kl(policy, prompts, sampled))
+        own = own_temperature(policy)
+        temperature = self._temperature(policy)
+        sampled = measured = self._sample(policy, prompts, temperature, stream)
+        if temperature != own:
+            measured = self._sample(policy, prompts, own, f"{stream}/kl")
+        kl = self._kl(policy, prompts, measured, own)
+        return Answers(*self._answers(prompts, sampled), temperature, kl, own)
+
+    def _best_answers(self, chosen: Mapping[str, Any], prompts: Sequence[Prompt], stream: str) -> Answers:
+        """The best of N samples of the SFT model, by the reward that policies are optimised for."""
+        temperature, count = self._temperature(self.reference), chosen["best_of"]
+        sampler = self._sampler(self.reference, temperature)
+        reward = self.reward or make_reward(self.params, self.accelerator, ROWS)  # which says what is missing
+        sampled, _ = best_of_n(self.reference, self.tokenizer, prompts, sampler, reward, count, self._stream(stream))
+        bound = torch.full((len(prompts),), chosen["kl_bound"])
+        return Answers(*self._answers(prompts, sampled), temperature, bound, temperature, kl_is_bound=True)
+
+    def _temperature(self, policy: PreTrainedModel) -> float:
+        """What a policy's judged responses are sampled at."""
+        chosen = self.params.evaluate.temperature
+        return own_temperature(policy) if chosen is None else chosen
+
+    def _stream(self, name: str) -> tuple[int, str]:
+        return self.params.run.seed, f"evaluate/{name}"
 
     def _sampler(self, policy: PreTrainedModel, temperature: float) -> Sampler:
         return make_sampler(policy, self.tokenizer, self.params.prepare.max_response_tokens, temperature)
 
-    def _answers(self, prompts: Sequence[Prompt], sampled: Sequence[Response], kl: torch.Tensor) -> Answers:
-        answers = [Answer(response.text, response.ids) for response in sampled]
-        ended = torch.tensor([response.ended for response in sampled])
-        return Answers(self._batch(prompts, answers), ended, answers, kl)
+    def _sample(
+        self, policy: PreTrainedModel, prompts: Sequence[Prompt], temperature: float, stream: str
+    ) -> list[Response]:
+        sampler = self._sampler(policy, temperature)
+        return sample_responses(policy, self.tokenizer, prompts, sampler, self._stream(stream))
 
-    def _kl(self, policy: PreTrainedModel, prompts: Sequence[Prompt], sampled: Sequence[Response]) -> torch.Tensor:
-        batch = self._batch(prompts, [Answer(response.text, response.ids) for response in sampled])
+    def _answers(
+        self, prompts: Sequence[Prompt], sampled: Sequence[Response]
+    ) -> tuple[Batch, torch.Tensor, list[Answer]]:
+        answers = [Answer(response.text, response.ids) for response in sampled]
+        ended = torch.tensor([response.ended for response in sampled], device=self.accelerator.device)
+        return self._batch(prompts, answers), ended, answers
+
+    def _kl(
+        self, policy: PreTrainedModel, prompts: Sequence[Prompt], sampled: Sequence[Response], temperature: float
+    ) -> torch.Tensor:
+        batch, _, _ = self._answers(prompts, sampled)
         kl = []
         for start in range(0, batch.rows, ROWS):
             part = batch.select(slice(start, start + ROWS))
-            kl.append(sequence_sum(response_kl(policy, self.reference, part), part.response_mask))
+            tokens = response_kl(policy, self.reference, part, temperature=temperature)
+            kl.append(sequence_sum(tokens, part.response_mask))
         return torch.cat(kl).cpu()
 
     def describe(self, prompts: Sequence[Prompt], given: Answers) -> dict[str, Any]:
         """Reward, KL, length, diversity of one policy's responses."""
         texts = [answer.text for answer in given.answers]
-        described: dict[str, Any] = {
+        proxy = None if self.reward_model is None else self._score(self.reward_model, prompts, given.answers)
+        return {
+            "temperature": given.temperature,
             "kl": self._mean(given.kl.tolist()),
+            "kl_temperature": given.kl_temperature,
+            "kl_is_bound": given.kl_is_bound,
             "mean_length": given.batch.lengths.mean().item(),
             "ended_fraction": given.ended.float().mean().item(),
             "distinct_1": distinct_n(texts, 1),
             "distinct_2": distinct_n(texts, 2),
             "judge_score": self._mean(self.judge.scores(prompts, given.answers)),
-            "reward": None,
+            **self._rewards(Sampled(given.batch, given.ended, prompts, texts)),
+            "reward_model_score": None if proxy is None else self._mean(proxy),
         }
-        if self.reward is not None:
-            described["reward"] = self._mean(self._score(self.reward, prompts, given.answers))
-        return described
+
+    def _rewards(self, sampled: Sampled) -> dict[str, Any]:
+        """The reward that training maximises, and the mean of each of its terms before the weight."""
+        if self.reward is None:
+            return {"reward": None, "reward_terms": {}}
+        total, terms = self.reward(sampled)
+        means = {name: value.mean().item() for name, value in terms.items()}
+        return {"reward": self._mean(total.tolist()), "reward_terms": means}
+
+    def reward_terms(self) -> list[dict[str, Any]]:
+        """What the reward adds up: each term's name, its weight, and its clamp where it has one."""
+        parts = [] if self.reward is None else self.reward.parts
+        clamps = {name: part.clamp for name, _, part in parts if isinstance(part, ModelReward)}
+        return [{"name": name, "weight": weight, "clamp": clamps.get(name)} for name, weight, _ in parts]
 
     def _mean(self, values: Sequence[float]) -> dict[str, float]:
         seed = stream_seed(self.params.run.seed, "evaluate", "mean")
@@ -215,6 +287,7 @@ def _judge_policies(evaluation: Evaluation) -> tuple[dict[str, Any], list[dict[s
     for name in counted("judging policies", params.policy.algorithms):
         given = evaluation.answers(f"models/policies/{name}", prompts, name)
         results[name] = evaluation.describe(prompts, given) | {
+            "reward_optimised": algorithm_of(params, name).data not in OFFLINE,
             "win_rate_vs_sft": evaluation.win_rate(prompts, given.answers, sft.answers),
             "win_rate_vs_reference": evaluation.win_rate(prompts, given.answers, references),
         }
@@ -224,7 +297,13 @@ def _judge_policies(evaluation: Evaluation) -> tuple[dict[str, Any], list[dict[s
         for row, prompt in enumerate(prompts[: params.evaluate.samples])
     ]
     baseline = results.pop("sft")
-    return {"judge": evaluation.judge.name, "prompts": len(prompts), "sft": baseline, "policies": results}, samples
+    return {
+        "judge": evaluation.judge.name,
+        "prompts": len(prompts),
+        "rewards": evaluation.reward_terms(),
+        "sft": baseline,
+        "policies": results,
+    }, samples
 
 
 def _judge_snapshots(evaluation: Evaluation) -> list[dict[str, Any]]:

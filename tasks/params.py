@@ -334,7 +334,12 @@ class EvaluateParams(_Section):
 
     prompts: int = setting(300, "held-out prompts to judge on", ge=2)
     development_prompts: int = setting(100, "prompts to judge snapshots on", ge=2)
-    temperature: float = setting(1.0, "of sampling; 0 takes the most likely token", ge=0)
+    temperature: float | None = setting(
+        None,
+        "at which the judged responses are sampled; 0 takes the most likely token; null is each policy's own: that of "
+        "its training for on-policy methods, 1 for the others and SFT",
+        ge=0,
+    )
     resamples: int = setting(2000, "bootstrap resamples of the prompts for an interval", ge=100)
     samples: int = setting(12, "prompts shown side by side in the report", ge=1)
 

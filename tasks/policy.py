@@ -184,10 +184,10 @@ def _train_on_samples(stage: Stage, name: str, algorithm: Any, config: Any) -> N
         _training_prompts(tokenizer),
         make_sampler(model, tokenizer, longest, config.temperature),
         config,
-        stage.training_run(snapshot=snapshot_saver(model, tokenizer, folder, longest)),
+        stage.training_run(snapshot=snapshot_saver(model, tokenizer, folder, longest, config.temperature)),
     )
     history = training.train()
-    save_policy(model, tokenizer, folder, max_new_tokens=longest)
+    save_policy(model, tokenizer, folder, max_new_tokens=longest, temperature=config.temperature)
     write_curve(folder, history)
 
 

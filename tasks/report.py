@@ -29,7 +29,7 @@ FOLDERS = (
     "models/judge",
     "evaluation",
 )
-INTERVALS = ("kl", "reward", "judge_score")  # figures that evaluate writes with a 95 % interval
+INTERVALS = ("kl", "reward", "reward_model_score", "judge_score")  # figures that evaluate writes with a 95 % interval
 
 
 def report() -> None:
@@ -60,8 +60,8 @@ def render_page() -> None:
 def build_report(own: Mapping[str, Any]) -> dict[str, Any]:
     """All figures and where they come from: numbers, names and hashes of inputs, the same for the same outputs.
 
-    `own` is this stage's entry in `sources.stages`. Intervals of KL (nats per response), reward and judge score stand
-    beside them as NAME_low and NAME_high, 95 %.
+    `own` is this stage's entry in `sources.stages`. Intervals of KL (nats per response), reward, the reward model's
+    score and the judge's are beside them as NAME_low and NAME_high, 95 %.
     """
     results = _read(RESULTS)
     snapshots = read_jsonl(Path(SNAPSHOTS))
@@ -77,6 +77,7 @@ def build_report(own: Mapping[str, Any]) -> dict[str, Any]:
         "feedback": FEEDBACK,
         "reward_model": reward_file,
         "judge_model": judge_file,
+        "rewards": RESULTS,
         "sft": RESULTS,
         "policies": RESULTS,
         "policies.*.best_snapshot": SNAPSHOTS,
@@ -84,6 +85,7 @@ def build_report(own: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "judge": results["judge"],
         "prompts": results["prompts"],
+        "rewards": results["rewards"],
         "data": {key: card[key] for key in ("source", "kind", "read", "kept")},
         "feedback": _read(FEEDBACK),
         "reward_model": reward_model,

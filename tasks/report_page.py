@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tasks import charts, tracking
+from tasks.findings import label, labels, ranked, summary, title
 from tasks.jsonl import read_jsonl
 
 ORDER = ("prepare", "base", "sft", "collect", "reward", "policy", "evaluate", "report")
@@ -61,80 +62,77 @@ def render(report: Report, folder: Path) -> list[Path]:
 def _content(report: Report) -> dict[str, Any]:
     """Everything the templates show."""
     stages = sorted(report["sources"]["stages"].items(), key=lambda item: (ORDER.index(item[0].split("@")[0]), item[0]))
-    ranked = dict(sorted(report["policies"].items(), key=lambda item: -item[1]["win_rate_vs_sft"]["value"]))
+    policies = ranked(report["policies"])
     colours = {name: index for index, name in enumerate(report["policies"])}
-    steps = {name: len(_rows(f"models/policies/{name}/metrics.jsonl")) for name in ranked}
+    steps = {name: len(_rows(f"models/policies/{name}/metrics.jsonl")) for name in policies}
     return {
         "report": report,
-        "title": title(list(ranked)),
-        "summary": summary(report, ranked),
-        "ranked": ranked,
+        "title": title(list(policies)),
+        "summary": summary(report),
+        "sampling": sampling_sentences(report),
+        "reward": reward_sentence(report),
+        "ranked": policies,
         "colours": colours,
         "steps": steps,
         "stages": stages,
         "runs": find_runs({name: stage["key"] for name, stage in stages}),
         "stale": _stale(stages),
-        "curves": _curves(ranked, colours),
+        "curves": _curves(list(policies), colours),
         "tradeoffs": _tradeoffs(report),
         "samples": _rows("evaluation/samples.jsonl")[:SAMPLES],
         "origin": partial(origin, stages),
     }
 
 
-# Names that are not simply capitals.
-LABELS = {
-    "ppo_penalty": "PPO-penalty",
-    "cdpo": "cDPO",
-    "online_dpo": "Online DPO",
-    "best_of_n": "Best of N",
-    "best_of_n_distillation": "Best-of-N distillation",
-}
+def sampling_sentences(report: Report) -> list[str]:
+    """At which temperature the responses were sampled, and what KL is."""
+    policies = report["policies"]
+    described = {"SFT": report["sft"]} | {label(name): figures for name, figures in policies.items()}
+    judged = {name: figures["temperature"] for name, figures in described.items()}
+    own = {name: figures["kl_temperature"] for name, figures in described.items() if not figures["kl_is_bound"]}
+    at = f"temperature {judged['SFT']:g}" if _alike(judged) else f"each policy's own temperature ({_listed(judged)})"
+    kl = "KL is to the SFT model, in nats per response, summed over the vocabulary at each sampled token"
+    if any(own[name] != judged[name] for name in own):
+        own_at = f"temperature {own['SFT']:g}" if _alike(own) else f"each policy's own temperature ({_listed(own)})"
+        kl += f", on a second sample at {own_at}"
+    if set(own.values()) != {1.0}:
+        kl += "; the temperature divides the SFT model's logits too"
+    bounds = [name for name, figures in policies.items() if figures["kl_is_bound"]]
+    return [
+        f"Responses are sampled at {at}.",
+        f"{kl}.",
+        *([f"That of {labels(bounds)} is not measured: it is the upper bound."] if bounds else []),
+    ]
 
 
-def title(names: Sequence[str]) -> str:
-    """What was compared."""
-    if len(names) == 1:
-        return f"{label(names[0])} against the SFT model"
-    return f"{join([label(name) for name in names]) if len(names) < 5 else f'{len(names)} policies'} against each other"
+def _alike(temperatures: Mapping[str, float]) -> bool:
+    return len(set(temperatures.values())) == 1
 
 
-def join(names: Sequence[str]) -> str:
-    """`A`, `A and B`, `A, B and C`."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
+def _listed(temperatures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {temperature:g}" for name, temperature in temperatures.items())
 
 
-def summary(report: Report, ranked: Report) -> list[str]:
-    """Three sentences: which policy is best, by how much and judged by whom; the others; what they learnt from."""
-    (best, figures), *others = ranked.items()
-    won = figures["win_rate_vs_sft"]
-    sure = "" if won["low"] > 0.5 else ", which does not show it to be better"
-    first = (
-        f"{label(best)} is the best policy: it wins {percent(won['value'])} of {won['n']} held-out prompts against the "
-        f"SFT model (95 % interval {percent(won['low'])} to {percent(won['high'])}{sure}), judged by: {won['judge']}."
+def reward_sentence(report: Report) -> str:
+    """What the figure called reward adds up, and which policies were optimised for it."""
+    if not report["rewards"]:
+        return "There is no reward: policy.rewards names none that this data gives."
+    terms = [
+        f"{term['weight']:g} × {term['name']}" + ("" if term["clamp"] is None else f" (within ±{term['clamp']:g})")
+        for term in report["rewards"]
+    ]
+    optimised = {name: figures["reward_optimised"] for name, figures in report["policies"].items()}
+    did, did_not = ([name for name in optimised if optimised[name] is wanted] for wanted in (True, False))
+    uses = [f"{labels(did)} {_verb(did)} optimised for it, apart from any KL penalty"] if did else []
+    uses += [f"{labels(did_not)} {_verb(did_not)} not: trained on given data, without it"] if did_not else []
+    return (
+        f"Reward is the whole of policy.rewards: {' + '.join(terms)}; each term's mean before its weight is beside it. "
+        f"{'; '.join(uses)}."
     )
-    return [first, _others(best, figures, others), _learnt_from(report)]
 
 
-def _others(best: str, figures: Report, others: list[tuple[str, Any]]) -> str:
-    baseline = f"against the reference responses it wins {percent(figures['win_rate_vs_reference']['value'])}"
-    if not others:
-        return f"It is the only policy of this run; {baseline}."
-    rates = ", ".join(f"{label(name)} {percent(other['win_rate_vs_sft']['value'])}" for name, other in others)
-    low = figures["win_rate_vs_sft"]["low"]
-    close = [label(name) for name, other in others if other["win_rate_vs_sft"]["high"] >= low]
-    overlap = f" Its interval overlaps with that of {join(close)}: their order may be chance." if close else ""
-    return f"After {label(best)}: {rates}; {baseline}.{overlap}"
-
-
-def _learnt_from(report: Report) -> str:
-    model = report["reward_model"]
-    if model is None:
-        return f"There is no reward model: {report['no_reward_model']}."
-    ceiling = report["feedback"].get("agreement_with_gold")
-    beside = "" if ceiling is None else f"; the verdicts themselves agree with gold on {percent(ceiling)}"
-    right = percent(model["accuracy"])
-    return f"The reward model is right on {right} of {model['held_out_pairs']} held-out pairs{beside}."
+def _verb(names: Sequence[str]) -> str:
+    return "was" if len(names) == 1 else "were"
 
 
 def find_runs(keys: Mapping[str, str]) -> dict[str, StageRun]:
@@ -178,16 +176,16 @@ def _stale(stages: list[tuple[str, Any]]) -> list[str]:
     return sorted(set(stale))
 
 
-def _curves(ranked: Report, colours: Mapping[str, int]) -> list[tuple[str, list[tuple[str, str, Markup]]]]:
+def _curves(names: Sequence[str], colours: Mapping[str, int]) -> list[tuple[str, list[tuple[str, str, Markup]]]]:
     """Learning curves in groups: (title, [(caption, file, chart)]); trainings that left no metrics are left out."""
     groups = [
         ("Language model", [("base", "models/base", 5), ("sft", "models/sft", 5)]),
         ("Reward model", [("reward model", "models/reward", 4)]),
         ("Judge model", [("judge model", "models/judge", 4)]),
-        *((label(name), [(name, f"models/policies/{name}", colours[name])]) for name in ranked),
+        *((label(name), [(name, f"models/policies/{name}", colours[name])]) for name in names),
     ]
     drawn = []
-    for title, trainings in groups:
+    for heading, trainings in groups:
         figures = []
         for name, folder, colour in trainings:
             file = f"{folder}/metrics.jsonl"
@@ -197,18 +195,18 @@ def _curves(ranked: Report, colours: Mapping[str, int]) -> list[tuple[str, list[
                 if key in rows[0]:
                     figures.append((f"{name}: {key}", file, Markup(charts.curve(rows, key, name, colour))))
         if figures:
-            drawn.append((title, figures))
+            drawn.append((heading, figures))
     return drawn
 
 
 def _tradeoffs(report: Report) -> list[tuple[str, Markup]]:
-    """Reward (what was optimised) and judge score (what was wanted) against KL: (caption, chart)."""
+    """Reward (what on-policy methods optimise) and judge score (what is wanted) against KL: (caption, chart)."""
     snapshots = _rows("evaluation/snapshots.jsonl")
     best = {name: figures["best_snapshot"] for name, figures in report["policies"].items()}
-    labels = {"reward": "reward (proxy)", "judge_score": f"judge score ({report['judge']})"}
+    shown = {"reward": "reward (policy.rewards)", "judge_score": f"judge score ({report['judge']})"}
     return [
         (f"{text} against KL", Markup(charts.tradeoff(snapshots, best, key, text, label)))
-        for key, text in labels.items()
+        for key, text in shown.items()
         if snapshots and snapshots[0][key] is not None
     ]
 
@@ -224,11 +222,6 @@ def markdown_text(value: Any) -> Any:
         return value
     escaped = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", escaped).replace("\r", "").replace("\n", "<br>")
-
-
-def label(name: str) -> str:
-    """A policy's name as a heading: dpo is DPO."""
-    return LABELS.get(name, name.upper())
 
 
 def learnt_from(model: Report) -> str:
@@ -248,11 +241,6 @@ def number(value: float | None) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return "0.000" if abs(value) < 5e-4 else f"{value:#.3g}".rstrip(".")
-
-
-def percent(share: float) -> str:
-    """`86.4 %`."""
-    return f"{100 * share:.1f} %"
 
 
 def duration(seconds: float) -> str:

@@ -26,12 +26,17 @@ def write_curve(folder: Path, history: Sequence[Metrics]) -> None:
 
 
 def snapshot_saver(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    max_new_tokens: int,
+    temperature: float = 1.0,
 ) -> Callable[[int], None]:
     """A callback that saves the policy as it is to `folder`/snapshots/step-NNNNNN."""
 
     def save(step: int) -> None:
-        save_policy(model, tokenizer, folder / "snapshots" / f"step-{step:06d}", max_new_tokens=max_new_tokens)
+        path = folder / "snapshots" / f"step-{step:06d}"
+        save_policy(model, tokenizer, path, max_new_tokens=max_new_tokens, temperature=temperature)
 
     return save
 

@@ -15,13 +15,14 @@ import pytest
 
 from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch
 from flows import services, supervise
-from flows.changes import Changes, require_inputs, update_yaml
+from flows.changes import Changes, require_inputs
 from flows.form import Form, chosen
 from flows.graph import Stage, read_graph, select
 from flows.lineage import comparison_markdown, figures
 from flows.settings import find_root
 from flows.stages import StageRunner
 from flows.workspace import open_workspace
+from flows.yaml_edit import update_yaml
 from rlhf_core.errors import UserError
 from tasks.params import ROOT, load_params
 
@@ -124,6 +125,28 @@ def test_missing_inputs_are_told_before_the_run(scratch: Path, overrides: dict[s
     require_inputs(Changes().resolve(scratch).params, scratch)
     with pytest.raises(UserError, match=message):
         require_inputs(Changes(overrides=overrides).resolve(scratch).params, scratch)
+
+
+@pytest.mark.parametrize(
+    ("profile", "row"),
+    [
+        ("preferences", '{"prompt": "Hi", "chosen": "Hello", "rejected": "No"}'),
+        ("verifiable", '{"question": "2 + 3?", "answer": "#### 5"}'),
+    ],
+)
+def test_a_profile_for_pretrained_models_needs_one(tmp_path: Path, profile: str, row: str) -> None:
+    """Its learning rates leave a model trained from scratch where it began; an own model or higher rates are taken."""
+    data, model = tmp_path / "rows.jsonl", tmp_path / "model.json"
+    data.write_text(f"{row}\n")
+    model.write_text((ROOT / "rlhf_core/helpdesk/model.json").read_text())
+    own = {"prepare.path": str(data)}
+    with pytest.raises(
+        UserError, match=r"sft.learning_rate 1e-05 is for a pretrained model.*Set model.path or model.hub"
+    ):
+        require_inputs(Changes(profile, own).resolve(ROOT).params, ROOT)
+    for change in ({"model.path": str(model)}, {"model.hub": "org/model@1"}, {"sft.learning_rate": 1e-4}):
+        require_inputs(Changes(profile, own | change).resolve(ROOT).params, ROOT)
+    require_inputs(Changes(overrides={"sft.learning_rate": 1e-5}).resolve(ROOT).params, ROOT)  # on the help desk
 
 
 def test_a_hub_id_stands_in_for_a_path(scratch: Path) -> None:

@@ -1,6 +1,7 @@
 """The pure functions of rlhf_core against numbers worked by hand."""
 
 import math
+from statistics import fmean, pstdev
 
 import pytest
 import torch
@@ -196,12 +197,13 @@ def test_reductions():
 def test_pair_metrics():
     """Margins log 3, 0, -log 3, log 3: accuracy (1 + ½ + 0 + 1)/4.
 
-    Log-loss (2 log 4/3 + log 2 + log 4)/4. Calibration: three pairs in the bin of ¾, two of them right,
-    so |¾ - ⅔| · ¾; one in the bin of ½, half right: 0.
+    Log-loss (2 log 4/3 + log 2 + log 4)/4, its standard error their standard deviation by √4. Calibration: three pairs
+    in the bin of ¾, two of them right, so |¾ - ⅔| · ¾; one in the bin of ½, half right: 0.
     """
     found = pair_metrics(torch.tensor([LOG3, 1.0, 0.0, LOG3]), torch.tensor([0.0, 1.0, LOG3, 0.0]))
-    log_loss = (2 * (2 * LOG2 - LOG3) + LOG2 + 2 * LOG2) / 4
-    assert found == pytest.approx({"accuracy": 0.625, "log_loss": log_loss, "ece": 0.0625}, abs=1e-6)
+    losses = [2 * LOG2 - LOG3, LOG2, 2 * LOG2, 2 * LOG2 - LOG3]
+    expected = {"accuracy": 0.625, "log_loss": fmean(losses), "log_loss_se": pstdev(losses) / 2, "ece": 0.0625}
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_expected_calibration_error():

@@ -1,5 +1,6 @@
 """The report and its page, on a small tree of outputs written by hand: figures, origins, escaping, links."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from tasks import report, report_page, tracking
 from tasks.charts import curve, running_mean, tradeoff
 from tasks.jsonl import write_jsonl
 from tasks.report import build_report, render_page
-from tasks.report_page import duration, markdown_text, number, summary
+from tasks.report_page import duration, markdown_text, number, reward_sentence, sampling_sentences
 from tasks.stage import Stage, write_json
 
 JUDGE = "gold rubric"
@@ -28,6 +29,7 @@ STAGES = {
     "models/policies/dpo": "policy@dpo",
     "evaluation": "evaluate",
 }
+REWARDS = [{"name": "model", "weight": 1.0, "clamp": 3.0}, {"name": "missing_end", "weight": 3.0, "clamp": None}]
 OWN = {"key": "f" * 32, "params": {}, "inputs": {"evaluation": "ee.dir"}, "outputs": ["reports/report.json"]}
 
 
@@ -46,8 +48,13 @@ def won(value: float, low: float, high: float) -> dict[str, Any]:
 
 def described(kl: float, reward: float | None, judged: float) -> dict[str, Any]:
     return {
+        "temperature": 1.0,
         "kl": interval(kl, 0.25),
+        "kl_temperature": 1.0,
+        "kl_is_bound": False,
         "reward": None if reward is None else interval(reward, 0.125),
+        "reward_terms": {} if reward is None else {"model": reward + 0.5, "missing_end": -0.25},
+        "reward_model_score": None if reward is None else interval(reward + 1, 0.25),
         "judge_score": interval(judged, 0.5),
         "mean_length": 31.25,
         "ended_fraction": 0.99,
@@ -57,14 +64,18 @@ def described(kl: float, reward: float | None, judged: float) -> dict[str, Any]:
 
 
 def results(reward: float | None) -> dict[str, Any]:
-    vs_reference = {"win_rate_vs_reference": won(0.625, 0.575, 0.675)}
     return {
         "judge": JUDGE,
         "prompts": 300,
+        "rewards": [] if reward is None else REWARDS,
         "sft": described(0.0, reward, 2.0) | {"win_rate_vs_reference": won(0.415, 0.365, 0.465)},
         "policies": {
-            "ppo": described(6.5, reward, 3.25) | vs_reference | {"win_rate_vs_sft": won(0.7935, 0.7475, 0.8395)},
-            "dpo": described(4.75, reward, 3.75) | vs_reference | {"win_rate_vs_sft": won(0.8635, 0.8255, 0.9015)},
+            "ppo": described(6.5, reward, 3.25)
+            | {"win_rate_vs_reference": won(0.875, 0.825, 0.925), "win_rate_vs_sft": won(0.7935, 0.7475, 0.8395)}
+            | {"reward_optimised": True},
+            "dpo": described(4.75, reward, 3.75)
+            | {"win_rate_vs_reference": won(0.625, 0.575, 0.675), "win_rate_vs_sft": won(0.8635, 0.8255, 0.9015)}
+            | {"reward_optimised": False},
         },
     }
 
@@ -96,7 +107,14 @@ def make_outputs(reward: float | None) -> None:
     if reward is None:
         write_json(Path("models/reward/none.json"), {"why": "no preferences: rewards are verified answers"})
     else:
-        fitted = {"accuracy": 0.658, "log_loss": 0.6175, "ece": 0.0415, "pairs": 16978, "held_out_pairs": 561}
+        fitted = {
+            "accuracy": 0.658,
+            "log_loss": 0.6175,
+            "log_loss_se": 0.02,
+            "ece": 0.0415,
+            "pairs": 16978,
+            "held_out_pairs": 561,
+        }
         write_json(Path("models/reward/summary.json"), fitted | {"length_correlation": -0.125, "offset": 1, "scale": 2})
         curve_of("models/reward", 3, ("loss", "accuracy", "margin", "development_loss"))
     write_json(Path("models/judge/none.json"), {"why": "evaluation has gold"})
@@ -150,6 +168,9 @@ def test_report_json(outputs: None) -> None:
     )
     assert built["sft"]["win_rate_vs_reference"]["value"] == 0.415
     assert (dpo["reward"], dpo["reward_low"], dpo["reward_high"]) == (1.375, 1.25, 1.5)
+    assert (dpo["reward_model_score"], dpo["reward_model_score_low"]) == (2.375, 2.125)
+    assert dpo["reward_terms"] == {"model": 1.875, "missing_end": -0.25}
+    assert built["rewards"] == REWARDS
     assert built["reward_model"]["accuracy"] == 0.658 and built["reward_model"]["ece"] == 0.0415
     assert built["no_reward_model"] is None and built["judge_model"] is None
 
@@ -198,7 +219,13 @@ def test_report_json_is_the_same_bytes_again(outputs: None) -> None:
 def test_figures_stand_on_both_pages(outputs: None) -> None:
     html, markdown = draw()
     for page in (html, markdown):
-        for figure in ("0.864 (0.826–0.901)", "0.793 (0.748–0.840)", "0.625 (0.575–0.675)", "0.415 (0.365–0.465)"):
+        for figure in (
+            "0.864 (0.826–0.901)",
+            "0.793 (0.748–0.840)",
+            "0.625 (0.575–0.675)",
+            "0.875 (0.825–0.925)",
+            "0.415 (0.365–0.465)",
+        ):
             assert figure in page
         for figure in ("4.75", "31.2", "0.109", "0.0375", "0.99"):
             assert figure in page
@@ -210,6 +237,87 @@ def test_figures_stand_on_both_pages(outputs: None) -> None:
     assert "from: models/policies/dpo/metrics.jsonl, stage policy@dpo, key 00000007…" in html
     assert html.count("<svg") == 2 + 1 + 3 + 3 + 3  # trade-offs; sft, reward model, ppo, dpo
     assert html.count("<details") == 12 + len(set(STAGES.values())) + 1  # samples; stages and the report itself
+
+
+def test_policies_are_ranked_by_their_win_rate_against_the_sft_model(outputs: None) -> None:
+    """DPO wins 86 % against SFT and 63 % against references, PPO 79 % and 88 %."""
+    html, markdown = draw()
+    rows = re.findall(r'<td><span class="dot"></span>(\w+)</td>', html)
+    assert rows == ["DPO", "PPO", "SFT"]
+    assert markdown.index("| DPO | 0.864") < markdown.index("| PPO | 0.793") < markdown.index("| SFT | – |")
+    assert "<h1>DPO and PPO against each other</h1>" in html
+
+
+def test_reward_is_shown_as_the_sum_and_its_terms(outputs: None) -> None:
+    said = (
+        "Reward is the whole of policy.rewards: 1 × model (within ±3) + 3 × missing_end; each term's mean before its "
+        "weight is beside it. PPO was optimised for it, apart from any KL penalty; DPO was not: trained on given data, "
+        "without it."
+    )
+    assert reward_sentence(build_report(OWN)) == said
+    html, markdown = draw()
+    assert "1.38<small>1.25 to 1.50</small><small>model 1.88</small><small>missing_end -0.250</small></td>" in html
+    assert "<td>2.38<small>2.12 to 2.62</small></td>" in html
+    assert "| 1.38 | model 1.88, missing_end -0.250 | 2.38 |" in re.sub(r"\\(?=_)", "", markdown)
+    assert "what was optimised" not in html + markdown and "(proxy)" not in html + markdown
+
+
+def test_a_reward_without_a_reward_model_is_shown_all_the_same(checkout: None) -> None:
+    """Exact answers: GRPO's kind of run."""
+    make_outputs(None)
+    results = json.loads(Path("evaluation/results.json").read_text())
+    results["rewards"] = [{"name": "exact_answer", "weight": 2.0, "clamp": None}]
+    for figures in (results["sft"], *results["policies"].values()):
+        figures |= {"reward": interval(0.75, 0.25), "reward_terms": {"exact_answer": 0.375}}
+    write_json(Path("evaluation/results.json"), results)
+    html, markdown = draw()
+    assert "0.750<small>0.500 to 1.00</small><small>exact_answer 0.375</small></td>\n<td>–</td>" in html
+    assert "| 0.750 | exact\\_answer 0.375 | – |" in markdown
+    assert "Reward is the whole of policy.rewards: 2 × exact_answer;" in html
+
+
+def test_without_rewards_nothing_is_claimed_of_them() -> None:
+    assert reward_sentence({"rewards": []}).startswith("There is no reward")
+
+
+def described_at(temperature: float, own: float, *, is_bound: bool = False) -> dict[str, Any]:
+    return {"temperature": temperature, "kl_temperature": own, "kl_is_bound": is_bound}
+
+
+KL = "KL is to the SFT model, in nats per response, summed over the vocabulary at each sampled token"
+TEMPERED = "; the temperature divides the SFT model's logits too."
+
+
+@pytest.mark.parametrize(
+    ("sft", "policies", "at", "kl"),
+    [
+        ((1.0, 1.0), {"dpo": (1.0, 1.0)}, "temperature 1.", f"{KL}."),
+        ((1.0, 1.0), {"ppo": (0.7, 0.7)}, "each policy's own temperature (SFT 1, PPO 0.7).", KL + TEMPERED),
+        (
+            (0.0, 1.0),
+            {"ppo": (0.0, 0.7)},
+            "temperature 0.",
+            f"{KL}, on a second sample at each policy's own temperature (SFT 1, PPO 0.7){TEMPERED}",
+        ),
+        ((0.0, 1.0), {"dpo": (0.0, 1.0)}, "temperature 0.", f"{KL}, on a second sample at temperature 1."),
+    ],
+)
+def test_the_page_says_at_which_temperature_responses_are_sampled_and_kl_is_measured(
+    sft: Any, policies: Any, at: str, kl: str
+) -> None:
+    report = {"sft": described_at(*sft), "policies": {name: described_at(*both) for name, both in policies.items()}}
+    assert sampling_sentences(report) == [f"Responses are sampled at {at}", kl]
+    report["policies"]["best_of_n"] = described_at(sft[0], sft[0], is_bound=True)
+    assert sampling_sentences(report)[2] == "That of Best of N is not measured: it is the upper bound."
+
+
+def test_a_policy_without_figures_is_shown_last(outputs: None) -> None:
+    results = json.loads(Path("evaluation/results.json").read_text())
+    results["policies"]["dpo"] |= dict.fromkeys(("win_rate_vs_sft", "win_rate_vs_reference", "kl"))
+    write_json(Path("evaluation/results.json"), results)
+    html, markdown = draw()
+    assert re.findall(r'<td><span class="dot"></span>(\w+)</td>', html) == ["PPO", "DPO", "SFT"]
+    assert "| DPO | – | – | – |" in markdown
 
 
 def test_sampled_text_is_never_markup(outputs: None) -> None:
@@ -286,23 +394,6 @@ def test_missing_and_broken_files_are_named(tmp_path: Path, monkeypatch: pytest.
     Path("evaluation/results.json").write_text("{")
     with pytest.raises(UserError, match=r"evaluation/results\.json is not JSON"):
         build_report(OWN)
-
-
-def test_summary_says_what_the_intervals_allow() -> None:
-    """0.60 (0.49–0.71) may be chance, and 0.55 (0.50–0.60) reaches into it; 0.40 (0.30–0.48) does not."""
-    figures = {
-        name: {"win_rate_vs_sft": won(*rate), "win_rate_vs_reference": won(0.7, 0.6, 0.8)}
-        for name, rate in {"a": (0.6, 0.49, 0.71), "b": (0.55, 0.5, 0.6), "c": (0.4, 0.3, 0.48)}.items()
-    }
-    model = {"accuracy": 0.66, "held_out_pairs": 50}
-    sentences = summary({"reward_model": model, "feedback": {"agreement_with_gold": 0.78}}, figures)
-    assert sentences == [
-        "A is the best policy: it wins 60.0 % of 300 held-out prompts against the SFT model "
-        "(95 % interval 49.0 % to 71.0 %, which does not show it to be better), judged by: gold rubric.",
-        "After A: B 55.0 %, C 40.0 %; against the reference responses it wins 70.0 %. "
-        "Its interval overlaps with that of B: their order may be chance.",
-        "The reward model is right on 66.0 % of 50 held-out pairs; the verdicts themselves agree with gold on 78.0 %.",
-    ]
 
 
 def test_a_file_as_output_replaces_the_old_one_and_has_no_manifest(
