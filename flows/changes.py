@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from rlhf_core.errors import UserError
 from rlhf_core.helpdesk.world import World
+from tasks.kinds import check_kind
 from tasks.params import (
     ModelParams,
     Params,
@@ -90,23 +91,32 @@ def require_inputs(params: Params, root: Path) -> None:
     on a hub has to be pinned, and the rest of it is left to the stages.
 
     Raises:
-        UserError: a data path as `require_data` says, rows that cannot be read, a model path that is neither a
-            config nor a sound checkpoint, or learning rates as `require_suited_model` says.
+        UserError: a data path as `require_data` says, rows that cannot be read, or that methods and rewards cannot
+            learn from, a model path that is neither a config nor a sound checkpoint, or learning rates as
+            `require_suited_model` says.
     """
     require_data(params.prepare, root)
     prepare = params.prepare
+    if params.model.hub:
+        require_pinned(params.model.hub)
+        from_scratch = False
+    else:
+        require_suited_model(params)
+        from_scratch = model_source(params.model, root).config is not None
     if prepare.hub:
         pinned(prepare.hub)
     elif prepare.format == "helpdesk":
         World.load(root / prepare.path)
     else:
-        path, base = root / prepare.path, prepare.preference_base
-        first_rows(path, prepare.format, prepare.answer_pattern, preference_base=base)
-    if params.model.hub:
-        require_pinned(params.model.hub)
-    else:
-        require_suited_model(params)
-        model_source(params.model, root)
+        rows = first_rows(
+            root / prepare.path,
+            prepare.format,
+            prepare.answer_pattern,
+            preference_base=prepare.preference_base,
+        )
+        kinds = [row.kind for row in rows if not row.fault]
+        if kinds:  # otherwise stage prepare lists what is wrong with each row
+            check_kind(params, kinds[0], from_scratch=from_scratch)
 
 
 def require_suited_model(params: Params) -> None:

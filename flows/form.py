@@ -21,8 +21,8 @@ from pydantic import (
 
 from flows.changes import DEFAULT
 from flows.settings import find_root
-from tasks.params import Params, read_yaml
 from tasks.findings import label
+from tasks.params import Params, read_yaml
 
 BOUNDS = ("gt", "ge", "lt", "le")
 FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {  # section: its title and fields, in the form's order

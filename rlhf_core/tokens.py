@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
 
 from rlhf_core.batch import Example
 from rlhf_core.errors import UserError
@@ -27,6 +26,8 @@ class Prompt:
     ids: Sequence[int]
     answer: str | None = None
 
+
+BREAK = "\U000f0000"  # a private character, which stands where a text must be cut before it is encoded
 
 # For tokenizers that bring none: role names on lines of their own, the end token after each turn.
 PLAIN_CHAT_TEMPLATE = (
@@ -59,18 +60,14 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
 
     Chat templates often write the beginning token that the tokenizer adds again (pitfall 4); rendering to text and
     encoding without special tokens leaves the template's alone, and one is added where the template has none.
-
-    Raises:
-        UserError: if a message spells a control token that the tokenizer cannot write as text.
     """
     control = control_tokens(tokenizer)
     spelt = any(control.search(message["content"]) for message in messages)
-    conversation = mark_control_tokens(list(messages), control) if spelt else list(messages)
+    conversation = list(messages)
+    if spelt:
+        conversation = [{**message, "content": _broken(message["content"], control)} for message in messages]
     text = str(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False))
-    try:
-        ids = list(encode_marked_chat(tokenizer, text) if spelt else tokenizer.encode(text, add_special_tokens=False))
-    except ValueError as error:
-        raise UserError(f"a message spells a control token: {error}. Take it out of the text.") from error
+    ids = _encode_broken(tokenizer, text) if spelt else list(tokenizer.encode(text, add_special_tokens=False))
     bos = tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id:
         start = 0
@@ -83,17 +80,34 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a response and its end token: the end is part of the response and is trained.
-
-    Raises:
-        UserError: if the text spells a control token that the tokenizer cannot write as text.
-    """
-    ids = list(tokenizer.encode(text, add_special_tokens=False))
-    if spelt := control_tokens(tokenizer).search(text):
-        ids = list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
-        if tokenizer.convert_tokens_to_ids(spelt[0]) in ids:
-            raise UserError(f"a response spells {spelt[0]}, which the tokenizer cannot write as text. Take it out.")
+    """Token ids of a response and its end token: the end is part of the response and is trained."""
+    control = control_tokens(tokenizer)
+    if control.search(text):
+        ids = _encode_broken(tokenizer, _broken(text, control))
+    else:
+        ids = list(tokenizer.encode(text, add_special_tokens=False))
     return [*ids, tokenizer.eos_token_id]
+
+
+def _broken(text: str, control: re.Pattern[str]) -> str:
+    """The text with a BREAK behind the first character of every control token that it spells."""
+    text = text.replace(BREAK, "")
+    while control.search(text):  # again, as one token may hold another
+        text = control.sub(lambda match: f"{match[0][0]}{BREAK}{match[0][1:]}", text)
+    return text
+
+
+def _encode_broken(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text, encoded piece by piece around each BREAK, so that no token reaches over it."""
+    first, *others = text.split(BREAK)
+    ids = list(tokenizer.encode(first, add_special_tokens=False))
+    newline = list(tokenizer.encode("\n", add_special_tokens=False))
+    for piece in others:
+        # Behind a newline, since some tokenizers put a space before the first word of what they are given.
+        behind = list(tokenizer.encode(f"\n{piece}", add_special_tokens=False))
+        whole = behind[: len(newline)] == newline
+        ids += behind[len(newline) :] if whole else tokenizer.encode(piece, add_special_tokens=False)
+    return ids
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
@@ -108,8 +122,8 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, size: int, named: tuple[str, ...]) -> re.Pattern[str]:
     # Size and named tokens are there for the cache: a tokenizer that was given a token is another one.
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    longest_first = sorted((added | set(named)) - {tokenizer.unk_token}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)))
+    spelt = [token for token in added | set(named) if token != tokenizer.unk_token and len(token) > 1]
+    return re.compile("|".join(map(re.escape, sorted(spelt, key=len, reverse=True))) or "(?!)")
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, messages: Messages, response: str) -> Example:

@@ -45,7 +45,7 @@ def curve_rows(policies: Iterable[str], models: Path, snapshots: Path) -> list[d
     judged = {
         (row["policy"], row["step"]): row["win_rate_vs_sft"]["value"]
         for row in (read_jsonl(snapshots) if snapshots.is_file() else [])
-        if "win_rate_vs_sft" in row
+        if row.get("win_rate_vs_sft")
     }
     rows: list[dict[str, Any]] = []
     for name in policies:

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.batch import Batch
 from rlhf_core.ensembles import load_reward_model
-from rlhf_core.errors import UserError
 from rlhf_core.forward import response_kl
 from rlhf_core.helpdesk.rubric import gold_score
 from rlhf_core.helpdesk.world import World
@@ -37,6 +36,7 @@ from tasks.stage import Stage, main, open_stage, write_json
 
 OUT = "evaluation"
 ROWS = 128  # rows of one forward pass without gradients; even, so that no pair is split between two
+NO_JUDGE = "nothing (the data holds no feedback, answers or gold)"
 OFFLINE = ("pairs", "unpaired")  # what methods learn from that never see policy.rewards
 ROUNDING = 1e-4  # standard deviations: what padding and batching may change in a reward model's score, with room
 
@@ -94,8 +94,11 @@ class Evaluation:
                 return replace(part, clamp=None)
         return self._reward_model("models/reward")
 
-    def _judge(self) -> ScoreJudge:
-        """Gold where it exists, else the second reward model; never the model that was optimised against."""
+    def _judge(self) -> ScoreJudge | None:
+        """Gold where it exists, else the second reward model; never the model that was optimised against.
+
+        Without gold, right answers and feedback there is none: reward, KL and length remain to be reported.
+        """
         prepare, kind = self.params.prepare, prepared_kind()
         if kind == "helpdesk":
             world = World.load(Path(prepare.path))
@@ -105,10 +108,7 @@ class Evaluation:
             return _text_judge("exact match", lambda prompt, text: float(exact.correct(text, prompt.answer)))
         model = self._reward_model("models/judge")
         if model is None:
-            raise UserError(
-                "there is nothing to judge with: no gold, no right answers, and no preferences to fit a judge to. "
-                "Give data in which responses to one prompt differ in worth."
-            )
+            return None
         return ScoreJudge(
             "second reward model", lambda prompts, answers: self._score(model, prompts, answers), ROUNDING
         )
@@ -124,11 +124,13 @@ class Evaluation:
         texts = [answer.text for answer in answers]
         return model(Sampled(batch, torch.ones(batch.rows).bool(), prompts, texts)).tolist()
 
-    def prompts(self, split: str, count: int) -> tuple[list[Prompt], list[Answer]]:
-        """The first `count` prompts of a split, and their reference responses."""
+    def prompts(self, split: str, count: int) -> tuple[list[Prompt], list[Answer] | None]:
+        """The first `count` prompts of a split, and their reference responses, if the data has any."""
         rows = read_jsonl(Path(f"data/prepared/prompts_{split}.jsonl"))[:count]
-        references = [Answer(row["response"], encode_response(self.tokenizer, row["response"])) for row in rows]
-        return as_prompts(rows, self.tokenizer), references
+        prompts = as_prompts(rows, self.tokenizer)
+        if any("response" not in row for row in rows):
+            return prompts, None
+        return prompts, [Answer(row["response"], encode_response(self.tokenizer, row["response"])) for row in rows]
 
     @torch.no_grad()
     def answers(self, path: str | Path, prompts: Sequence[Prompt], stream: str) -> Answers:
@@ -207,7 +209,7 @@ class Evaluation:
             "ended_fraction": given.ended.float().mean().item(),
             "distinct_1": distinct_n(texts, 1),
             "distinct_2": distinct_n(texts, 2),
-            "judge_score": self._mean(self.judge.scores(prompts, given.answers)),
+            "judge_score": None if self.judge is None else self._mean(self.judge.scores(prompts, given.answers)),
             **self._rewards(Sampled(given.batch, given.ended, prompts, texts)),
             "reward_model_score": None if proxy is None else self._mean(proxy),
         }
@@ -231,8 +233,12 @@ class Evaluation:
         value, low, high = bootstrap_mean(values, self.params.evaluate.resamples, seed)
         return {"value": value, "low": low, "high": high}
 
-    def win_rate(self, prompts: Sequence[Prompt], first: list[Answer], second: list[Answer]) -> dict[str, Any]:
-        """Win rate of the first against the second, with interval and judge."""
+    def win_rate(
+        self, prompts: Sequence[Prompt], first: list[Answer], second: list[Answer] | None
+    ) -> dict[str, Any] | None:
+        """Win rate of the first against the second, with interval and judge; None without a judge or the second."""
+        if self.judge is None or second is None:
+            return None
         resamples, seed = self.params.evaluate.resamples, self.params.run.seed
         return asdict(win_rate(self.judge, prompts, first, second, resamples, seed))
 
@@ -270,9 +276,9 @@ def evaluate() -> None:
         write_jsonl(folder / "samples.jsonl", samples)
         write_jsonl(folder / "snapshots.jsonl", _judge_snapshots(evaluation))
         for name, result in results["policies"].items():
-            stage.log(
-                {f"win_rate_vs_sft/{name}": result["win_rate_vs_sft"]["value"], f"kl/{name}": result["kl"]["value"]}
-            )
+            rate = result["win_rate_vs_sft"]
+            won = {} if rate is None else {f"win_rate_vs_sft/{name}": rate["value"]}
+            stage.log({**won, f"kl/{name}": result["kl"]["value"]})
 
 
 def _judge_policies(evaluation: Evaluation) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -283,7 +289,7 @@ def _judge_policies(evaluation: Evaluation) -> tuple[dict[str, Any], list[dict[s
         "sft": evaluation.describe(prompts, sft)
         | {"win_rate_vs_reference": evaluation.win_rate(prompts, sft.answers, references)}
     }
-    texts = {"reference": references, "sft": sft.answers}
+    texts = {"sft": sft.answers} if references is None else {"reference": references, "sft": sft.answers}
     for name in counted("judging policies", params.policy.algorithms):
         given = evaluation.answers(f"models/policies/{name}", prompts, name)
         results[name] = evaluation.describe(prompts, given) | {
@@ -298,7 +304,7 @@ def _judge_policies(evaluation: Evaluation) -> tuple[dict[str, Any], list[dict[s
     ]
     baseline = results.pop("sft")
     return {
-        "judge": evaluation.judge.name,
+        "judge": NO_JUDGE if evaluation.judge is None else evaluation.judge.name,
         "prompts": len(prompts),
         "rewards": evaluation.reward_terms(),
         "sft": baseline,

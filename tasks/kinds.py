@@ -48,8 +48,6 @@ def check_rewards(params: Params, kind: str) -> None:
         UserError: naming the term that cannot.
     """
     names = [term.name for term in params.policy.rewards]
-    if not names:
-        raise UserError("policy.rewards is empty. Name at least one term, such as [{name: model}].")
     if "model" in names:
         _need_feedback(kind, "policy.rewards names model")
     if "exact_answer" in names and kind != ANSWERS:

@@ -108,8 +108,11 @@ def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _best_snapshot(name: str, snapshots: list[dict[str, Any]]) -> int | None:
-    """Step of the snapshot with the highest win rate against SFT on the development split, the earliest of equals."""
-    own = [row for row in snapshots if row["policy"] == name]
+    """Step of the snapshot with the highest win rate against SFT on the development split, the earliest of equals.
+
+    None where there are no snapshots, or nothing to judge them with.
+    """
+    own = [row for row in snapshots if row["policy"] == name and row["win_rate_vs_sft"] is not None]
     return max(own, key=lambda row: (row["win_rate_vs_sft"]["value"], -row["step"]))["step"] if own else None
 
 

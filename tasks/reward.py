@@ -26,6 +26,7 @@ from rlhf_core.sampling import sampled_batch
 from rlhf_core.seeding import seed_everything
 from tasks.accelerator import accelerator_of
 from tasks.jsonl import read_jsonl
+from tasks.kinds import ANSWERS
 from tasks.params import Params
 from tasks.preflight import ROWS, Check, pad_token, prepared, require, row_checks, run_checks, tolerance
 from tasks.rows import (
@@ -71,11 +72,20 @@ def reward() -> None:
             run_checks("reward", checks(stage.params))
             _fit(stage, OUT, _task(stage, present))
         else:
-            write_json(stage.out(OUT) / "none.json", {"why": "no preferences: rewards are verified answers"})
+            write_json(stage.out(OUT) / "none.json", {"why": _no_reward_model()})
         if judge_train:
             _fit(stage, JUDGE_OUT, Task("judge", BradleyTerry(), judge_train, held_out))
         else:
-            write_json(stage.out(JUDGE_OUT) / "none.json", {"why": "evaluation has gold, so no second reward model"})
+            write_json(stage.out(JUDGE_OUT) / "none.json", {"why": _no_judge()})
+
+
+def _no_reward_model() -> str:
+    return f"no preferences: {'rewards are verified answers' if prepared_kind() == ANSWERS else 'the data holds none'}"
+
+
+def _no_judge() -> str:
+    has_gold = prepared_kind() in ("helpdesk", ANSWERS)
+    return "evaluation has gold, so no second reward model" if has_gold else "the data holds no feedback to fit one to"
 
 
 def checks(params: Params) -> Iterator[Check]:

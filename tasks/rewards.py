@@ -20,8 +20,10 @@ def make_reward(params: Params, accelerator: Accelerator, rows: int) -> Weighted
     Raises:
         UserError: if there is no term, or one that the data gives no ground for.
     """
-    check_rewards(params, prepared_kind())
     terms = params.policy.rewards
+    if not terms:
+        raise UserError("policy.rewards is empty. Name at least one term, such as [{name: model}].")
+    check_rewards(params, prepared_kind())
     return WeightedSum([(term.label, term.weight, _reward(term, params, accelerator, rows)) for term in terms])
 
 

@@ -1,4 +1,4 @@
-"""Rows that cannot be read are dropped with a reason; a source whose first row lacks a field is refused, with the fix."""
+"""Rows that cannot be read are dropped with a reason; a source whose first row lacks a field is refused."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def test_a_misspelt_field_is_named_with_the_nearest(tmp_path, row, format, missi
         read_rows(lines(tmp_path / "d.jsonl", row, GOOD), "", format)
     message = str(caught.value)
     assert message.startswith("d.jsonl, line 1: the field ")
-    assert missing in message.split(" is missing")[0]
+    assert missing in message.split(" is missing", maxsplit=1)[0]
     assert f"; fields there: {', '.join(sorted(row))}. " in message
     assert (f"; '{near}' is nearest" in message and f"Rename '{near}'" in message) if near else "nearest" not in message
 

@@ -15,13 +15,14 @@ import pytest
 
 from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch
 from flows import services, supervise
-from flows.changes import Changes, require_inputs, update_yaml
+from flows.changes import Changes, require_inputs
 from flows.form import Form, chosen
 from flows.graph import Stage, read_graph, select
 from flows.lineage import comparison_markdown, figures
 from flows.settings import find_root
 from flows.stages import StageRunner
 from flows.workspace import open_workspace
+from flows.yaml_edit import update_yaml
 from rlhf_core.errors import UserError
 from tasks.params import ROOT, load_params
 

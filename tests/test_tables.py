@@ -1,4 +1,4 @@
-"""CSV and TSV: everything is text, but for the fields that hold numbers or lists; and pairs by number, and soft labels."""
+"""CSV and TSV, whose cells are text but where numbers or lists belong; pairs by number; soft labels; prompts alone."""
 
 import gzip
 import json
