@@ -37,13 +37,14 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A checkout in which the pipeline has run once, with `rlhf up` serving it; and the two ports."""
+    """A checkout in which the pipeline has run once, with `rlhf up` serving it; and the two addresses it printed."""
     folder = make_checkout(tmp_path_factory.mktemp("served"))
     run(folder, "dvc", "repro")
     ports = free_port(), free_port()
     rlhf = [sys.executable, "-m", "flows.cli"]
-    run(folder, *rlhf, "up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]))
-    yield folder, *ports
+    up = run(folder, *rlhf, "up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]))
+    shown = dict(line.split(maxsplit=1) for line in up.stdout.splitlines() if "rlhf-login" in line)
+    yield folder, shown["Prefect"], shown["MLflow"]
     run(folder, *rlhf, "down")
 
 
@@ -68,10 +69,11 @@ def test_a_run_is_started_from_the_page_with_one_changed_parameter(served, page,
     """beta alone is changed: the run shows all stages, DPO's is run, PPO's is taken from the cache."""
     folder, prefect, mlflow = served
     before = (folder / "params.yaml").read_text()
-    page.goto(f"http://127.0.0.1:{prefect}/deployments")
+    page.goto(prefect)
+    server = prefect.partition("/rlhf-login")[0]
     link = page.locator('a[href*="/deployments/deployment/"]').first
     deployment = link.get_attribute("href").rpartition("/")[2]
-    page.goto(f"http://127.0.0.1:{prefect}/deployments/deployment/{deployment}/run")
+    page.goto(f"{server}/deployments/deployment/{deployment}/run")
     page.get_by_text("weight of the KL to the reference model").wait_for()
     fill(page, "name", "from-the-page")
     fill(page, "Beta", "0.25")
@@ -80,13 +82,13 @@ def test_a_run_is_started_from_the_page_with_one_changed_parameter(served, page,
     with page.expect_response(lambda answer: answer.url.endswith("/create_flow_run"), timeout=MINUTES) as created:
         page.get_by_role("button", name="Submit").click()
     assert created.value.ok, created.value.text()
-    page.goto(f"http://127.0.0.1:{prefect}/runs/flow-run/{created.value.json()['id']}")
+    page.goto(f"{server}/runs/flow-run/{created.value.json()['id']}")
     # Its title carries the state; the page follows the run by itself.
     page.get_by_text("Completed", exact=True).first.wait_for(timeout=8 * MINUTES)
     page.get_by_text("policy@dpo").first.wait_for(timeout=MINUTES)
     page.locator("canvas").first.wait_for()
     page.screenshot(path=pictures / "prefect-run.png")
-    page.goto(f"http://127.0.0.1:{mlflow}/#/experiments/1/runs")
+    page.goto(mlflow)
     page.get_by_text("from-the-page").first.wait_for(timeout=MINUTES)
     page.get_by_text("evaluate").first.wait_for()
     page.screenshot(path=pictures / "mlflow-runs.png")
