@@ -75,8 +75,6 @@ def run_pipeline(
         state: Any = rlhf_pipeline(
             profile=profile, name=name or "", only=only or "", overrides=dict(changes.overrides), return_state=True
         )
-    if stopping.is_asked() and not state.is_completed():
-        raise stopping.Stopped
     if not state.is_completed():
         raise UserError(str(state.message))
     result = state.result()

@@ -42,7 +42,9 @@ def stoppable() -> Iterator[None]:
     atexit.register(_leave)  # registered before all others, so called after them
     try:
         yield
-    except (KeyboardInterrupt, Stopped):
+    except BaseException:  # whatever the signal has become on its way
+        if not is_asked():
+            raise
         _say()
         sys.exit(EXIT_CODE)
     finally:

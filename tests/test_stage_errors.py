@@ -42,6 +42,18 @@ def test_a_bug_shows_its_traceback():
         main(lambda: 1 / 0)
 
 
+def test_ctrl_c_is_one_line_over_the_progress(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+
+    def work():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        main(work)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "\r\033[Kstopped; run the same command to continue\n"
+
+
 def test_a_full_disk_is_said_whatever_error_it_shows_as(monkeypatch):
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(stages.shutil, "disk_usage", lambda _: usage._replace(free=0))

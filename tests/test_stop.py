@@ -3,8 +3,11 @@
 import os
 import re
 import signal
+import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,15 @@ from flow_scratch import PACKAGE, calls, free_port, make_scratch, rlhf
 from terminal import Terminal, mlflow_runs, poll, processes
 
 LINE = "stopped; run the same command to continue"
+
+# A stage's process that is killed with its MLflow run open.
+KILLED_WRITER = """
+import os, signal
+from pathlib import Path
+from tasks.tracking import StageRun
+StageRun("old", "key", Path(".rlhf/key")).__enter__()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def terminal(root: Path, *arguments: str, **changes: str) -> Terminal:
@@ -47,6 +59,12 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_scratch(tmp_path_factory.mktemp("scratch"))
 
 
+def flow_states(root: Path) -> list[str]:
+    """How the flow runs of a checkout ended, in order, from the database of its Prefect servers."""
+    with closing(sqlite3.connect(root / ".rlhf/prefect/prefect.db")) as database:
+        return [state for (state,) in database.execute("select state_type from flow_run order by created")]
+
+
 def hanging(root: Path) -> Path:
     return root / ".rlhf" / "hanging"
 
@@ -69,6 +87,7 @@ def test_ctrl_c_during_a_step_pressed_thrice(scratch: Path) -> None:
     require_stopped(shown, code, scratch)
     status, tags = mlflow_runs(scratch)["unchanged"]
     assert (status, tags["interrupted"]) == ("KILLED", "true")
+    assert flow_states(scratch) == ["FAILED", "CANCELLED"]
     assert calls(scratch) == ["prepare", "sft"]
     done = rlhf(scratch, "run")
     assert done.returncode == 0, done.stderr
@@ -128,8 +147,12 @@ def test_sigterm_is_the_same(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A scratch checkout with `rlhf up`."""
+    """A scratch checkout with `rlhf up`, in whose store a killed stage has left a run open."""
     root = make_scratch(tmp_path_factory.mktemp("served"))
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}"}
+    killed = subprocess.run([sys.executable, "-P", "-c", KILLED_WRITER], cwd=root, env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert mlflow_runs(root)["old"][0] == "RUNNING"
     started = rlhf(root, "up", "--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
     try:
         assert started.returncode == 0, started.stderr
@@ -140,6 +163,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_the_services_alone(served: Path) -> None:
+    assert mlflow_runs(served)["old"][0] == "KILLED"  # by `rlhf up`
     with terminal(served, "--set", "sft.learning_rate=0.4", FAKE_HANG="sft") as shown:
         poll(lambda: hanging(served).is_file() and hanging(served).read_text(), lambda: shown.text)
         shown.interrupt()
@@ -169,5 +193,6 @@ def test_ctrl_c_during_a_training_step_ends_with_the_same_bits(tmp_path: Path) -
     run(stopped, *command)
     runs = mlflow_runs(stopped)
     assert (runs["base"][0], runs["base"][1].get("interrupted")) == ("FINISHED", None)
+    assert not list((stopped / ".resume").glob("*"))  # all is recorded
     locks = [yaml.safe_load((folder / "dvc.lock").read_text())["stages"]["base"] for folder in (whole, stopped)]
     assert locks[0] == locks[1]
