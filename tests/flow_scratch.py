@@ -88,6 +88,8 @@ if os.environ.get("FAKE_HANG") == name:
     (Path(os.environ["RLHF_ROOT"]) / ".rlhf" / "hanging").write_text(str(os.getpid()))
     signal.pause()
 out.mkdir(parents=True, exist_ok=True)
+if name == "prepare":
+    (out / "prompts_test.jsonl").write_text("rows")
 (out / "value").write_text(str(section.get("learning_rate", section.get("path"))))
 """
 
@@ -108,7 +110,7 @@ policies = {
     for name, rate in rates.items()
 }
 page.parent.mkdir(exist_ok=True)
-report = {"policies": policies, "reward_model": {"accuracy": 0.66}}
+report = {"judge": "gold rubric", "prompts": 300, "policies": policies, "reward_model": {"accuracy": 0.66}}
 Path("reports/report.json").write_text(json.dumps(report, indent=1))
 """
 
