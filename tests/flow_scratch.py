@@ -131,7 +131,8 @@ def _template() -> "TemporaryDirectory[str]":
     files = {
         "dvc.yaml": DVC_YAML,
         "params.yaml": PARAMS_YAML,
-        "tasks/__init__.py": "",
+        # The worker is started in this folder and needs the modules of the real package as well.
+        "tasks/__init__.py": f"__path__.append({str(PACKAGE / 'tasks')!r})\n",
         "tasks/fake.py": FAKE,
         "tasks/report.py": REPORT,
         "profiles/fast.yaml": "sft:\n  learning_rate: 0.5\n",

@@ -154,6 +154,11 @@ def figures_of_dvc(folder):
     return metrics["reports/metrics.json"]["data"], workspace["reports/metrics.json"]["data"], json.loads(plots.stdout)
 
 
+def points_of(plots, chart):
+    """The rows that a chart draws."""
+    return plots["data"][chart][0]["content"]["data"]["values"]
+
+
 def test_dvc_shows_figures_and_curves(done):
     """The report's figures; in each chart every policy that logs the quantity, at the steps of its own log."""
     report = json.loads((done[0] / "reports/report.json").read_text())
@@ -166,7 +171,7 @@ def test_dvc_shows_figures_and_curves(done):
     assert not plots.get("errors")
     assert set(plots["data"]) == {"loss", "kl", "score", "win rate", "sft"}
     for chart, policies in {"loss": {"ppo", "grpo", "dpo"}, "kl": {"ppo", "grpo"}, "score": {"ppo", "grpo"}}.items():
-        points = plots["data"][chart][0]["datapoints"]["workspace"]
+        points = points_of(plots, chart)
         drawn = {(point["policy"], int(point["step"])): float(point[chart]) for point in points if point[chart]}
         logged = {
             (name, row["step"]): row[chart]
@@ -174,7 +179,7 @@ def test_dvc_shows_figures_and_curves(done):
             for row in map(json.loads, (done[0] / f"models/policies/{name}/metrics.jsonl").open())
         }
         assert drawn == logged
-    judged = plots["data"]["win rate"][0]["datapoints"]["workspace"]
+    judged = points_of(plots, "win rate")
     assert {point["policy"] for point in judged if point["win_rate_vs_sft"]} == {"ppo", "grpo", "dpo"}
 
 
@@ -189,9 +194,8 @@ def test_figures_and_curves_come_back_with_an_experiment(done, tmp_path):
     run(folder, "dvc", "exp", "apply", "kept")
     after = figures_of_dvc(folder)
     assert after[:2] == before[:2]
-    assert {name: chart[0]["datapoints"] for name, chart in after[2]["data"].items()} == {
-        name: chart[0]["datapoints"] for name, chart in before[2]["data"].items()
-    }
+    for chart in before[2]["data"]:
+        assert points_of(after[2], chart) == points_of(before[2], chart) != []
 
 
 def test_changing_beta_runs_dpo_evaluate_and_report_only(done, tmp_path):
