@@ -52,7 +52,7 @@ class Bar:
 class Lines:
     """Lines on stderr, at most one every INTERVAL seconds and one at the end; quick work without a note says nothing.
 
-    `clock` gives seconds; `began` is its reading when work on what is not done yet began.
+    `clock` gives seconds (time.monotonic); `began` is its reading when work on what is not done yet began.
     """
 
     def __init__(
@@ -61,10 +61,11 @@ class Lines:
         total: int,
         done: int = 0,
         began: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        self.name, self.total, self.done, self.start, self.clock = name, total, done, done, clock
-        self.began = self.last = clock() if began is None else began
+        self.name, self.total, self.done, self.start = name, total, done, done
+        self.clock = clock or time.monotonic
+        self.began = self.last = self.clock() if began is None else began
         self.has_spoken = False
 
     def advance(self, count: int = 1, note: str = "") -> None:

@@ -95,6 +95,8 @@ if os.environ.get("FAKE_HANG") == name or (hang.is_file() and hang.read_text() =
     (Path(os.environ["RLHF_ROOT"]) / ".rlhf" / "hanging").write_text(str(os.getpid()))
     signal.pause()
 out.mkdir(parents=True, exist_ok=True)
+if name == "prepare":
+    (out / "prompts_test.jsonl").write_text("rows")
 (out / "value").write_text(str(section.get("learning_rate", section.get("path"))))
 """
 
@@ -115,7 +117,7 @@ policies = {
     for name, rate in rates.items()
 }
 page.parent.mkdir(exist_ok=True)
-report = {"policies": policies, "reward_model": {"accuracy": 0.66}}
+report = {"judge": "gold rubric", "prompts": 300, "policies": policies, "reward_model": {"accuracy": 0.66}}
 Path("reports/report.json").write_text(json.dumps(report, indent=1))
 """
 
@@ -136,7 +138,8 @@ def _template() -> "TemporaryDirectory[str]":
     files = {
         "dvc.yaml": DVC_YAML,
         "params.yaml": PARAMS_YAML,
-        "tasks/__init__.py": "",
+        # The worker is started in this folder and needs the modules of the real package as well.
+        "tasks/__init__.py": f"__path__.append({str(PACKAGE / 'tasks')!r})\n",
         "tasks/fake.py": FAKE,
         "tasks/report.py": REPORT,
         "profiles/fast.yaml": "sft:\n  learning_rate: 0.5\n",

@@ -75,7 +75,7 @@ def test_a_run_is_started_from_the_page_with_one_changed_parameter(served, page,
     deployment = link.get_attribute("href").rpartition("/")[2]
     page.goto(f"{server}/deployments/deployment/{deployment}/run")
     page.get_by_text("weight of the KL to the reference model").wait_for()
-    fill(page, "name", "from-the-page")
+    fill(page, "Experiment name", "from-the-page")
     fill(page, "Beta", "0.25")
     page.screenshot(path=pictures / "prefect-form.png")
     # To leave the page before the server has answered would cancel the request.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -144,8 +145,80 @@ def test_mlflow_holds_one_run_per_stage_with_lineage(done):
         assert len(tags["git_commit"]) == 40
         if tags["stage"] == "policy@ppo":
             assert params["policy.ppo.clip"] == "0.2"
-            assert {"score", "kl", "loss", "value_loss"} <= set(metrics)
+            assert {"train/score", "train/kl", "train/loss", "train/value_loss"} <= set(metrics)
             assert {"models/sft", "models/reward", "data/prepared"} <= set(inputs)
+        if tags["stage"] == "reward":  # several trainings, kept apart; the finished model under the comparison's name
+            assert {"reward/train/loss", "reward/development/loss", "reward_model/accuracy"} <= set(metrics)
+        if tags["stage"] == "evaluate":
+            assert {"win_rate_vs_sft/ppo", "kl/dpo"} <= set(metrics)
+    policies = {tags["stage"]: set(metrics) for tags, _, metrics, *_ in runs if tags["stage"].startswith("policy@")}
+    shared = set.intersection(*policies.values())  # what one chart shows of all of them
+    assert {"train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second"} <= shared
+    assert {"train/score", "train/kl"} <= policies["policy@ppo"] & policies["policy@grpo"]
+    assert all(key.startswith(("train/", "development/")) for keys in policies.values() for key in keys)
+
+
+def test_mlflow_shows_the_experiment_as_one_of_trainings(done):
+    script = (
+        "import mlflow\n"
+        "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
+        "print(mlflow.get_experiment_by_name('rlhf').tags['mlflow.experimentKind'])\n"
+    )
+    assert run(done[0], "python", "-c", script).stdout.splitlines()[-1] == "custom_model_development"
+
+
+def figures_of_dvc(folder):
+    """What `dvc metrics show`, `dvc exp show` and `dvc plots show` give of the workspace."""
+    metrics = json.loads(run(folder, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    shown = json.loads(run(folder, "dvc", "exp", "show", "--json").stdout)
+    workspace = next(row for row in shown if row["rev"] == "workspace")["data"]["metrics"]
+    plots = run(folder, "dvc", "plots", "show", "--json")
+    assert "failed" not in plots.stderr
+    return metrics["reports/metrics.json"]["data"], workspace["reports/metrics.json"]["data"], json.loads(plots.stdout)
+
+
+def points_of(plots, chart):
+    """The rows that a chart draws."""
+    return plots["data"][chart][0]["content"]["data"]["values"]
+
+
+def test_dvc_shows_figures_and_curves(done):
+    """The report's figures; in each chart every policy that logs the quantity, at the steps of its own log."""
+    report = json.loads((done[0] / "reports/report.json").read_text())
+    metrics, experiment, plots = figures_of_dvc(done[0])
+    assert metrics == experiment
+    for name, figures in report["policies"].items():
+        assert metrics["win_rate_vs_sft"][name] == figures["win_rate_vs_sft"]["value"]
+        assert (metrics["kl"][name], metrics["mean_length"][name]) == (figures["kl"], figures["mean_length"])
+    assert metrics["reward_model"]["accuracy"] == report["reward_model"]["accuracy"]
+    assert not plots.get("errors")
+    assert set(plots["data"]) == {"loss", "kl", "score", "win rate", "sft"}
+    for chart, policies in {"loss": {"ppo", "grpo", "dpo"}, "kl": {"ppo", "grpo"}, "score": {"ppo", "grpo"}}.items():
+        points = points_of(plots, chart)
+        drawn = {(point["policy"], int(point["step"])): float(point[chart]) for point in points if point[chart]}
+        logged = {
+            (name, row["step"]): row[chart]
+            for name in policies
+            for row in map(json.loads, (done[0] / f"models/policies/{name}/metrics.jsonl").open())
+        }
+        assert drawn == logged
+    judged = points_of(plots, "win rate")
+    assert {point["policy"] for point in judged if point["win_rate_vs_sft"]} == {"ppo", "grpo", "dpo"}
+
+
+def test_figures_and_curves_come_back_with_an_experiment(done, tmp_path):
+    """In folders that git ignores: saved, removed, and applied again."""
+    folder = tmp_path / "copy"
+    shutil.copytree(done[0], folder, symlinks=True)
+    before = figures_of_dvc(folder)
+    run(folder, "dvc", "exp", "save", "--name", "kept")
+    shutil.rmtree(folder / "reports")
+    (folder / "dvc.lock").unlink()
+    run(folder, "dvc", "exp", "apply", "kept")
+    after = figures_of_dvc(folder)
+    assert after[:2] == before[:2]
+    for chart in before[2]["data"]:
+        assert points_of(after[2], chart) == points_of(before[2], chart) != []
 
 
 def test_changing_beta_runs_dpo_evaluate_and_report_only(done, tmp_path):

@@ -1,5 +1,7 @@
 """flows/ without a server: the graph, changed parameters, one stage as a process group, isolated checkouts."""
 
+import hashlib
+import json
 import os
 import re
 import signal
@@ -8,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,13 +22,13 @@ from flows import services, supervise
 from flows.changes import Changes, require_inputs
 from flows.form import Form, chosen
 from flows.graph import Stage, read_graph, select
-from flows.lineage import comparison_markdown, figures
+from flows.lineage import comparison_markdown, figures, terms_of
 from flows.settings import find_root
 from flows.stages import StageRunner
 from flows.workspace import open_workspace
 from flows.yaml_edit import update_yaml
 from rlhf_core.errors import UserError
-from tasks.params import ROOT, load_params
+from tasks.params import ROOT, all_keys, load_params
 
 
 @pytest.fixture
@@ -44,6 +48,16 @@ def test_graph_is_dvcs(scratch: Path) -> None:
     assert stages[0].upstream == ()
     assert stages[2].upstream == ("sft",)
     assert stages[5].upstream == ("policy@dpo", "policy@grpo", "policy@ppo")
+
+
+def test_graph_leaves_out_what_other_needs_imply(scratch: Path) -> None:
+    """The report reads the prepared data and the SFT model too; both are needed by the policies already."""
+    text = (scratch / "dvc.yaml").read_text()
+    text = text.replace("deps: [models/policies]", "deps: [models/policies, models/sft, data/prepared]")
+    (scratch / "dvc.yaml").write_text(text)
+    stages = {stage.name: stage.upstream for stage in read_graph(scratch)}
+    assert stages["report"] == ("policy@dpo", "policy@grpo", "policy@ppo")
+    assert [stage.name for stage in select(read_graph(scratch), "policy@dpo")] == ["prepare", "sft", "policy@dpo"]
 
 
 STAGES = [Stage("a", ()), Stage("b", ("a",)), Stage("c@x", ("b",)), Stage("c@y", ("b",)), Stage("d", ("a",))]
@@ -160,16 +174,20 @@ def test_a_hub_id_stands_in_for_a_path(scratch: Path) -> None:
 
 
 def test_label_says_what_is_changed() -> None:
-    assert Changes().label() == "unchanged"
+    assert Changes().label() == "default"
     assert Changes("fast", {"policy.dpo.beta": 0.2, "sft.epochs": 2}).label() == "fast-dpo.beta-0.2-sft.epochs-2"
     assert Changes(overrides={"policy.algorithms": ["ppo", "dpo"]}).label() == "policy.algorithms-ppo-dpo"
 
 
-def test_yaml_keeps_its_comments(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    path.write_text("a:\n  b: 1.0e-3  # tuned\n  c: [1, 2]\nd: null\n")
-    update_yaml(path, {"a": {"b": 0.5, "c": [1, 2]}, "d": None})
-    assert path.read_text() == "a:\n  b: 0.5     # tuned\n  c: [1, 2]\nd: null\n"
+def test_run_is_named_by_what_it_is(scratch: Path) -> None:
+    from flows.pipeline import describe
+
+    def name(changes: Changes) -> str:
+        return describe(changes, changes.resolve(scratch).params)
+
+    assert name(Changes()) == "default: ppo, grpo, dpo"
+    assert name(Changes("fast")) == "fast: ppo, grpo, dpo"
+    assert name(Changes("fast", {"policy.dpo.beta": 0.2})) == "fast-dpo.beta-0.2"
 
 
 def test_form_gives_only_what_was_filled_in() -> None:
@@ -182,14 +200,53 @@ def test_form_has_bounds_drop_downs_and_meanings() -> None:
     definitions = Form.model_json_schema()["$defs"]
     assert definitions["dpo"]["properties"]["beta"]["exclusiveMinimum"] == 0
     assert definitions["run"]["properties"]["device"]["enum"] == ["auto", "cpu", "cuda"]
-    assert definitions["run"]["properties"]["parallel"] == {
-        "description": f"stages that may run side by side [{load_params(ROOT / 'params.yaml').run.parallel}]",
-        "minimum": 1,
-        "title": "Parallel",
+    assert definitions["evaluate"]["properties"]["prompts"] == {
+        "description": f"held-out prompts to judge on [{load_params(ROOT / 'params.yaml').evaluate.prompts}]",
+        "minimum": 2,
+        "title": "Prompts",
         "type": "integer",
     }
     with pytest.raises(ValueError, match="greater than 0"):
         Form.model_validate({"policy": {"dpo": {"beta": 0}}})
+
+
+def test_form_begins_with_data_model_and_methods() -> None:
+    """Then a field or two per stage; nothing stands in two places, and what is left out has the overrides."""
+    schema = Form.model_json_schema()
+    titles = [section["title"] for section in schema["properties"].values()]
+    assert titles[:4] == ["Data", "Model", "Methods", "Supervised fine-tuning"]
+    assert list(schema["$defs"]["prepare"]["properties"])[:2] == ["format", "path"]
+    methods = schema["$defs"]["policy"]["properties"]
+    assert list(methods) == ["algorithms", "ppo", "grpo", "dpo"]
+    assert [methods[name]["title"] for name in ("ppo", "grpo", "dpo")] == ["PPO", "GRPO", "DPO"]
+    shown = {name: list(form["properties"]) for name, form in schema["$defs"].items()}
+    assert shown["ppo"] == shown["grpo"] == ["kl_coef", "learning_rate"]
+    assert shown["dpo"] == ["beta", "learning_rate"]
+    assert all(len(names) <= 4 for names in shown.values())
+    known = set(all_keys())
+    assert all(key in known for key in _leaves(schema, schema["properties"]))
+
+
+def _leaves(schema: dict[str, Any], properties: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a form's fields."""
+    for name, field in properties.items():
+        if "$ref" in field:
+            yield from _leaves(schema, schema["$defs"][field["$ref"].split("/")[-1]]["properties"], f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_flow_shows_its_parameters_under_titles_of_their_own() -> None:
+    """As Prefect draws them: no two alike, the settings before the name, each explained."""
+    from flows.pipeline import rlhf_pipeline
+
+    shown = rlhf_pipeline.parameters.properties
+    titles = [shown[name]["title"] for name in sorted(shown, key=lambda name: shown[name]["position"])]
+    assert titles == ["Profile", "Settings", "Any other parameter", "Experiment name", "Only this stage"]
+    assert all(field["description"] for field in shown.values())
+    assert {name: field["default"] for name, field in shown.items()} == {
+        "profile": "default", "parameters": {}, "overrides": {}, "name": "", "only": "",
+    }  # fmt: skip
 
 
 # One stage
@@ -301,7 +358,7 @@ def test_edits_and_untracked_files_go_along(scratch: Path) -> None:
         assert (workspace.checkout / "profiles/fast.yaml").read_text() == "sft:\n  learning_rate: 0.25\n"
         assert (workspace.checkout / "notes.txt").read_text() == "untracked"
         assert (workspace.checkout / "rows.jsonl").is_file()  # ignored by git, named in params.yaml
-        assert re.search("learning_rate: 0.25 +# found by trying", (workspace.checkout / "params.yaml").read_text())
+        assert re.search("learning_rate: 0.25  # found by trying", (workspace.checkout / "params.yaml").read_text())
 
 
 def test_failed_run_sees_what_was_mended_in_its_data(scratch: Path) -> None:
@@ -381,11 +438,34 @@ def test_comparison_puts_the_best_first() -> None:
         "| dpo | 0.600 (0.550–0.650) | 0.600 (0.550–0.650) | 12.3 | – | 31.2 |",
         "| ppo | 0.580 (0.550–0.650) | – | 1 | – | – |",
     ]
-    numbers = figures(report)
-    assert numbers["policies.dpo.win_rate_vs_sft"] == 0.6
-    assert numbers["policies.dpo.win_rate_vs_sft.low"] == 0.55
-    assert numbers["reward_model.accuracy"] == 0.66
+    assert figures(report) == {
+        "win_rate_vs_sft/ppo": 0.58, "win_rate_vs_sft/ppo_low": 0.55, "win_rate_vs_sft/ppo_high": 0.65,
+        "win_rate_vs_sft/dpo": 0.6, "win_rate_vs_sft/dpo_low": 0.55, "win_rate_vs_sft/dpo_high": 0.65,
+        "win_rate_vs_reference/dpo": 0.6, "kl/ppo": 1.0, "kl/dpo": 12.345, "mean_length/dpo": 31.25,
+        "reward_model/accuracy": 0.66,
+    }  # fmt: skip
     assert comparison_markdown({}) == ""
+
+
+@pytest.mark.parametrize(("judge_model", "judge"), [(None, "gold rubric"), ({"accuracy": 0.7}, "gold rubric 0123abcd")])
+def test_terms_of_a_win_rate(tmp_path: Path, judge_model: dict[str, float] | None, judge: str) -> None:
+    """The judge, of a model its digest too; the prompts' digest and number."""
+    inputs = {"models/judge": "0123abcd4567.dir"}
+    report = {
+        "judge": "gold rubric",
+        "judge_model": judge_model,
+        "prompts": 300,
+        "sources": {"stages": {"evaluate": {"inputs": inputs}}},
+    }
+    for name, text in {"reports/report.json": json.dumps(report), "data/prepared/prompts_test.jsonl": "rows"}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    digest = hashlib.sha256(b"rows").hexdigest()[:8]
+    assert terms_of(tmp_path) == {"judge": judge, "prompts": "300", "test_prompts": digest}
+    (tmp_path / "data/prepared/prompts_test.jsonl").write_text("other rows")
+    assert terms_of(tmp_path)["test_prompts"] != digest
+    (tmp_path / "reports/report.json").unlink()
+    assert terms_of(tmp_path) == {}
 
 
 # Services

@@ -49,7 +49,7 @@ def test_without_a_server(tmp_path: Path) -> None:
     done = rlhf(root, "run", FAKE_MEET=str(meeting))
     assert done.returncode == 0, done.stderr
     assert sorted(calls(root)) == ["dpo", "grpo", "ppo", "prepare", "sft"]
-    assert re.search(r"│ dpo +│ 0\.300 \(0\.250–0\.350\)", done.stdout)
+    assert re.search(r"dpo +0\.300 \(0\.250–0\.350\)", done.stdout)
     assert f"Report: {root / 'reports' / 'report.html'}" in done.stdout
     assert "working on sft" in done.stderr
     assert "up to date" in dvc(root, "status")
@@ -70,8 +70,11 @@ def test_changed_run_is_isolated_named_and_compared(served: tuple[Path, services
     assert not (root / "runs/stronger/checkout").exists()
 
     compared = rlhf(root, "compare").stdout
-    assert re.search(r"│ stronger +│ dpo +│ 0\.400 \(0\.350–0\.450\)", compared)
-    assert re.search(r"│ policy\.dpo\.learning_rate +│ 0\.4 +│ 0\.3 ", compared)
+    assert re.search(r"^1 +dpo +0\.400 \(0\.350–0\.450\)", compared, re.MULTILINE)
+    assert re.search(r"^ +1  stronger  ", compared, re.MULTILINE)
+    assert re.search(r"^ +2  default: ppo, grpo, dpo  ", compared, re.MULTILINE)
+    assert re.search(r"^policy\.dpo\.learning_rate +0\.4 +1\b", compared, re.MULTILINE)
+    assert re.search(r"^Judged on 300 test prompts \([0-9a-f]{8}\) by: gold rubric\.$", compared, re.MULTILINE)
     assert "Best: dpo of stronger" in compared
 
     dvc(root, "exp", "apply", "stronger")
@@ -405,13 +408,14 @@ def test_lineage_in_mlflow(served: tuple[Path, services.Services]) -> None:
         "import mlflow; runs = mlflow.search_runs(search_all_experiments=True, output_format='list');"
         "run = next(r for r in runs if r.info.run_name == 'stronger');"
         "print(sorted(k for k in run.data.tags if not k.startswith('mlflow.')));"
-        "print(run.data.params['policy.dpo.learning_rate'], run.data.metrics['policies.dpo.win_rate_vs_sft']);"
+        "print(run.data.params['policy.dpo.learning_rate'], run.data.metrics['win_rate_vs_sft/dpo']);"
         "print([a.path for a in mlflow.MlflowClient().list_artifacts(run.info.run_id)])"
     )
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}"}
     done = subprocess.run([sys.executable, "-c", query], env=environment, capture_output=True, text=True, check=True)
     tags, figures, artifacts = done.stdout.strip().splitlines()
-    names = ["dvc_lock_sha256", "experiment", "flow_run_id", "git_commit", "git_dirty", "kind"]
-    assert tags == str([*names, "writer_host", "writer_pid", "writer_started"])
+    lineage = ["dvc_lock_sha256", "experiment", "flow_run_id", "git_commit", "git_dirty", "kind"]
+    compared, writer = ["judge", "prompts", "test_prompts"], ["writer_host", "writer_pid", "writer_started"]
+    assert tags == str(sorted([*lineage, *compared, *writer]))
     assert figures == "0.4 0.4"
     assert artifacts == "['report.html']"

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from closure import ROOT, closure
+from flows.graph import read_graph
 from rlhf_core.algorithms.table import POLICY_ALGORITHMS, REWARD_LOSSES
 from tasks.params import all_keys, load_params
 
@@ -15,6 +16,22 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 ALGORITHM = "rlhf_core/algorithms/${item.algorithm}.py"
 LOSS_FILES = {f"{where.partition(':')[0].replace('.', '/')}.py" for where in REWARD_LOSSES.values()}
 ALGORITHM_FILES = {f"rlhf_core/algorithms/{name}.py" for name in POLICY_ALGORITHMS}
+
+
+def test_prefect_sees_direct_dependencies_only():
+    """A line from prepare to report, the policies side by side; DVC itself names every file that a stage reads."""
+    assert {stage.name: stage.upstream for stage in read_graph(ROOT)} == {
+        "prepare": (),
+        "base": ("prepare",),
+        "sft": ("base",),
+        "collect": ("sft",),
+        "reward": ("collect",),
+        "policy@ppo": ("reward",),
+        "policy@grpo": ("reward",),
+        "policy@dpo": ("reward",),
+        "evaluate": ("policy@dpo", "policy@grpo", "policy@ppo"),
+        "report": ("evaluate",),
+    }
 
 
 @pytest.mark.parametrize("stage", STAGES)
