@@ -7,9 +7,14 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
+from closure import ROOT
 from rlhf_core.errors import UserError
+from tasks.params import apply_overrides, validate
+from tasks.prepare import _user_data
 from tasks.readers import first_rows, read_rows
+from tasks.source import model_source
 
 GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}
 
@@ -197,3 +202,28 @@ def test_a_file_name_that_is_not_utf8_can_be_written_into_the_card(tmp_path):
         handle.write(json.dumps(GOOD))
     (row,) = read_rows(tmp_path, "")
     assert row.file == f"{tmp_path.name}/?.jsonl"
+
+
+def test_prepare_drops_them_and_lists_them_by_line(tmp_path):
+    """A lone surrogate, half an emoji, would stop the tokenizer that is fitted to the texts."""
+    demonstrations = [{"prompt": f"prompt {number}", "response": f"so {number}"} for number in range(60)]
+    broken = [
+        {"prompt": "a", "response": "half \ud83d"},
+        {"prompt": "a", "response": None},
+        '{"prompt": ' + "[" * 100_000,
+    ]
+    lines(tmp_path / "d.jsonl", *demonstrations[:2], *broken, *demonstrations[2:])
+    overrides = {"prepare.format": "demonstration", "prepare.path": str(tmp_path / "d.jsonl")}
+    raw = apply_overrides(yaml.safe_load((ROOT / "params.yaml").read_text()), overrides)
+    params = validate(raw)
+    _, files, card = _user_data(params, model_source(params.model, ROOT))
+    assert card["dropped_rows"] == [
+        {"file": "d.jsonl", "line": 3, "reason": "not Unicode text"},
+        {"file": "d.jsonl", "line": 4, "reason": "no value in 'response'"},
+        {"file": "d.jsonl", "line": 5, "reason": "JSON nested too deeply"},
+    ]
+    assert (card["read"], card["kept"], len(files["prompts_test"])) == (63, 60, 6)
+    strict = validate(apply_overrides(raw, {"prepare.max_dropped": 0.04}))
+    message = r"3 of 63 rows cannot be used.* 1 no value in 'response' \(first: d.jsonl, line 4\)"
+    with pytest.raises(UserError, match=message):
+        _user_data(strict, model_source(strict.model, ROOT))
