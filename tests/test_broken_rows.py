@@ -50,7 +50,7 @@ def test_each_row_that_cannot_be_read_says_why(tmp_path):
         "no value in 'rejected'",
         "NaN in 'chosen'",
         "int instead of text or chat messages in 'prompt'",
-        "no field 'chosen'",
+        "no field 'chosen' or 'response_1'",
         "not JSON (Expecting value)",
         "str instead of a JSON object {...}",
         "JSON nested too deeply",
@@ -87,6 +87,7 @@ def test_a_null_in_the_first_row_does_not_hide_the_format(tmp_path):
         ({"question": "a", "anwser": "b"}, "auto", "'answer'", "anwser"),
         ({"prompt": "a", "responses": ["b", "c"], "rank": [1, 2]}, "auto", "'ranks'", "rank"),
         ({"prompt": "a", "response_1": "b", "response_2": "c", "preferance": 1}, "auto", "'preference'", "preferance"),
+        ({"prompt": "a", "response1": "b", "response2": "c", "preference": 1}, "auto", "'response_1'", "response1"),
         ({"prompt": "a", "answr": "b"}, "demonstration", "'response' or 'completion' or 'output'", None),
     ],
 )
