@@ -79,8 +79,8 @@ class PrepareParams(_Section):
     )
     preference_base: Literal[0, 1] | None = setting(
         None,
-        "what a `preference` of 1 means where no row has 2: 1, the first response (0 is a tie); 0, the second (0 is the "
-        "first)",
+        "what a `preference` of 1 means where no row has 2: 1, the first response, and 0 a tie; "
+        "0, the second response, and 0 the first",
     )
     demonstrations: int = setting(2000, "helpdesk: demonstrations to write", ge=1)
     prompts: int = setting(3000, "helpdesk: prompts to collect feedback and to sample on", ge=1)

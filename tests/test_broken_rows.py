@@ -175,7 +175,7 @@ def test_links_in_a_circle_are_refused(tmp_path):
     lines(folder / "d.jsonl", GOOD)
     assert len(first_rows(folder.parent, "auto")) == 1
     (folder / "up").symlink_to(folder.parent)
-    assert "is reached twice, through a link. Take the link out" in refused(folder.parent)
+    assert "inner/up is a link to a folder. Copy that folder here, or take the link out" in refused(folder.parent)
 
 
 def test_a_folder_that_is_a_whole_disk_is_refused(tmp_path, monkeypatch):

@@ -67,7 +67,10 @@ def test_pitfall_28_option_without_effect_raises():
         ("policy.dpo.beta='1'", "'policy.dpo.beta' is '1'; it must be a finite number, above 0."),
         ("policy.dpo.beta=", "'policy.dpo.beta' is null; it must be a finite number, above 0."),
         ("policy.ppo.clip=.nan", "'policy.ppo.clip' is nan; it must be a finite number, above 0 and below 1."),
-        ("evaluate.temperature=-.inf", "'evaluate.temperature' is -inf; it must be a finite number, at least 0."),
+        (
+            "evaluate.temperature=-.inf",
+            "'evaluate.temperature' is -inf; it must be a finite number, at least 0, or null.",
+        ),
         (
             "sft.epochs=1e23",
             "'sft.epochs' is 1e+23; it must be a whole number, at least 1 and at most 9223372036854775807.",
