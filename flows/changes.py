@@ -22,7 +22,7 @@ from tasks.params import (
     read_yaml,
     validate,
 )
-from tasks.readers import first_rows
+from tasks.readers import first_rows, pinned
 from tasks.source import model_source, require_pinned
 
 LEAST_FROM_SCRATCH = 1e-4  # a learning rate of SFT below it suits pretrained models only
@@ -98,22 +98,18 @@ def require_inputs(params: Params, root: Path) -> None:
     require_data(params.prepare, root)
     prepare = params.prepare
     if params.model.hub:
-        require_pinned("model.hub", params.model.hub)
+        require_pinned(params.model.hub)
         from_scratch = False
     else:
         require_suited_model(params)
         from_scratch = model_source(params.model, root).config is not None
     if prepare.hub:
-        require_pinned("prepare.hub", prepare.hub)
+        pinned(prepare.hub)
     elif prepare.format == "helpdesk":
         World.load(root / prepare.path)
     else:
-        rows = first_rows(
-            root / prepare.path,
-            prepare.format,
-            prepare.answer_pattern,
-            preference_base=prepare.preference_base,
-        )
+        path, base = root / prepare.path, prepare.preference_base
+        rows = first_rows(path, prepare.format, prepare.answer_pattern, preference_base=base)
         kind = next(row.kind for row in rows if not row.fault)
         check_kind(params, kind, from_scratch=from_scratch)
 

@@ -240,7 +240,7 @@ def _model(params: Params) -> tuple[Any, bool]:
     from rlhf_core.models import load_config
 
     if params.model.hub:  # the config alone: a look must not fetch gigabytes
-        name, revision = require_pinned("model.hub", params.model.hub)
+        name, revision = require_pinned(params.model.hub)
         try:
             return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False), False
         except (OSError, ValueError) as error:  # not found, or of an architecture that brings its own code

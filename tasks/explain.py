@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rlhf_core.fields import describe_bounds
 
@@ -105,7 +105,7 @@ def _kind_at(where: Where, section: type) -> tuple[Any, Mapping[str, Any]] | Non
 
 def _allowed(value: Any, kind: Any, metadata: Mapping[str, Any]) -> str:
     """The values that a key may have: "a whole number, at least 1, or null"."""
-    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     bounds = describe_bounds(metadata)
     if int in options and isinstance(value, int | float) and abs(value) > LARGEST:
         bounds += f"{' and ' if bounds else ''}at most {LARGEST}"

@@ -210,13 +210,19 @@ def _from_dataset(data: "datasets.Dataset | datasets.DatasetDict", name: str) ->
             yield Fields(name, number, values)
 
 
-def _from_hub(hub: str) -> Iterator[Fields]:
+def pinned(hub: str) -> re.Match[str]:
+    """The parts of a hub id, by the names in HUB_ID; raises UserError where it names no commit."""
     match = HUB_ID.fullmatch(hub)
     if match is None:
         raise UserError(
             f"prepare.hub is {hub}, which is not pinned. Write org/name@COMMIT, with :CONFIG and #SPLIT after it where "
             "needed; the commit is on the data set's page under Files, History."
         )
+    return match
+
+
+def _from_hub(hub: str) -> Iterator[Fields]:
+    match = pinned(hub)
     import datasets
 
     with _readable(f"prepare.hub {hub}", datasets.exceptions.DatasetsError):

@@ -51,21 +51,21 @@ def model_source(params: ModelParams, root: Path = Path()) -> ModelSource:
     return ModelSource(config=path)
 
 
-def require_pinned(key: str, hub: str) -> tuple[str, str]:
-    """Name and revision of a hub id.
+def require_pinned(hub: str) -> tuple[str, str]:
+    """Name and revision of `model.hub`.
 
     Raises:
-        UserError: if no revision is named, after `key`.
+        UserError: if no revision is named.
     """
     name, _, revision = hub.partition("@")
     if not name or not revision:
         pinned = f"{name or 'org/name'}@REVISION"
-        raise UserError(f"{key} is {hub}, which is not pinned. Write it as {pinned}, a commit of its repository.")
+        raise UserError(f"model.hub is {hub}, which is not pinned. Write it as {pinned}, a commit of its repository.")
     return name, revision
 
 
 def _from_hub(hub: str) -> ModelSource:
-    name, revision = require_pinned("model.hub", hub)
+    name, revision = require_pinned(hub)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

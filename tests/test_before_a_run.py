@@ -31,6 +31,7 @@ def checkout(tmp_path_factory):
     folder = make_checkout(tmp_path_factory.mktemp("checkout"))
     (folder / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     (folder / "rows.doc").write_text("a")
+    (folder / "deep.json").write_text("[" * 100_000)
     (folder / "misspelt.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejectd": "c"}\n')
     save_policy(tiny.rotary(), tiny.tiny_tokenizer(), folder / "mine", max_new_tokens=4)
     weights = folder / "mine" / "model.safetensors"
@@ -113,7 +114,13 @@ def test_data_and_model_are_looked_at_without_any_heavy_library(checkout, assign
         ("default", {"model.path": "mine"}, r"^model\.path mine: model\.safetensors is cut off: 100 bytes"),
         ("default", {"model.hub": "org/mine"}, r"^model\.hub is org/mine, which is not pinned\. .* org/mine@REVISION"),
         ("default", {"prepare.hub": "org/rows", "prepare.format": "auto"}, r"^prepare\.hub is org/rows, which is not"),
+        (
+            "default",
+            {"prepare.hub": "org/rows@main", "prepare.format": "auto"},
+            r"^prepare\.hub is org/rows@main",
+        ),
         ("default", {"prepare.path": "rows.jsonl"}, r"rows\.jsonl"),  # not a world
+        ("default", {"prepare.path": "deep.json"}, r"deep\.json is not JSON \(maximum recursion depth"),
         ("default", {"prepare.path": "profiles"}, r"^prepare\.path profiles is not a file\. Name a world file, or set"),
         ("default", {"prepare.path": "a" * 5000}, r"^prepare\.path a+ does not exist\."),
     ],

@@ -150,7 +150,12 @@ def test_a_profile_for_pretrained_models_needs_one(tmp_path: Path, profile: str,
 
 
 def test_a_hub_id_stands_in_for_a_path(scratch: Path) -> None:
-    hub = {"prepare.hub": "org/rows@1", "prepare.path": "nowhere", "model.hub": "org/model@1", "model.path": "nowhere"}
+    hub = {
+        "prepare.hub": "org/rows@1234567",
+        "prepare.path": "nowhere",
+        "model.hub": "org/model@1",
+        "model.path": "nowhere",
+    }
     require_inputs(Changes(overrides=hub).resolve(scratch).params, scratch)
 
 

@@ -66,6 +66,7 @@ def test_pitfall_28_option_without_effect_raises():
         ("policy.dpo.beta=true", "'policy.dpo.beta' is true; it must be a finite number, above 0."),
         ("policy.dpo.beta='1'", "'policy.dpo.beta' is '1'; it must be a finite number, above 0."),
         ("policy.dpo.beta=", "'policy.dpo.beta' is null; it must be a finite number, above 0."),
+        ("sft.learning_rate=.inf", "'sft.learning_rate' is inf; it must be a finite number, above 0."),
         ("policy.ppo.clip=.nan", "'policy.ppo.clip' is nan; it must be a finite number, above 0 and below 1."),
         (
             "evaluate.temperature=-.inf",
@@ -86,6 +87,7 @@ def test_pitfall_28_option_without_effect_raises():
         ("prepare.hub=3", "'prepare.hub' is 3; it must be text."),
         ("prepare.hub=yes", "'prepare.hub' is true; it must be text."),
         ('prepare.hub="a\\0"', r"'prepare.hub' is 'a\x00'; it must be text."),
+        ("prepare.preference_base=2", "'prepare.preference_base' is 2; it must be one of 0, 1, or null."),
         ("reward.unit_scale=1", "'reward.unit_scale' is 1; it must be true or false."),
         ("run.device=gpu", "'run.device' is 'gpu'; it must be one of auto, cpu, cuda."),
         ("policy.algorithms=dpo", "'policy.algorithms' is 'dpo'; it must be a list."),
@@ -166,7 +168,7 @@ def test_values_as_yaml_1_2_reads_them():
 def test_bounds_of_the_dataclasses_hold_for_numbers_that_are_none(value):
     """`setting` with and without bounds, on either side."""
     for make in (lambda: DPO(beta=value), lambda: PPO(kl_coef=value), lambda: RewardTerm(weight=value)):
-        with pytest.raises(ValueError, match=r"must be a finite number|must be above 0|finite number"):
+        with pytest.raises(ValueError, match=r"must be a finite number"):
             make()
 
 
