@@ -108,15 +108,10 @@ def require_inputs(params: Params, root: Path) -> None:
     elif prepare.format == "helpdesk":
         World.load(root / prepare.path)
     else:
-        rows = first_rows(
-            root / prepare.path,
-            prepare.format,
-            prepare.answer_pattern,
-            preference_base=prepare.preference_base,
-        )
-        kinds = [row.kind for row in rows if not row.fault]
-        if kinds:  # otherwise stage prepare lists what is wrong with each row
-            check_kind(params, kinds[0], from_scratch=from_scratch)
+        path, base = root / prepare.path, prepare.preference_base
+        rows = first_rows(path, prepare.format, prepare.answer_pattern, preference_base=base)
+        kind = next(row.kind for row in rows if not row.fault)
+        check_kind(params, kind, from_scratch=from_scratch)
 
 
 def require_suited_model(params: Params) -> None:
@@ -128,9 +123,9 @@ def require_suited_model(params: Params) -> None:
     rate, default = params.sft.learning_rate, ModelParams().path
     if params.prepare.format != "helpdesk" and params.model.path == default and rate < LEAST_FROM_SCRATCH:
         raise UserError(
-            f"sft.learning_rate {rate:g} is for a pretrained model, but model.path is the help desk's {default}, which "
-            "is trained from scratch: nothing would be learned. Set model.path or model.hub to a pretrained model, or "
-            "raise the learning rates to those of params.yaml."
+            f"sft.learning_rate {rate:g} is for a pretrained model, but model.path is still the help desk's {default}, "
+            "a small one trained from scratch: it would learn nothing. Set model.path or model.hub to a pretrained "
+            "model, or raise the learning rates to those of params.yaml (sft 1e-3, reward 3e-4, policies 1e-4)."
         )
 
 

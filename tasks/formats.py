@@ -149,8 +149,11 @@ def _ranking(fields: Fields) -> RawRow:
 
 
 def _preference(fields: Fields, base: int) -> RawRow:
-    numbered = not fields.first("chosen", "rejected") and fields.first("response_1", "response_2")
-    names = PAIR_FIELDS[:2] if numbered else ("chosen", "rejected")
+    named, numbers = ("chosen", "rejected"), PAIR_FIELDS[:2]
+    if not any(name in fields.values for name in (*named, *numbers)):
+        raise MissingFieldError(("chosen", "response_1"))
+    numbered = not fields.first(*named) and any(name in fields.values for name in numbers)
+    names = numbers if numbered else named
     label = _choice(fields, base) if numbered else _probability(fields)
     for name in names:
         fields.need(name)

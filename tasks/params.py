@@ -78,7 +78,9 @@ class PrepareParams(_Section):
         "question_answer: where a text states its answer; where it doesn't match, a short text is the answer",
     )
     preference_base: Literal[0, 1] | None = setting(
-        None, "what `preference` means beside response_1 and response_2: 1: 1 or 2, 0 a tie; 0: 0 or 1; null: told by 2"
+        None,
+        "what a `preference` of 1 means where no row has 2: 1, the first response, and 0 a tie; "
+        "0, the second response, and 0 the first",
     )
     demonstrations: int = setting(2000, "helpdesk: demonstrations to write", ge=1)
     prompts: int = setting(3000, "helpdesk: prompts to collect feedback and to sample on", ge=1)
@@ -120,7 +122,9 @@ class CollectParams(_Section):
     development_judgements: int = setting(
         3, "the same for the further prompts; those beyond judgements only measure the annotators' agreement", ge=1
     )
-    keep_ties: bool = setting(False, "whether a tie makes a preference with label 1/2; false drops it")
+    keep_ties: bool = setting(
+        False, "whether a tie of the panel, ratings, ranks or thumbs makes a preference with label 1/2; false drops it"
+    )
     annotators: int = setting(8, "size of the panel", ge=1)
     temperature: float = setting(1.0, "of sampling", gt=0)
 

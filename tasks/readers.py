@@ -162,12 +162,11 @@ def _mode(path: Path) -> int:
 
 def _files(folder: Path) -> list[Path]:
     """The data files of a folder and those below it, sorted: the same order on every machine."""
-    files, seen = [], set()
-    for here, _, names in os.walk(folder, followlinks=True, onerror=_unreadable):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:
-            raise UserError(f"{here} is reached twice, through a link. Take the link out of {folder}.")
-        seen.add((status.st_dev, status.st_ino))
+    files: list[Path] = []
+    for here, folders, names in os.walk(folder, onerror=_unreadable):
+        if link := next((name for name in folders if os.path.islink(os.path.join(here, name))), ""):
+            # DVC does not follow it either, so what is behind it would not be tracked.
+            raise UserError(f"{here}/{link} is a link to a folder. Copy that folder here, or take the link out.")
         files += [Path(here, name) for name in names]
         if len(files) > MOST_FILES:
             raise UserError(

@@ -7,9 +7,14 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
+from closure import ROOT
 from rlhf_core.errors import UserError
+from tasks.params import apply_overrides, validate
+from tasks.prepare import _user_data
 from tasks.readers import first_rows, read_rows
+from tasks.source import model_source
 
 GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}
 
@@ -45,7 +50,7 @@ def test_each_row_that_cannot_be_read_says_why(tmp_path):
         "no value in 'rejected'",
         "NaN in 'chosen'",
         "int instead of text or chat messages in 'prompt'",
-        "no field 'chosen'",
+        "no field 'chosen' or 'response_1'",
         "not JSON (Expecting value)",
         "str instead of a JSON object {...}",
         "JSON nested too deeply",
@@ -82,6 +87,7 @@ def test_a_null_in_the_first_row_does_not_hide_the_format(tmp_path):
         ({"question": "a", "anwser": "b"}, "auto", "'answer'", "anwser"),
         ({"prompt": "a", "responses": ["b", "c"], "rank": [1, 2]}, "auto", "'ranks'", "rank"),
         ({"prompt": "a", "response_1": "b", "response_2": "c", "preferance": 1}, "auto", "'preference'", "preferance"),
+        ({"prompt": "a", "response1": "b", "response2": "c", "preference": 1}, "auto", "'response_1'", "response1"),
         ({"prompt": "a", "answr": "b"}, "demonstration", "'response' or 'completion' or 'output'", None),
     ],
 )
@@ -169,7 +175,7 @@ def test_links_in_a_circle_are_refused(tmp_path):
     lines(folder / "d.jsonl", GOOD)
     assert len(first_rows(folder.parent, "auto")) == 1
     (folder / "up").symlink_to(folder.parent)
-    assert "is reached twice, through a link. Take the link out" in refused(folder.parent)
+    assert "inner/up is a link to a folder. Copy that folder here, or take the link out" in refused(folder.parent)
 
 
 def test_a_folder_that_is_a_whole_disk_is_refused(tmp_path, monkeypatch):
@@ -197,3 +203,28 @@ def test_a_file_name_that_is_not_utf8_can_be_written_into_the_card(tmp_path):
         handle.write(json.dumps(GOOD))
     (row,) = read_rows(tmp_path, "")
     assert row.file == f"{tmp_path.name}/?.jsonl"
+
+
+def test_prepare_drops_them_and_lists_them_by_line(tmp_path):
+    """A lone surrogate, half an emoji, would stop the tokenizer that is fitted to the texts."""
+    demonstrations = [{"prompt": f"prompt {number}", "response": f"so {number}"} for number in range(60)]
+    broken = [
+        {"prompt": "a", "response": "half \ud83d"},
+        {"prompt": "a", "response": None},
+        '{"prompt": ' + "[" * 100_000,
+    ]
+    lines(tmp_path / "d.jsonl", *demonstrations[:2], *broken, *demonstrations[2:])
+    overrides = {"prepare.format": "demonstration", "prepare.path": str(tmp_path / "d.jsonl")}
+    raw = apply_overrides(yaml.safe_load((ROOT / "params.yaml").read_text()), overrides)
+    params = validate(raw)
+    _, files, card = _user_data(params, model_source(params.model, ROOT))
+    assert card["dropped_rows"] == [
+        {"file": "d.jsonl", "line": 3, "reason": "not Unicode text"},
+        {"file": "d.jsonl", "line": 4, "reason": "no value in 'response'"},
+        {"file": "d.jsonl", "line": 5, "reason": "JSON nested too deeply"},
+    ]
+    assert (card["read"], card["kept"], len(files["prompts_test"])) == (63, 60, 6)
+    strict = validate(apply_overrides(raw, {"prepare.max_dropped": 0.04}))
+    message = r"3 of 63 rows cannot be used.* 1 no value in 'response' \(first: d.jsonl, line 4\)"
+    with pytest.raises(UserError, match=message):
+        _user_data(strict, model_source(strict.model, ROOT))

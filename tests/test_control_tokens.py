@@ -80,7 +80,7 @@ def test_other_text_has_the_ids_of_the_template(tokenizer):
     for conversation in (
         talk("hello, how are you?"),
         talk("hi", "well <| end |> <end> |>", " you <"),
-        talk("\ue000🙂"),
+        talk("a\U000f0000b"),
     ):
         wanted = tokenizer.apply_chat_template(
             conversation, add_generation_prompt=True, tokenize=True, return_dict=False

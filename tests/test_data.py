@@ -48,6 +48,9 @@ def test_every_reason_to_drop_is_listed_by_line():
         pair(9, "half an emoji \ud83d"),
         pair(10, "a b c", "d e f"),
         RawRow("d.jsonl", 11, [], response="a"),
+        RawRow("d.jsonl", 12, [], fault="no value in 'chosen'"),
+        pair(13, "a", source="half \ud83d"),
+        demo(14, "a", answer="half \ud83d"),
     ]
     result = cleaned(rows)
     assert result.dropped == [
@@ -63,10 +66,13 @@ def test_every_reason_to_drop_is_listed_by_line():
             (9, "not Unicode text"),
             (10, "duplicate"),
             (11, "empty prompt"),
+            (12, "no value in 'chosen'"),
+            (13, "not Unicode text"),
+            (14, "not Unicode text"),
         ]
     ]
     assert result.rows == [rows[0]]
-    assert result.read == 11
+    assert result.read == 14
     # "d e f" and its end are 4 tokens, "no" and its end 2.
     assert (result.prompt_tokens, result.response_tokens) == ([4], [4, 2])
 
@@ -131,6 +137,8 @@ def test_context_has_room_for_prompt_and_longest_response():
 def test_only_rows_alike_in_everything_are_duplicates():
     rows = [pair(1, "a"), pair(2, "a", "no", "yes"), pair(3, "a", "maybe"), pair(4, "A"), pair(5, "a")]
     assert [row["line"] for row in cleaned(rows).dropped] == [5]
+    labels = [pair(1, "a"), pair(2, "a", label=0.5), pair(3, "a", label=0.75), pair(4, "a", label=0.5)]
+    assert [row["line"] for row in cleaned(labels).dropped] == [4]
     margins = [pair(1, "a", margin=1), pair(2, "a", margin=2.5), pair(3, "a", margin=1)]
     assert [row["line"] for row in cleaned(margins).dropped] == [3]
     labelled = [demo(1, "a", label=True), demo(2, "a", label=False), demo(3, "a", label=True)]
@@ -220,6 +228,28 @@ def test_preferences_become_demonstrations_prompts_and_pairs():
         "preferences_development": [{"prompt": user("e"), "chosen": "f", "rejected": "g"}],
         "preferences_judge": [{"prompt": user("k"), "chosen": "l", "rejected": "m"}],
     }
+
+
+def test_labels_of_pairs_are_passed_on_and_a_tie_is_no_demonstration():
+    splits = {
+        "train": [pair(1, "a", "b", "c", label=0.75), pair(2, "a", "d", "e", label=0.5)],
+        "development": [pair(3, "e", "f", "g", label=0.5)],
+        "test": [pair(4, "h", "i", "j", label=0.5), pair(5, "k", "l", "m", label=0.6)],
+    }
+    files = to_prepared(splits, "preference")
+    assert [row.get("label") for row in files["preferences_train"]] == [0.75, 0.5]
+    assert files["demonstrations_train"] == [{"prompt": user("a"), "response": "b"}]
+    assert files["demonstrations_development"] == []
+    assert files["prompts_test"] == [{"prompt": user("k"), "response": "l"}]
+
+
+def test_prompts_alone_have_neither_demonstrations_nor_references():
+    splits = {name: [RawRow("d.jsonl", 1, user(name))] for name in ("train", "development", "test")}
+    files = to_prepared(splits, "prompts")
+    assert files == {f"prompts_{name}": [{"prompt": user(name)}] for name in splits}
+    result = cleaned([row for rows in splits.values() for row in rows])
+    assert (result.prompt_tokens, result.response_tokens) == ([2, 2, 2], [])
+    assert data_card("d.jsonl", "prompts", result, files)["unused_rows"] == []
 
 
 def test_demonstrations_and_answers_have_no_pairs():

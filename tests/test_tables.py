@@ -2,11 +2,23 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
+from rlhf_core.algorithms.bradley_terry import BradleyTerry
+from rlhf_core.algorithms.cdpo import CDPO
+from rlhf_core.algorithms.dpo import DPO
+from rlhf_core.algorithms.ipo import IPO
+from rlhf_core.algorithms.thurstone import Thurstone
+from rlhf_core.batch import Outputs, collate_units
 from rlhf_core.errors import UserError
+from tasks.data import to_prepared
+from tasks.jsonl import write_jsonl
 from tasks.readers import read_rows
+from tasks.rows import preference_units, unpaired_units
+from tiny import PAD, WORDS, tiny_tokenizer
 
 
 def table(path, text):
@@ -176,3 +188,58 @@ def test_what_says_more_than_a_prompt_is_not_taken_for_one(tmp_path):
         with pytest.raises(UserError, match="'response' or 'completion' or 'output' is missing"):
             read_rows(jsonl(tmp_path / "d.jsonl", row), "")
         assert [found.kind for found in read_rows(jsonl(tmp_path / "d.jsonl", row), "", "prompts")] == ["prompts"]
+
+
+def test_labels_reach_every_loss_on_pairs(tmp_path):
+    """The probability p that chosen is better, from file to loss: -p log σ(d) - (1 - p) log σ(-d) at d = 1."""
+    sources = [
+        {"prompt": "a", "chosen": "b", "rejected": "c", "label": label} for label in (1, 0.75, 0.5, 0.25, True, 0)
+    ]
+    rows = read_rows(jsonl(tmp_path / "d.jsonl", *sources), "")
+    files = to_prepared({"train": rows, "development": [], "test": []}, "preference")
+    write_jsonl(tmp_path / "preferences_train.jsonl", files["preferences_train"])
+    units = preference_units(tmp_path / "preferences_train.jsonl", tiny_tokenizer())
+    p = torch.tensor([1, 0.75, 0.5, 0.75, 1, 1], dtype=torch.float64)
+    words = [WORDS[chosen.response_ids[0]] for chosen, _ in units]
+    assert words == ["b", "b", "b", "c", "b", "c"]
+    batch = collate_units(units, PAD)
+    batch = replace(batch, labels=batch.labels.double(), margins=batch.margins.double())
+    assert torch.equal(batch.labels[0::2], p)
+    difference = torch.ones(6, dtype=torch.float64)
+    scores = torch.stack([difference, 0 * difference], -1).flatten()
+    logprobs = scores[:, None] * batch.response_mask / batch.lengths[:, None]
+    nothing = torch.full_like(logprobs, torch.nan)
+    outputs = Outputs(logprobs=logprobs, entropies=nothing, values=nothing, scores=scores, exact_kl=nothing)
+    batch = replace(batch, ref_logprobs=0 * logprobs)
+
+    def both(loss):
+        return p * loss(difference) + (1 - p) * loss(-difference)
+
+    def logistic(d):
+        return -torch.nn.functional.logsigmoid(d)
+
+    for algorithm, expected in (
+        (BradleyTerry(), both(logistic)),
+        (Thurstone(), both(lambda d: -torch.special.log_ndtr(d))),
+        (DPO(beta=0.5), both(lambda d: logistic(0.5 * d))),
+        (IPO(beta=0.5), both(lambda d: (d - 1).square())),
+    ):
+        torch.testing.assert_close(algorithm.losses(outputs, batch), expected, atol=1e-6, rtol=0)
+    conservative = CDPO(beta=0.5, label_smoothing=0.1).losses(outputs, batch)
+    smooth = p * 0.9 + (1 - p) * 0.1
+    expected = smooth * logistic(0.5 * difference) + (1 - smooth) * logistic(-0.5 * difference)
+    torch.testing.assert_close(conservative, expected, atol=1e-6, rtol=0)
+
+
+def test_kto_leaves_ties_out_and_takes_the_better_side(tmp_path):
+    rows = [
+        {"prompt": user, "chosen": "b", "rejected": "c", "label": label}
+        for user, label in (("a", 0.5), ("d", 0.25), ("e", 0.9))
+    ]
+    files = to_prepared(
+        {"train": read_rows(jsonl(tmp_path / "d.jsonl", *rows), ""), "development": [], "test": []}, "preference"
+    )
+    write_jsonl(tmp_path / "preferences_train.jsonl", files["preferences_train"])
+    units = unpaired_units(tmp_path, "train", tiny_tokenizer())
+    labelled = [(WORDS[unit[0].response_ids[0]], unit[0].label) for unit in units]
+    assert labelled == [("c", 1.0), ("b", 0.0), ("b", 1.0), ("c", 0.0)]
