@@ -199,6 +199,16 @@ def test_an_entropy_bonus_lowers_the_loss():
     close(with_bonus - without, [[-1, -0.5, 0], [-1.5, 0, 0]])
 
 
+@pytest.mark.parametrize("algorithm", [PPO(lam=1.0, kl_coef=0.5, value_clip=None), PPOPenalty(lam=1.0, kl_coef=0.5)])
+def test_the_critics_squared_error_counts_once(algorithm):
+    """Beside a critic that is right, one that says V_old is off by G - V = 1.3, 0.9, 0.3 and -2.9."""
+    batch, none = targets(algorithm), torch.zeros(2, 3)
+    right, wrong = (
+        algorithm.losses(moved_outputs(values=values, entropies=none), batch) for values in (batch.returns, VALUES)
+    )
+    close(wrong - right, [[1.69, 0.81, 0.09], [8.41, 0, 0]])
+
+
 @pytest.mark.parametrize("kind", [PPO, PPOPenalty, TRPO])
 def test_whitening_leaves_the_returns_alone(kind):
     """λ = 1: G_t = 1.8, 1.9, 1.8 and -0.9 whatever is done to Â = G - V = 1.3, 0.9, 0.3 and -2.9.

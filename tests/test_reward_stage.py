@@ -104,9 +104,9 @@ def plain_scores(path, units):
 def test_the_base_model_learns_every_token_of_its_text(checkout):
     """All tokens of a row but the first, in training and on the development split; the end token is the last."""
     tokenizer = load_tokenizer("data/prepared/tokenizer")
-    rows = read_jsonl("data/prepared/threads.jsonl")
+    rows = read_jsonl(Path("data/prepared/threads.jsonl"))
     sizes = [len(encode_prompt(tokenizer, r["prompt"]) + encode_response(tokenizer, r["response"])) for r in rows]
-    curve = read_jsonl("models/base/metrics.jsonl")
+    curve = read_jsonl(Path("models/base/metrics.jsonl"))
     for step, metrics in enumerate(curve):
         chosen = minibatch_indices(step, len(rows), 16, load_params().run.seed, "base")
         assert metrics["trained_tokens"] == sum(sizes[index] - 1 for index in chosen)
