@@ -6,7 +6,7 @@ DVC decides what is up to date, so Prefect's own cache is off. The graph is read
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -64,18 +64,18 @@ def describe(changes: Changes, params: Params) -> str:
     return changes.label() if changes.overrides else f"{changes.label()}: {', '.join(params.policy.algorithms)}"
 
 
-def _titled(default: Any, title: str) -> Any:
-    """A parameter of the flow under a title of its own in Prefect's form."""
-    return Field(default, json_schema_extra={"title": title})
+def _title_of(parameter: str) -> Any:
+    """What Prefect's form shows instead of the parameter's own name."""
+    return Field(json_schema_extra={"title": parameter})
 
 
 @flow(name="rlhf", flow_run_name=_title, persist_result=False)
 def rlhf_pipeline(
-    profile: Profile = _titled(DEFAULT, "Profile"),  # noqa: B008 - nobody changes a default
-    parameters: Form = _titled(Form(), "Settings"),  # noqa: B008 - Prefect draws it as the form
-    overrides: dict[str, Any] = _titled({}, "Any other parameter"),  # noqa: B008
-    name: str = _titled("", "Experiment name"),
-    only: str = _titled("", "Only this stage"),
+    profile: Annotated[Profile, _title_of("Profile")] = DEFAULT,
+    parameters: Annotated[Form, _title_of("Settings")] = Form(),  # noqa: B008 - nobody changes it
+    overrides: Annotated[dict[str, Any], _title_of("Any other parameter")] = {},  # noqa: B006 - nobody changes it
+    name: Annotated[str, _title_of("Experiment name")] = "",
+    only: Annotated[str, _title_of("Only this stage")] = "",
 ) -> Any:
     """Train, align and judge a model.
 

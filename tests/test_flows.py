@@ -247,6 +247,9 @@ def test_flow_shows_its_parameters_under_titles_of_their_own() -> None:
     assert {name: field["default"] for name, field in shown.items()} == {
         "profile": "default", "parameters": {}, "overrides": {}, "name": "", "only": "",
     }  # fmt: skip
+    # A run that is started through the API may name only some of them.
+    given = rlhf_pipeline.validate_parameters({"overrides": {"run.seed": 1}, "parameters": {"policy": {"dpo": {}}}})
+    assert (given["profile"], given["name"], chosen(given["parameters"])) == ("default", "", {})
 
 
 # One stage
