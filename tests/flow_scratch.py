@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -184,10 +185,23 @@ def dvc(root: Path, *arguments: str) -> str:
     return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
+class Patient(httpx.HTTPTransport):
+    """Asks again where SQLite was locked and the server says 503, as Prefect's own clients do."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(20):
+            answer = super().handle_request(request)
+            if answer.status_code != 503:
+                break
+            answer.close()
+            time.sleep(0.2)
+        return answer
+
+
 def signed_in(root: Path, services: Services) -> httpx.Client:
     """A client of Prefect's API that has the checkout's password and a CSRF token, as Prefect's page has them."""
     user, _, password = login(root).partition(":")
-    client = httpx.Client(base_url=f"{services.prefect}/api", auth=(user, password), timeout=60)
+    client = httpx.Client(base_url=f"{services.prefect}/api", auth=(user, password), timeout=60, transport=Patient())
     token = client.get("/csrf-token", params={"client": "test"}).json()["token"]
     client.headers.update({"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "test"})
     return client

@@ -90,6 +90,9 @@ def test_a_run_is_started_from_the_page_with_one_changed_parameter(served, page,
     page.screenshot(path=pictures / "prefect-run.png")
     page.goto(mlflow)
     page.get_by_text("from-the-page").first.wait_for(timeout=MINUTES)
+    page.screenshot(path=pictures / "mlflow-table.png")
+    row = page.get_by_role("row").filter(has_text="from-the-page").first
+    row.locator("i, button, [role=button]").first.click()  # unfolds the runs of its stages
     page.get_by_text("evaluate").first.wait_for()
     page.screenshot(path=pictures / "mlflow-runs.png")
     assert (folder / "params.yaml").read_text() == before
