@@ -17,6 +17,8 @@ import psutil
 from rlhf_core.errors import UserError
 from tasks.hold import hold
 
+IN_PLACE = Path(".rlhf/run")  # the folder that a run in the checkout itself holds; others hold runs/NAME/
+RUNS, CHECKOUT, FAILED = "runs", "checkout", "failed"  # runs/NAME/ has the last two, and after success the report alone
 HOLDER = "holder.json"
 PATIENCE = 3.0  # seconds in which a short command, such as an editor's `dvc status`, may end
 STEP = 0.05

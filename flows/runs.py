@@ -11,8 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from flows.locks import HOLDER, holder, last_holder
-from flows.workspace import CHECKOUT, FAILED, IN_PLACE, RUNS
+from flows.locks import CHECKOUT, FAILED, HOLDER, IN_PLACE, RUNS, holder, last_holder
 from rlhf_core.errors import UserError
 from tasks.hold import hold
 

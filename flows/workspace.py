@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.changes import Changes, Resolved
-from flows.locks import only_one, require_idle, require_no_dvc
+from flows.locks import CHECKOUT, FAILED, IN_PLACE, RUNS, only_one, require_idle, require_no_dvc
 from flows.yaml_edit import update_yaml
 from rlhf_core.errors import UserError
 from tasks.finished import require_resume_folder, sweep_checkout
 
-IN_PLACE = Path(".rlhf/run")  # what a run holds that works in the checkout itself
-# runs/NAME/ holds these, and after success the report alone
-RUNS, CHECKOUT, FINGERPRINT, FAILED = "runs", "checkout", "fingerprint", "failed"
+FINGERPRINT = "fingerprint"  # file of a run of its own that is not finished: what it was started with
 COPY_BELOW = 1 << 20  # bytes; a larger untracked file is linked
 DATA_KEYS = (("prepare", "path"), ("model", "path"))  # parameters that may name files of the user's own
 

@@ -182,6 +182,18 @@ def test_a_stage_that_succeeds_replaces_the_output_as_a_whole(checkout):
     kept.rename(checkout / "data")
 
 
+def test_key_of_a_stage_changes_with_what_an_input_holds(checkout):
+    """Otherwise a stage would go on from the state, or take the outputs, that other data has made."""
+    keys, world = [], checkout / "rlhf_core/helpdesk/world.json"
+    before = world.read_bytes()
+    for content in (before, before + b"\n", before):
+        world.write_bytes(content)
+        with pytest.raises(UserError), open_stage("prepare") as stage:
+            keys.append(stage.key)
+            raise UserError("enough")
+    assert keys[0] == keys[2] != keys[1]
+
+
 def test_too_little_disk_space_stops_before_anything_is_written(checkout, monkeypatch):
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(stages.shutil, "disk_usage", lambda _: usage._replace(free=100 << 20))
