@@ -26,7 +26,6 @@ from flows.lineage import comparison_markdown, figures, terms_of
 from flows.settings import find_root
 from flows.stages import StageRunner
 from flows.workspace import open_workspace
-from flows.yaml_edit import update_yaml
 from rlhf_core.errors import UserError
 from tasks.params import ROOT, all_keys, load_params
 
