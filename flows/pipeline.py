@@ -41,7 +41,9 @@ def _may_resume(task: Any, run: TaskRun, state: State[Any]) -> bool:
 @task(task_run_name="{stage}", retries=1, retry_condition_fn=_may_resume, cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: str, runner: StageRunner) -> State[None] | None:
     """Run one stage through DVC, its output line by line in the log."""
-    outcome = runner.run(stage, get_run_logger().info)
+    logger = get_run_logger()
+    # The log names the stage already.
+    outcome = runner.run(stage, lambda line: logger.info(line.removeprefix(f"{stage} ").lstrip()))
     if outcome.code == 0:
         return None
     if runner.is_stopped:

@@ -88,7 +88,8 @@ def place(folder: Path, outputs: Sequence[str]) -> None:
         if final.is_dir():  # a file is replaced by the rename itself
             final.rename(old)
         new.rename(final)
-        _delete(old)
+        for left in (new, old):  # a rename to another link of the same file leaves both
+            _delete(left)
 
 
 def empty(folder: Path) -> None:

@@ -65,6 +65,9 @@ def flow_states(root: Path) -> list[str]:
         return [state for (state,) in database.execute("select state_type from flow_run order by created")]
 
 
+IN_PLACE = "default: ppo, grpo, dpo"  # name of a run that changes nothing
+
+
 def hanging(root: Path) -> Path:
     return root / ".rlhf" / "hanging"
 
@@ -74,7 +77,7 @@ def test_users_mistake_is_tried_once(scratch: Path) -> None:
     assert failed.returncode == 1
     assert calls(scratch) == ["prepare"]
     assert "error: stage prepare: rows.jsonl, line 3: no field 'prompt'. Add it." in failed.stderr
-    assert mlflow_runs(scratch)["unchanged"][0] == "FAILED"
+    assert mlflow_runs(scratch)[IN_PLACE][0] == "FAILED"
 
 
 def test_ctrl_c_during_a_step_pressed_thrice(scratch: Path) -> None:
@@ -85,7 +88,7 @@ def test_ctrl_c_during_a_step_pressed_thrice(scratch: Path) -> None:
             shown.interrupt()
         code = shown.wait()
     require_stopped(shown, code, scratch)
-    status, tags = mlflow_runs(scratch)["unchanged"]
+    status, tags = mlflow_runs(scratch)[IN_PLACE]
     assert (status, tags["interrupted"]) == ("KILLED", "true")
     assert flow_states(scratch) == ["FAILED", "CANCELLED"]
     assert calls(scratch) == ["prepare", "sft"]
@@ -97,7 +100,7 @@ def test_ctrl_c_during_a_step_pressed_thrice(scratch: Path) -> None:
         "grpo",
         "ppo",
     ]
-    assert mlflow_runs(scratch)["unchanged"][0] == "FINISHED"
+    assert mlflow_runs(scratch)[IN_PLACE][0] == "FINISHED"
     assert not processes(scratch)
 
 
@@ -118,7 +121,7 @@ def test_ctrl_c_between_stages(tmp_path: Path, moment: str) -> None:
         shown.interrupt()
         code = shown.wait()
     require_stopped(shown, code, root)
-    assert mlflow_runs(root).get("unchanged", ("KILLED",))[0] == "KILLED"
+    assert mlflow_runs(root).get(IN_PLACE, ("KILLED",))[0] == "KILLED"
     assert rlhf(root, "run").returncode == 0
     assert "up to date" in run(root, sys.executable, "-m", "dvc", "status").stdout
 
@@ -142,7 +145,7 @@ def test_sigterm_is_the_same(tmp_path: Path) -> None:
         os.kill(shown.pid, signal.SIGTERM)
         code = shown.wait()
     require_stopped(shown, code, root)
-    assert mlflow_runs(root)["unchanged"][0] == "KILLED"
+    assert mlflow_runs(root)[IN_PLACE][0] == "KILLED"
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_every_metric_stands_at_its_step(folder):
         for step, loss in ((1, 4.0), (2, 3.0), (3, 2.5)):
             report({"loss": loss}, step, 3, 10)
         stage.log({"rows": 7.0})
-    history = run.client.get_metric_history(run.run_id, "loss")
+    history = run.client.get_metric_history(run.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(1, 4.0), (2, 3.0), (3, 2.5)]
     assert [point.step for point in run.client.get_metric_history(run.run_id, "rows")] == [0]
 
