@@ -169,7 +169,8 @@ def _stale(stages: list[tuple[str, Any]]) -> list[str]:
     """Stages whose outputs in the checkout are not those that report.json was made from."""
     stale = []
     for name, stage in stages:
-        manifests = [Path(folder, "manifest.json") for folder in stage["outputs"] if Path(folder).suffix != ".json"]
+        # An output that is one file has no manifest.
+        manifests = [Path(output, "manifest.json") for output in stage["outputs"] if not Path(output).suffix]
         for path in manifests:
             if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["key"] != stage["key"]:
                 stale.append(name)
