@@ -1,7 +1,7 @@
 """`rlhf compare`: finished runs side by side; which policy is best, and which parameters differed.
 
 Win rates are ranked only among runs that were judged alike: on the same test prompts, as many of them, by the same
-judge. Every other run stands in a group of its own kind.
+judge. Every other run is in a group of its own kind.
 """
 
 from collections.abc import Mapping, Sequence

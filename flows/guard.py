@@ -1,4 +1,4 @@
-"""What stands in front of both servers: who may send them a request at all.
+"""Access control in front of both servers: who may send them a request at all.
 
 Listening on 127.0.0.1 keeps other machines out, not the pages that the user's own browser opens. A page of
 another origin, also one of another port of this machine, is known by the headers `Origin` and

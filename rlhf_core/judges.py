@@ -88,7 +88,7 @@ def win_rate(
     """Win rate of `policy` against `opponent`, each prompt judged in both orders of presentation.
 
     A prompt counts the mean of its two verdicts; the interval resamples prompts, because the two verdicts on one
-    prompt are not independent. Seed S2; algorithms section 6.
+    prompt are not independent.
     """
     shown_first = judge.prefer(prompts, policy, opponent)
     shown_second = [1.0 - verdict for verdict in judge.prefer(prompts, opponent, policy)]

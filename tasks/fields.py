@@ -1,4 +1,4 @@
-"""One row as it stands in its source: named values, and what to say where one is missing or of the wrong type."""
+"""One row as its source holds it: named values, and what to say where one is missing or of the wrong type."""
 
 import difflib
 import json

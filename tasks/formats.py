@@ -93,9 +93,9 @@ def parse_row(fields: Fields, form: str, answer_pattern: str, preference_base: i
     """A row of a known format; one that cannot be read has a `fault`.
 
     Args:
-        fields: The row as it stands in its source.
+        fields: The row as its source holds it.
         form: Its format.
-        answer_pattern: Where an answer stands in a text; it has one group.
+        answer_pattern: Where the answer is in a text; it has one group.
         preference_base: 1 where `preference` is 1 or 2, 0 for a tie; 0 where it is 0 or 1.
 
     Raises:

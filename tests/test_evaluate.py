@@ -344,7 +344,7 @@ def expected_scores(path, words, *, ended):
 
 
 def test_the_policy_stage_writes_its_training_temperature_where_evaluate_reads_it(checkout):
-    """GRPO trained at 0.7: so it stands in the generation config of the policy and its snapshot."""
+    """GRPO trained at 0.7: so it is in the generation config of the policy and its snapshot."""
     unchanged = (checkout / "params.yaml").read_text()
     settings = {"temperature": 0.7, "steps": 1, "rollout_size": 8, "minibatch_size": 8, "group_size": 4, "snapshots": 1}
     changes = {"algorithms": ["grpo"], "rewards": REWARDS, "grpo": settings}
