@@ -11,6 +11,7 @@ from typing import Any, Self
 from flows.workspace import Workspace, git, head
 from tasks import tracking
 from tasks.comparison import comparison
+from tasks.findings import ranked
 from tasks.params import Params
 
 KIND = "pipeline"  # the tag `kind` by which parent runs are told from those of stages
@@ -134,17 +135,12 @@ def comparison_markdown(report: Mapping[str, Any]) -> str:
         "| policy | wins against SFT | against reference | KL | reward | length |",
         "|---|---|---|---|---|---|",
     ]
-    for name, figure in ranked(policies):
+    for name, figure in ranked(policies).items():
         rates = [rate_text(figure.get(key)) for key in ("win_rate_vs_sft", "win_rate_vs_reference")]
         numbers = [number_text(figure.get(key)) for key in ("kl", "reward", "mean_length")]
         lines.append("| " + " | ".join([name, *rates, *numbers]) + " |")
     judge = next((f["win_rate_vs_sft"].get("judge") for f in policies.values() if f.get("win_rate_vs_sft")), None)
     return "\n".join(lines) + (f"\n\nJudged by {judge}; intervals are 95 %." if judge else "")
-
-
-def ranked(policies: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Policies of a report, the highest win rate against SFT first."""
-    return sorted(policies.items(), key=lambda item: -((item[1].get("win_rate_vs_sft") or {}).get("value") or 0.0))
 
 
 def rate_text(rate: Mapping[str, Any] | None) -> str:

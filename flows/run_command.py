@@ -12,11 +12,12 @@ from rich.table import Table
 from flows import stopping, temporary
 from flows.changes import Changes, require_inputs
 from flows.graph import read_graph, select
-from flows.lineage import number_text, ranked, rate_text, read_report
+from flows.lineage import number_text, rate_text, read_report
 from flows.screen import plain_table
 from flows.services import find
 from flows.workspace import plan
 from rlhf_core.errors import UserError
+from tasks.findings import ranked
 
 # Prefect's own lines say little on a terminal; the stages' lines do, each after the name of its stage.
 TERMINAL = {
@@ -95,7 +96,7 @@ def _say_where(reports: Path, experiment: str | None, is_up: bool, out: Console)
 
 def _table(policies: dict[str, dict[str, object]]) -> Table:
     table = plain_table("policy", "wins against SFT", "against reference", "KL", "reward", "length")
-    for name, figures in ranked(policies):
+    for name, figures in ranked(policies).items():
         rates = [rate_text(figures.get(key)) for key in ("win_rate_vs_sft", "win_rate_vs_reference")]
         numbers = [number_text(figures.get(key)) for key in ("kl", "reward", "mean_length")]
         table.add_row(name, *rates, *numbers)

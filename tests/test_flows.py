@@ -428,22 +428,24 @@ def test_checkout_without_a_commit_is_a_message(tmp_path: Path) -> None:
 
 
 def test_comparison_puts_the_best_first() -> None:
+    """The best against SFT: against the references the order is the other one."""
     rate = {"value": 0.6, "low": 0.55, "high": 0.65, "n": 300, "judge": "gold"}
+    better = {**rate, "value": 0.7}
     report = {
         "policies": {
-            "ppo": {"win_rate_vs_sft": {**rate, "value": 0.58}, "kl": 1.0},
+            "ppo": {"win_rate_vs_sft": {**rate, "value": 0.58}, "win_rate_vs_reference": better, "kl": 1.0},
             "dpo": {"win_rate_vs_sft": rate, "win_rate_vs_reference": rate, "kl": 12.345, "mean_length": 31.25},
         },
         "reward_model": {"accuracy": 0.66},
     }
     assert comparison_markdown(report).splitlines()[2:4] == [
         "| dpo | 0.600 (0.550–0.650) | 0.600 (0.550–0.650) | 12.3 | – | 31.2 |",
-        "| ppo | 0.580 (0.550–0.650) | – | 1 | – | – |",
+        "| ppo | 0.580 (0.550–0.650) | 0.700 (0.550–0.650) | 1 | – | – |",
     ]
     assert figures(report) == {
         "win_rate_vs_sft/ppo": 0.58, "win_rate_vs_sft/ppo_low": 0.55, "win_rate_vs_sft/ppo_high": 0.65,
         "win_rate_vs_sft/dpo": 0.6, "win_rate_vs_sft/dpo_low": 0.55, "win_rate_vs_sft/dpo_high": 0.65,
-        "win_rate_vs_reference/dpo": 0.6, "kl/ppo": 1.0, "kl/dpo": 12.345, "mean_length/dpo": 31.25,
+        "win_rate_vs_reference/ppo": 0.7, "win_rate_vs_reference/dpo": 0.6, "kl/ppo": 1.0, "kl/dpo": 12.345, "mean_length/dpo": 31.25,
         "reward_model/accuracy": 0.66,
     }  # fmt: skip
     assert comparison_markdown({}) == ""
