@@ -445,7 +445,8 @@ def test_comparison_puts_the_best_first() -> None:
     assert figures(report) == {
         "win_rate_vs_sft/ppo": 0.58, "win_rate_vs_sft/ppo_low": 0.55, "win_rate_vs_sft/ppo_high": 0.65,
         "win_rate_vs_sft/dpo": 0.6, "win_rate_vs_sft/dpo_low": 0.55, "win_rate_vs_sft/dpo_high": 0.65,
-        "win_rate_vs_reference/ppo": 0.7, "win_rate_vs_reference/dpo": 0.6, "kl/ppo": 1.0, "kl/dpo": 12.345, "mean_length/dpo": 31.25,
+        "win_rate_vs_reference/ppo": 0.7, "win_rate_vs_reference/dpo": 0.6,
+        "kl/ppo": 1.0, "kl/dpo": 12.345, "mean_length/dpo": 31.25,
         "reward_model/accuracy": 0.66,
     }  # fmt: skip
     assert comparison_markdown({}) == ""
