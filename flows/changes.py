@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from rlhf_core.device import require_cuda
 from rlhf_core.errors import UserError
 from rlhf_core.helpdesk.world import World
 from tasks.kinds import check_kind
@@ -22,9 +23,10 @@ from tasks.params import (
     read_yaml,
     validate,
 )
-from tasks.readers import first_rows, pinned
+from tasks.readers import SUFFIXES, first_rows, pinned
 from tasks.source import model_source, require_pinned
 
+ROWS_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".json")  # a world is one JSON object
 LEAST_FROM_SCRATCH = 1e-4  # a learning rate of SFT below it suits pretrained models only
 DEFAULT = "default"  # the profile that is params.yaml as it stands
 
@@ -95,6 +97,8 @@ def require_inputs(params: Params, root: Path) -> None:
             learn from, a model path that is neither a config nor a sound checkpoint, or learning rates as
             `require_suited_model` says.
     """
+    if params.run.device == "cuda":
+        require_cuda()
     require_data(params.prepare, root)
     prepare = params.prepare
     if params.model.hub:
@@ -133,7 +137,8 @@ def require_data(prepare: PrepareParams, root: Path) -> None:
     """Look for the data alone, reading none of it.
 
     Raises:
-        UserError: a path that does not exist, or still names the help desk where other data is asked for.
+        UserError: a path that does not exist, still names the help desk where other data is asked for, or names rows
+            where the help desk's world is asked for.
     """
     if prepare.hub:
         return
@@ -143,6 +148,11 @@ def require_data(prepare: PrepareParams, root: Path) -> None:
             f"Set prepare.path to your data file or folder, or prepare.hub."
         )
     path = root / prepare.path
+    if prepare.format == "helpdesk" and path.name.endswith(ROWS_SUFFIXES):
+        raise UserError(
+            f"prepare.path {prepare.path} is a data file, but prepare.format is helpdesk. "
+            "Set prepare.format to auto, or to what the rows hold."
+        )
     if not os.path.exists(path):
         raise UserError(f"prepare.path {prepare.path} does not exist. Name a data file or folder that does.")
     if prepare.format == "helpdesk" and not path.is_file():

@@ -67,8 +67,10 @@ def up(
 def down() -> None:
     """Stop what `rlhf up` started, with everything it runs."""
     root = _enter()
+    from flows.runs import require_no_terminal_run
     from flows.services import down as stop
 
+    require_no_terminal_run(root)
     stopped = stop(root)
     out.print(f"Stopped: {', '.join(stopped)}." if stopped else "Nothing was running.")
 
@@ -77,11 +79,13 @@ def down() -> None:
 def report() -> None:
     """Draw the report page again, with today's links, and say where it lies."""
     root = _enter()
+    from flows.services import mlflow_address
     from flows.stages import StageRunner
 
     if not (root / "reports" / "report.json").is_file():
         raise UserError(f"{root / 'reports' / 'report.json'} does not exist. Make it with: rlhf run")
-    outcome = StageRunner(root, dict(os.environ)).call("report page", ["tasks.report", "--render"], out.print)
+    environment = {"RLHF_MLFLOW_UI": mlflow_address(root), **os.environ}
+    outcome = StageRunner(root, environment).call("report page", ["tasks.report", "--render"], out.print)
     if outcome.code:
         raise UserError(outcome.message)
     out.print(f"Report: {root / 'reports' / 'report.html'}")
@@ -89,7 +93,7 @@ def report() -> None:
 
 @app.command()
 def compare() -> None:
-    """Compare finished runs: which policy is best, and which parameters differed."""
+    """Compare finished runs: which policy wins most, and which parameters differed."""
     _enter()
     from flows.compare import compare_runs
 

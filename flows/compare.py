@@ -15,6 +15,7 @@ from flows.lineage import KIND, number_text, rate_text
 from flows.screen import plain_table
 from rlhf_core.errors import UserError
 from tasks import tracking
+from tasks.findings import did_not_move
 
 RATE = "win_rate_vs_sft"
 # The tags of flows.lineage.terms_of under which runs are comparable, and what it is called if they differ.
@@ -42,6 +43,15 @@ class Run:
             if key.startswith(f"{RATE}/") and not key.endswith(("_low", "_high"))
         }
         return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def claim(self) -> str:
+        """The policy with the highest win rate, and whether it is shown to be better than its SFT model."""
+        policy = next(iter(self.rates()))
+        text = f"Highest win rate: {policy} of {self.name}"
+        if did_not_move({"kl": self.metrics.get(f"kl/{policy}")}):
+            return f"{text}; it did not move from its SFT model"
+        low = self.metrics.get(f"{RATE}/{policy}_low")
+        return f"{text}; not shown to be better than its SFT model" if low is None or low <= 0.5 else text
 
     def best(self) -> tuple[str, float] | None:
         """The policy with the highest win rate against SFT, and that rate; None where no policy was judged."""
@@ -95,7 +105,7 @@ def _print_group(out: Console, runs: Mapping[str, Run]) -> None:
         out.print("All ran with the same parameters; code or data differed.", soft_wrap=True)
     best = next(iter(runs.values()))
     if best.terms:
-        out.print(Text(f"Best: {next(iter(best.rates()))} of {best.name}"), soft_wrap=True)
+        out.print(Text(best.claim()), soft_wrap=True)
 
 
 def finished_runs() -> list[Run]:

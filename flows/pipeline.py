@@ -130,6 +130,7 @@ def _environment(params: Params, parent: ParentRun) -> dict[str, str]:
     names_hub = bool(params.model.hub or params.prepare.hub)
     return {
         **({} if names_hub else {"HF_HUB_OFFLINE": "1"}),
+        "RLHF_MLFLOW_UI": mlflow_address(find_root()),
         **os.environ,
         "RLHF_PARENT_RUN_ID": parent.run_id,
         "RLHF_FLOW_RUN_ID": str(flow_run.id),
@@ -163,9 +164,8 @@ def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> 
     if failed:
         name, state = next(iter(failed.items()))
         more = f" ({', '.join(list(failed)[1:])} failed too)" if len(failed) > 1 else ""
-        raise UserError(
-            f"stage {name}: {state.message}{more}\nThe same run, started again, goes on where this one stopped."
-        )
+        start = "Correct it, then start the same run again" if state.name == MISTAKE else "Start the same run again"
+        raise UserError(f"stage {name}: {state.message}{more}\n{start}: it continues where this one stopped.")
 
 
 def _publish(parent: ParentRun, workspace: Workspace) -> None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
 from flows.locks import CHECKOUT, FAILED, HOLDER, IN_PLACE, RUNS, holder, last_holder
+from flows.services import MARK, find
 from rlhf_core.errors import UserError
 from tasks.hold import hold
 
@@ -76,6 +78,34 @@ def delete(root: Path, names: Sequence[str], is_all: bool, out: Console) -> None
     freed = size_text(sum(run.size for run in deleted))
     listed = ", ".join(run.name for run in deleted)
     out.print(f"Deleted: {listed} ({freed})." if deleted else "Nothing to delete.", soft_wrap=True)
+
+
+def require_no_terminal_run(root: Path) -> None:
+    """Look for a run that a terminal started and that reports to Prefect's server of `rlhf up`.
+
+    The worker's own runs end with the services; such a run would lose its server in the middle.
+
+    Raises:
+        UserError: there is one; the message names it.
+    """
+    services = find(root)
+    if services is None:
+        return
+    for folder in (root / IN_PLACE, *(root / RUNS).glob("*")):
+        found = holder(folder)
+        if found is not None and _is_client(found.pid, services.prefect_port):
+            raise UserError(f"A run reports to these servers: {found}.\nWait for it, or stop it: kill {found.pid}")
+
+
+def _is_client(pid: int, port: int) -> bool:
+    """Whether a process that is none of the services has a connection to this port."""
+    try:
+        process = psutil.Process(pid)
+        return MARK not in process.environ() and any(
+            connection.raddr and connection.raddr.port == port for connection in process.net_connections("tcp")
+        )
+    except psutil.Error:
+        return False
 
 
 def size_text(size: int) -> str:

@@ -12,6 +12,12 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 
 
+def require_cuda() -> None:
+    """Raise UserError where torch sees no CUDA device."""
+    if not torch.cuda.is_available():
+        raise UserError("run.device is cuda, and torch sees no CUDA device. Set run.device to auto or cpu.")
+
+
 def make_accelerator(device: Device, precision: Precision, threads: int) -> "Accelerator":
     """An Accelerator for one process, with the number of CPU threads fixed so that sums round the same way each time.
 
@@ -20,8 +26,8 @@ def make_accelerator(device: Device, precision: Precision, threads: int) -> "Acc
     """
     from accelerate import Accelerator
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("run.device is cuda, and torch sees no CUDA device. Set run.device to auto or cpu.")
+    if device == "cuda":
+        require_cuda()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")

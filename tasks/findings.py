@@ -167,7 +167,11 @@ def _others(best: str, rates: Report, figures: Report) -> str:
     if not others:
         return f"It is the only policy that was judged{reference}."
     close = _overlapping(best, rates)
-    overlap = f" Its interval overlaps with that of {labels(close)}: their order may be chance." if close else ""
+    overlap = (
+        f" The interval of {label(best)} overlaps with that of {labels(close)}: their order may be chance."
+        if close
+        else ""
+    )
     return f"The others: {', '.join(others)}{reference}.{overlap}"
 
 

@@ -124,7 +124,8 @@ def reward_sentence(report: Report) -> str:
     optimised = {name: figures["reward_optimised"] for name, figures in report["policies"].items()}
     did, did_not = ([name for name in optimised if optimised[name] is wanted] for wanted in (True, False))
     uses = [f"{labels(did)} {_verb(did)} optimised for it, apart from any KL penalty"] if did else []
-    uses += [f"{labels(did_not)} {_verb(did_not)} not: trained on given data, without it"] if did_not else []
+    what = "not" if did else "not optimised for it"
+    uses += [f"{labels(did_not)} {_verb(did_not)} {what}: trained on given data, without it"] if did_not else []
     return (
         f"Reward is the whole of policy.rewards: {' + '.join(terms)}; each term's mean before its weight is beside it. "
         f"{'; '.join(uses)}."

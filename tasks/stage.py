@@ -122,7 +122,9 @@ class Progress:
         speed = self.tokens / max(time.monotonic() - self.began, 1e-9)
         logged = {self.prefix + tracked_name(key): value for key, value in metrics.items()}
         self.tracker.log_metrics({**logged, f"{self.prefix}train/tokens_per_second": speed}, step)
-        if self.shown is None:  # a resumed training goes on in the middle
+        if self.shown is None:
+            if step > 1:
+                sys.stderr.write(f"{self.name:12} continues at step {step} of {total}, from its last saved state\n")
             self.shown = show(self.name, total, step - 1, self.began)
         numbers = [f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl", "accuracy") if key in metrics]
         self.shown.advance(1, f"{speed:,.0f} tokens/s  {'  '.join(numbers)}")

@@ -119,7 +119,11 @@ def test_data_and_model_are_looked_at_without_any_heavy_library(checkout, assign
             {"prepare.hub": "org/rows@main", "prepare.format": "auto"},
             r"^prepare\.hub is org/rows@main",
         ),
-        ("default", {"prepare.path": "rows.jsonl"}, r"rows\.jsonl"),  # not a world
+        (
+            "default",
+            {"prepare.path": "rows.jsonl"},
+            r"^prepare\.path rows\.jsonl is a data file, but prepare\.format is helpdesk\. Set prepare\.format to auto",
+        ),
         ("default", {"prepare.path": "deep.json"}, r"deep\.json is not JSON \(maximum recursion depth"),
         ("default", {"prepare.path": "profiles"}, r"^prepare\.path profiles is not a file\. Name a world file, or set"),
         ("default", {"prepare.path": "a" * 5000}, r"^prepare\.path a+ does not exist\."),
@@ -137,3 +141,12 @@ def test_good_data_and_a_good_model_pass(checkout, tmp_path):
     require_inputs(Changes(overrides=good).resolve(checkout).params, checkout)
     hubs = {"prepare.format": "auto", "prepare.hub": "org/rows@1234567", "model.hub": "org/mine@1234567"}
     require_inputs(Changes(overrides=hubs).resolve(checkout).params, checkout)
+
+
+def test_a_missing_gpu_is_told_before_a_run(checkout, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    params = Changes(overrides={"run.device": "cuda"}).resolve(checkout).params
+    with pytest.raises(UserError, match=r"torch sees no CUDA device\. Set run\.device to auto or cpu"):
+        require_inputs(params, checkout)

@@ -107,6 +107,16 @@ def test_runs_are_told_apart_by_result_and_parameters() -> None:
     assert differences(kept) == ["policy.dpo.beta"]
 
 
+def test_compare_claims_no_more_than_the_interval_shows() -> None:
+    """An interval of ± 0.05; at 0.55 it begins at one half. A KL of 0.0005 nats is no movement."""
+    claim = "Highest win rate: dpo of a"
+    assert run("a", "1", {"dpo": 0.56, "ppo": 0.5}).claim() == claim
+    assert run("a", "1", {"dpo": 0.54, "ppo": 0.5}).claim() == f"{claim}; not shown to be better than its SFT model"
+    still = run("a", "1", {"dpo": 0.56})
+    still = replace(still, metrics={**still.metrics, "kl/dpo": 0.0005})
+    assert still.claim() == f"{claim}; it did not move from its SFT model"
+
+
 def test_runs_that_were_judged_otherwise_stand_apart() -> None:
     """Same test prompts, number of prompts and judge: comparable. Runs without a record of them come last."""
     runs = [run(name, name, {"dpo": 0.7}) for name in ("a", "b", "fewer", "other data", "other judge", "old")]
@@ -141,7 +151,10 @@ def test_compare_tells_runs_apart_and_ranks_only_what_is_comparable(
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     assert f"  1  {LONG}_bbbbbb  2026-01-01 12:00" in lines  # whole, whatever the width
     assert f"  2  {LONG}_aaaaaa  2026-01-01 12:00" in lines
-    assert [line for line in lines if line.startswith("Best:")] == [f"Best: dpo of {LONG}_bbbbbb", "Best: ppo of few"]
+    assert [line for line in lines if line.startswith("Highest")] == [
+        f"Highest win rate: dpo of {LONG}_bbbbbb",
+        "Highest win rate: ppo of few",
+    ]
     headings = [line for line in lines if "udge" in line]
     assert headings == [
         "Judged on 300 test prompts (0123abcd) by: gold rubric.",

@@ -75,7 +75,7 @@ def test_changed_run_is_isolated_named_and_compared(served: tuple[Path, services
     assert re.search(r"^ +2  default: ppo, grpo, dpo  ", compared, re.MULTILINE)
     assert re.search(r"^policy\.dpo\.learning_rate +0\.4 +1\b", compared, re.MULTILINE)
     assert re.search(r"^Judged on 300 test prompts \([0-9a-f]{8}\) by: gold rubric\.$", compared, re.MULTILINE)
-    assert "Best: dpo of stronger" in compared
+    assert "Highest win rate: dpo of stronger; not shown to be better than its SFT model" in compared
 
     dvc(root, "exp", "apply", "stronger")
     assert "up to date" in dvc(root, "status")
@@ -91,7 +91,7 @@ def test_users_mistake_in_a_stage_is_a_message_and_is_not_retried(served: tuple[
     message = failed.stderr[failed.stderr.rindex("error: ") :].splitlines()
     assert message == [
         "error: stage sft: rows.jsonl, line 3: no field 'prompt'. Add it.",
-        "The same run, started again, goes on where this one stopped.",
+        "Correct it, then start the same run again: it continues where this one stopped.",
     ]
     assert "Traceback" not in failed.stderr
     assert "NotReady" not in failed.stderr  # of the stages that were not started

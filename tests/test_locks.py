@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,17 +19,20 @@ from flow_scratch import PACKAGE, calls, make_scratch, rlhf
 from flows import locks, runs
 from flows.changes import Changes
 from flows.locks import only_one, require_no_dvc
+from flows.services import Services
 from flows.workspace import open_workspace, plan
 from rlhf_core.errors import UserError
 from terminal import poll
 
 HOLD = """
-import sys, time
+import os, socket, sys, time
 from pathlib import Path
 from flows.changes import Changes
 from flows.workspace import open_workspace
 value, = sys.argv[1:]
 changes = Changes(overrides={"sft.learning_rate": float(value)} if value != "none" else {})
+if port := os.environ.get("CONNECT"):
+    connection = socket.create_connection(("127.0.0.1", int(port)))
 with open_workspace(Path.cwd(), changes):
     print("held", flush=True)
     time.sleep(600)
@@ -169,6 +173,24 @@ def test_resume_as_a_file_is_told_before_anything_starts(scratch: Path) -> None:
     )
     assert refused.stdout == ""
     assert not (scratch / ".rlhf" / "calls").exists()
+
+
+def test_servers_are_not_taken_from_a_run_in_a_terminal(
+    scratch: Path, started: list["subprocess.Popen[str]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is connected to Prefect's port; with services on another port, or none, nothing is in the way."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("CONNECT", str(port))
+        process = hold_run(scratch, "0.5", started)
+        for services in (None, Services(prefect_port=port + 1)):
+            monkeypatch.setattr(runs, "find", lambda root, found=services: found)
+            runs.require_no_terminal_run(scratch)
+        monkeypatch.setattr(runs, "find", lambda root: Services(prefect_port=port))
+        with pytest.raises(
+            UserError, match=rf"^A run reports to these servers: pid {process.pid}, since .*\n.*kill {process.pid}$"
+        ):
+            runs.require_no_terminal_run(scratch)
 
 
 # rlhf runs

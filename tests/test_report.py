@@ -254,7 +254,12 @@ def test_reward_is_shown_as_the_sum_and_its_terms(outputs: None) -> None:
         "weight is beside it. PPO was optimised for it, apart from any KL penalty; DPO was not: trained on given data, "
         "without it."
     )
-    assert reward_sentence(build_report(OWN)) == said
+    report = build_report(OWN)
+    assert reward_sentence(report) == said
+    alone = report | {"policies": {"dpo": report["policies"]["dpo"]}}
+    assert reward_sentence(alone).endswith(
+        "is beside it. DPO was not optimised for it: trained on given data, without it."
+    )
     html, markdown = draw()
     assert "1.38<small>1.25 to 1.50</small><small>model 1.88</small><small>missing_end -0.250</small></td>" in html
     assert "<td>2.38<small>2.12 to 2.62</small></td>" in html

@@ -55,7 +55,7 @@ def writer(folder: Path) -> tuple["subprocess.Popen[str]", str]:
     return process, process.stdout.readline().strip()
 
 
-def test_every_metric_stands_at_its_step(folder):
+def test_every_metric_stands_at_its_step(folder, capsys):
     """Through the report of a training loop, as a loop calls it: (metrics, step, total, tokens)."""
     with StageRun("sft", "key", folder / "key") as run:
         stage = Stage("sft", load_params(ROOT / "params.yaml"), {}, {}, "key", run)
@@ -63,9 +63,17 @@ def test_every_metric_stands_at_its_step(folder):
         for step, loss in ((1, 4.0), (2, 3.0), (3, 2.5)):
             report({"loss": loss}, step, 3, 10)
         stage.log({"rows": 7.0})
+    assert "continues" not in capsys.readouterr().err
     history = run.client.get_metric_history(run.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(1, 4.0), (2, 3.0), (3, 2.5)]
     assert [point.step for point in run.client.get_metric_history(run.run_id, "rows")] == [0]
+
+
+def test_a_resumed_training_says_where_it_continues(folder, capsys):
+    with StageRun("sft", "key", folder / "key") as run:
+        report = Stage("sft", load_params(ROOT / "params.yaml"), {}, {}, "key", run).training_run().report
+        report({"loss": 4.0}, 51, 60, 10)
+    assert "sft          continues at step 51 of 60, from its last saved state\n" in capsys.readouterr().err
 
 
 def test_run_of_a_killed_process_is_closed_and_tagged_and_a_live_one_is_left(folder):
