@@ -45,12 +45,15 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def make_checkout(folder: Path, changes: dict | None = None) -> Path:
-    """Copy every file of the working tree that git tracks or would track, and commit it with tiny parameters."""
+    """Copy every file of the working tree that git tracks or would track, and commit it with tiny parameters.
+
+    What a run of the user's has left (dvc.lock) stays behind: the checkout starts as a fresh clone does.
+    """
     from tasks.params import overlay
 
     listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     for name in listed:
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")):
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/", "dvc.lock")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     params = overlay(overlay(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY), changes or {})
