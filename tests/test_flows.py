@@ -148,7 +148,7 @@ def test_missing_inputs_are_told_before_the_run(scratch: Path, overrides: dict[s
     ],
 )
 def test_a_profile_for_pretrained_models_needs_one(tmp_path: Path, profile: str, row: str) -> None:
-    """Its learning rates leave a model trained from scratch where it began; an own model or higher rates are taken."""
+    """Its learning rates are too low to train from scratch; a model of your own or higher rates are accepted."""
     data, model = tmp_path / "rows.jsonl", tmp_path / "model.json"
     data.write_text(f"{row}\n")
     model.write_text((ROOT / "rlhf_core/helpdesk/model.json").read_text())
@@ -210,7 +210,7 @@ def test_form_has_bounds_drop_downs_and_meanings() -> None:
 
 
 def test_form_begins_with_data_model_and_methods() -> None:
-    """Then a field or two per stage; nothing stands in two places, and what is left out has the overrides."""
+    """Then a field or two per stage; no field appears twice, and `overrides` reaches what is left out."""
     schema = Form.model_json_schema()
     titles = [section["title"] for section in schema["properties"].values()]
     assert titles[:4] == ["Data", "Model", "Methods", "Supervised fine-tuning"]

@@ -3,7 +3,7 @@
 Maximise E[ρ Â] subject to mean KL(π_old‖π_θ) <= δ, by `rlhf_core.loops.trust_region`: one natural-gradient step per
 rollout, accepted only if the surrogate rises and the KL holds; otherwise the weights stay and the failure is counted.
 AdamW trains the critic only. `warmup_steps` counts the critic's optimiser steps, and δ is multiplied by its learning
-rate's factor at the first step on each rollout. The KL to the reference stands in the token reward, as in PPO.
+rate's factor at the first step on each rollout. The KL to the reference is part of the token reward, as in PPO.
 """
 
 from dataclasses import dataclass
