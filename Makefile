@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo install check test test-slow test-browser test-data test-all oracle bench-gpu compare-algorithms format
+.PHONY: demo install check test test-slow test-browser test-data test-all oracle bench-gpu compare-algorithms parameters format
 
 demo: install
 	rlhf run
@@ -57,6 +57,10 @@ bench-gpu: install
 # All methods at equal terms, three seeds: writes docs/comparison.md. About an hour on 2 cores.
 compare-algorithms: install
 	python benchmarks/compare_algorithms.py
+
+# Every parameter with its meaning and bounds: writes docs/parameters.md.
+parameters: install
+	python -m tools.make_parameters
 
 format: install
 	ruff check --fix .

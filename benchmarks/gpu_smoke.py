@@ -24,16 +24,16 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rlhf_core.algorithms.bradley_terry import BradleyTerry
+from rlhf_core.algorithms.base.sft import SFT
 from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.ppo import PPO
-from rlhf_core.algorithms.sft import SFT
-from rlhf_core.batch import Example, Rollout, collate, not_computed
-from rlhf_core.forward import policy_outputs, response_logprobs, score_outputs, values
-from rlhf_core.loops.update import GradientStep, OptimizerConfig
-from rlhf_core.models import ScalarModel, parameter_count
-from rlhf_core.sampling import Sampler
+from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
+from rlhf_core.common.batch import Example, Rollout, collate, not_computed
+from rlhf_core.loops.common.update import GradientStep, OptimizerConfig
+from rlhf_core.models.forward import policy_outputs, response_logprobs, score_outputs, values
+from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.store import ScalarModel, parameter_count
 
 SMALL = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 # The shape of a 0.5 B model: 24 layers of width 896 and a vocabulary of 151,936, as Qwen2.5-0.5B has.

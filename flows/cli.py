@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows.settings import find_root, login, set_environment
-from flows.stopping import stoppable
-from rlhf_core.errors import UserError
+from flows.run.stopping import stoppable
+from flows.servers.settings import find_root, login, set_environment
+from rlhf_core.common.errors import UserError
 
 app = typer.Typer(
     help="Train, align and judge a language model; every number traceable to the data and code that made it.",
@@ -34,7 +34,7 @@ def run(
     """Run the pipeline. With changed parameters it runs in a checkout of its own and ends as a DVC experiment."""
     with stoppable():
         root = _enter()
-        from flows.run_command import run_pipeline
+        from flows.commands.run import run_pipeline
 
         run_pipeline(root, profile, assignments or [], only, name, out)
 
@@ -46,9 +46,9 @@ def up(
 ) -> None:
     """Start Prefect's and MLflow's servers and a worker, all on 127.0.0.1 and behind a password."""
     root = _enter()
-    from flows.services import login_addresses
-    from flows.services import up as start
-    from tasks.tracking import client, close_interrupted
+    from flows.servers.services import login_addresses
+    from flows.servers.services import up as start
+    from tasks.runtime.tracking import client, close_interrupted
 
     if (root / "mlflow.db").is_file():
         close_interrupted(client())
@@ -67,8 +67,8 @@ def up(
 def down() -> None:
     """Stop what `rlhf up` started, with everything it runs."""
     root = _enter()
-    from flows.runs import require_no_terminal_run
-    from flows.services import down as stop
+    from flows.commands.runs import require_no_terminal_run
+    from flows.servers.services import down as stop
 
     require_no_terminal_run(root)
     stopped = stop(root)
@@ -79,13 +79,13 @@ def down() -> None:
 def report() -> None:
     """Draw the report page again, with today's links, and say where it lies."""
     root = _enter()
-    from flows.services import mlflow_address
-    from flows.stages import StageRunner
+    from flows.run.stages import StageRunner
+    from flows.servers.services import mlflow_address
 
     if not (root / "reports" / "report.json").is_file():
         raise UserError(f"{root / 'reports' / 'report.json'} does not exist. Make it with: rlhf run")
     environment = {"RLHF_MLFLOW_UI": mlflow_address(root), **os.environ}
-    outcome = StageRunner(root, environment).call("report page", ["tasks.report", "--render"], out.print)
+    outcome = StageRunner(root, environment).call("report page", ["tasks.stages.report", "--render"], out.print)
     if outcome.code:
         raise UserError(outcome.message)
     out.print(f"Report: {root / 'reports' / 'report.html'}")
@@ -95,7 +95,7 @@ def report() -> None:
 def compare() -> None:
     """Compare finished runs: which policy wins most, and which parameters differed."""
     _enter()
-    from flows.compare import compare_runs
+    from flows.commands.compare import compare_runs
 
     compare_runs(out)
 
@@ -109,7 +109,7 @@ def runs(
 ) -> None:
     """List the runs that have a folder of their own, running, interrupted, failed and finished, or delete some."""
     root = _enter()
-    from flows.runs import delete, print_runs
+    from flows.commands.runs import delete, print_runs
 
     if remove or remove_all:
         delete(root, remove or [], remove_all, out)
@@ -126,7 +126,7 @@ def chat(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Talk to a checkpoint."""
-    from flows.chat import talk
+    from flows.commands.chat import talk
 
     talk(checkpoint, prompt, max_new_tokens, temperature, seed, out)
 
@@ -141,7 +141,7 @@ def doctor(
 ) -> None:
     """Check versions, devices, data, disk and memory for a run before it starts."""
     root = _enter()
-    from flows.doctor import examine, examine_stage
+    from flows.commands.doctor import examine, examine_stage
 
     chosen = assignments or []
     if not (examine_stage(root, stage, profile, chosen, out) if stage else examine(root, profile, chosen, out)):

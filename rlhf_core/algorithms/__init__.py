@@ -1,1 +1,1 @@
-"""One file per algorithm; `table` maps names to classes."""
+"""One file per policy method; `base` holds what they share, `reward` the losses of reward models."""

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_core.fields import check_bounds, setting
+from rlhf_core.common.fields import check_bounds, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ sec. 3.2.3).
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_core.algorithms.sft import SFT
-from rlhf_core.fields import check_bounds, setting
+from rlhf_core.algorithms.base.sft import SFT
+from rlhf_core.common.fields import check_bounds, setting
 
 
 @dataclass(frozen=True, kw_only=True)

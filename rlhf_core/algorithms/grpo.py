@@ -10,14 +10,14 @@ Switches: without the std and with a fixed length it is Dr. GRPO (arXiv:2503.207
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from rlhf_core.advantages import group_standardize
-from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
-from rlhf_core.algorithms.kl_penalty import KLPenalty
-from rlhf_core.batch import Outputs, Rollout
-from rlhf_core.fields import check_bounds, setting
-from rlhf_core.lazy import Tensor
-from rlhf_core.losses import clipped_surrogate
-from rlhf_core.reductions import at_last_token, fixed_length, sequence_mean, sequence_sum, token_mean
+from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.kl_penalty import KLPenalty
+from rlhf_core.common.batch import Outputs, Rollout
+from rlhf_core.common.fields import check_bounds, setting
+from rlhf_core.common.lazy import Tensor
+from rlhf_core.maths.advantages import group_standardize
+from rlhf_core.maths.losses import clipped_surrogate
+from rlhf_core.maths.reductions import at_last_token, fixed_length, sequence_mean, sequence_sum, token_mean
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ hard. The optimum is π_ref exp(E_{y'~μ} p(y ≻ y')/τ), not π*: it follows h
 
 from dataclasses import dataclass
 
-from rlhf_core.algorithms.pairs import PairAlgorithm
-from rlhf_core.batch import Batch, Outputs
-from rlhf_core.fields import check_bounds, setting
-from rlhf_core.lazy import Tensor
-from rlhf_core.losses import ipo
+from rlhf_core.algorithms.base.pairs import PairAlgorithm
+from rlhf_core.common.batch import Batch, Outputs
+from rlhf_core.common.fields import check_bounds, setting
+from rlhf_core.common.lazy import Tensor
+from rlhf_core.maths.losses import ipo
 
 
 @dataclass(frozen=True, kw_only=True)

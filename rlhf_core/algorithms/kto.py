@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from rlhf_core.algorithms.base import Algorithm
-from rlhf_core.batch import Batch, Outputs
-from rlhf_core.fields import check_bounds, setting
-from rlhf_core.lazy import Tensor
-from rlhf_core.losses import kto
-from rlhf_core.reductions import sequence_sum, unit_mean
+from rlhf_core.algorithms.base.algorithm import Algorithm
+from rlhf_core.common.batch import Batch, Outputs
+from rlhf_core.common.fields import check_bounds, setting
+from rlhf_core.common.lazy import Tensor
+from rlhf_core.maths.losses import kto
+from rlhf_core.maths.reductions import sequence_sum, unit_mean
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
-from rlhf_core.batch import Outputs, Rollout
-from rlhf_core.fields import check_bounds, setting
-from rlhf_core.lazy import Tensor, torch
-from rlhf_core.losses import dpo
-from rlhf_core.reductions import at_last_token, sequence_sum
+from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
+from rlhf_core.common.batch import Outputs, Rollout
+from rlhf_core.common.fields import check_bounds, setting
+from rlhf_core.common.lazy import Tensor, torch
+from rlhf_core.maths.losses import dpo
+from rlhf_core.maths.reductions import at_last_token, sequence_sum
 
 
 @dataclass(frozen=True, kw_only=True)

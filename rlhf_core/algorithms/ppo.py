@@ -9,18 +9,18 @@ epochs of clipped minibatch steps per rollout.
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from rlhf_core.advantages import with_gae
-from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
-from rlhf_core.algorithms.kl_penalty import KLPenalty
-from rlhf_core.batch import Outputs, Rollout
-from rlhf_core.fields import check_bounds, setting
-from rlhf_core.kl import adapted_kl_coef
-from rlhf_core.lazy import Tensor
-from rlhf_core.losses import clipped_surrogate, value_loss
-from rlhf_core.reductions import token_mean
+from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.kl_penalty import KLPenalty
+from rlhf_core.common.batch import Outputs, Rollout
+from rlhf_core.common.fields import check_bounds, setting
+from rlhf_core.common.lazy import Tensor
+from rlhf_core.maths.advantages import with_gae
+from rlhf_core.maths.kl import adapted_kl_coef
+from rlhf_core.maths.losses import clipped_surrogate, value_loss
+from rlhf_core.maths.reductions import token_mean
 
 if TYPE_CHECKING:
-    from rlhf_core.loops.config import OnlineConfig
+    from rlhf_core.algorithms.base.config import OnlineConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,14 @@ Maximise ρ Â - β_old KL(π_old‖π_θ); after each rollout's updates β_old 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from rlhf_core.advantages import token_rewards, with_gae
-from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
-from rlhf_core.batch import Outputs, Rollout
-from rlhf_core.fields import check_bounds, setting
-from rlhf_core.kl import kl_k1, kl_k3
-from rlhf_core.lazy import Tensor
-from rlhf_core.losses import surrogate, value_loss
-from rlhf_core.reductions import token_mean
+from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
+from rlhf_core.common.batch import Outputs, Rollout
+from rlhf_core.common.fields import check_bounds, setting
+from rlhf_core.common.lazy import Tensor
+from rlhf_core.maths.advantages import token_rewards, with_gae
+from rlhf_core.maths.kl import kl_k1, kl_k3
+from rlhf_core.maths.losses import surrogate, value_loss
+from rlhf_core.maths.reductions import token_mean
 
 
 @dataclass(frozen=True, kw_only=True)

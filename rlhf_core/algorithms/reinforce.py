@@ -15,17 +15,17 @@ mean of the group's other responses (leave-one-out) or the critic's V_t.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from rlhf_core.advantages import gae, leave_one_out, returns_to_go, token_rewards
-from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
-from rlhf_core.batch import Outputs, Rollout
-from rlhf_core.fields import check_bounds, setting
-from rlhf_core.kl import kl_k1
-from rlhf_core.lazy import Tensor
-from rlhf_core.losses import policy_gradient, value_loss
-from rlhf_core.reductions import fixed_length, sequence_sum
+from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
+from rlhf_core.common.batch import Outputs, Rollout
+from rlhf_core.common.fields import check_bounds, setting
+from rlhf_core.common.lazy import Tensor
+from rlhf_core.maths.advantages import gae, leave_one_out, returns_to_go, token_rewards
+from rlhf_core.maths.kl import kl_k1
+from rlhf_core.maths.losses import policy_gradient, value_loss
+from rlhf_core.maths.reductions import fixed_length, sequence_sum
 
 if TYPE_CHECKING:
-    from rlhf_core.loops.config import OnlineConfig
+    from rlhf_core.algorithms.base.config import OnlineConfig
 
 Weight = Literal["return", "reward_to_go", "q", "advantage", "td_residual"]
 Baseline = Literal["none", "batch_mean", "running_mean", "leave_one_out", "critic"]

@@ -12,14 +12,14 @@ the prompt; a response is one action.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_core.advantages import leave_one_out, token_rewards, whiten
-from rlhf_core.algorithms.base import OnPolicyAlgorithm, State
-from rlhf_core.batch import Outputs, Rollout
-from rlhf_core.fields import check_bounds, setting
-from rlhf_core.kl import kl_k1
-from rlhf_core.lazy import Tensor
-from rlhf_core.losses import clipped_surrogate
-from rlhf_core.reductions import sequence_sum
+from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
+from rlhf_core.common.batch import Outputs, Rollout
+from rlhf_core.common.fields import check_bounds, setting
+from rlhf_core.common.lazy import Tensor
+from rlhf_core.maths.advantages import leave_one_out, token_rewards, whiten
+from rlhf_core.maths.kl import kl_k1
+from rlhf_core.maths.losses import clipped_surrogate
+from rlhf_core.maths.reductions import sequence_sum
 
 
 @dataclass(frozen=True, kw_only=True)

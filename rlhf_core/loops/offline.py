@@ -8,13 +8,13 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf_core.algorithms.base import Algorithm
-from rlhf_core.batch import Batch, Outputs, Unit, collate_units
-from rlhf_core.forward import response_logprobs
-from rlhf_core.loops.config import OfflineConfig
-from rlhf_core.loops.run import Metrics, Run, is_mark, minibatch_indices
-from rlhf_core.loops.update import GradientStep, forward_in_parts, microbatches
-from rlhf_core.seeding import seed_everything
+from rlhf_core.algorithms.base.algorithm import Algorithm
+from rlhf_core.algorithms.base.config import OfflineConfig
+from rlhf_core.common.batch import Batch, Outputs, Unit, collate_units
+from rlhf_core.common.seeding import seed_everything
+from rlhf_core.loops.common.run import Metrics, Run, is_mark, minibatch_indices
+from rlhf_core.loops.common.update import GradientStep, forward_in_parts, microbatches
+from rlhf_core.models.forward import response_logprobs
 
 
 def train_offline(

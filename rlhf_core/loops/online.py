@@ -12,21 +12,21 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.advantages import equal_groups
-from rlhf_core.algorithms.base import OnPolicyAlgorithm
-from rlhf_core.batch import Batch, Outputs, Rollout, not_computed
-from rlhf_core.errors import UserError
-from rlhf_core.forward import policy_outputs, response_logprobs, values
-from rlhf_core.kl import kl_k3
-from rlhf_core.loops.config import OnlineConfig, check_loop, learning_rate_factor
-from rlhf_core.loops.run import Metrics, Run, is_mark, minibatch_indices, stream_indices
+from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm
+from rlhf_core.algorithms.base.config import OnlineConfig, check_loop, learning_rate_factor
+from rlhf_core.common.batch import Batch, Outputs, Rollout, not_computed
+from rlhf_core.common.errors import UserError
+from rlhf_core.common.seeding import seed_everything, stream_seed
+from rlhf_core.loops.common.run import Metrics, Run, is_mark, minibatch_indices, stream_indices
+from rlhf_core.loops.common.update import GradientStep, forward_in_parts
 from rlhf_core.loops.trust_region import TrustRegion, TrustRegionAlgorithm
-from rlhf_core.loops.update import GradientStep, forward_in_parts
-from rlhf_core.reductions import sequence_sum
-from rlhf_core.rewards import Sampled, WeightedSum
-from rlhf_core.sampling import Sampler, sampled_batch
-from rlhf_core.seeding import seed_everything, stream_seed
-from rlhf_core.tokens import Prompt, decode_response
+from rlhf_core.maths.advantages import equal_groups
+from rlhf_core.maths.kl import kl_k3
+from rlhf_core.maths.reductions import sequence_sum
+from rlhf_core.models.forward import policy_outputs, response_logprobs, values
+from rlhf_core.models.sampling import Sampler, sampled_batch
+from rlhf_core.models.tokens import Prompt, decode_response
+from rlhf_core.scoring.rewards import Sampled, WeightedSum
 
 
 @dataclass(frozen=True)

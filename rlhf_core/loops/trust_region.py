@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from transformers import PreTrainedModel
 
-from rlhf_core.batch import Outputs, Rollout
-from rlhf_core.errors import UserError
-from rlhf_core.forward import policy_outputs, response_logits
-from rlhf_core.loops.run import Metrics
-from rlhf_core.losses import exact_kl
+from rlhf_core.common.batch import Outputs, Rollout
+from rlhf_core.common.errors import UserError
+from rlhf_core.loops.common.run import Metrics
+from rlhf_core.maths.losses import exact_kl
+from rlhf_core.models.forward import policy_outputs, response_logits
 
 # Microbatches of a rollout with their share of its weights.
 Parts = list[tuple[Rollout, Tensor]]

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from oracle import page
 from oracle.page import Row
-from tasks.stage import quiet_libraries
+from tasks.runtime.stage import quiet_libraries
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "proof.md"
 SEEDS = (0, 1, 2)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from oracle.problem import Problem, table_reward, tokenizer
-from rlhf_core.algorithms.base import OnPolicyAlgorithm
-from rlhf_core.device import make_accelerator
-from rlhf_core.forward import response_logprobs
+from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm
+from rlhf_core.common.device import make_accelerator
+from rlhf_core.loops.common.resume import ResumeStore
+from rlhf_core.loops.common.run import Run
 from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
-from rlhf_core.loops.run import Run
-from rlhf_core.resume import ResumeStore
-from rlhf_core.rewards import WeightedSum
-from rlhf_core.sampling import Sampler
+from rlhf_core.models.forward import response_logprobs
+from rlhf_core.models.sampling import Sampler
+from rlhf_core.scoring.rewards import WeightedSum
 
 WHOLE = 10**6  # rows of a minibatch that holds everything
 

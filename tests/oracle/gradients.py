@@ -11,7 +11,7 @@ from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.online_dpo import OnlineDPO
 from rlhf_core.algorithms.reinforce import Reinforce
 from rlhf_core.algorithms.rloo import RLOO
-from rlhf_core.forward import policy_outputs
+from rlhf_core.models.forward import policy_outputs
 
 B = PROBLEM.beta
 DIRECTIONS, ROLLOUTS = 20, 192

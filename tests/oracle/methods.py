@@ -23,12 +23,12 @@ from rlhf_core.algorithms.ppo_penalty import PPOPenalty
 from rlhf_core.algorithms.reinforce import Reinforce
 from rlhf_core.algorithms.rloo import RLOO
 from rlhf_core.algorithms.trpo import TRPO
-from rlhf_core.batch import Example, Unit
-from rlhf_core.device import make_accelerator
-from rlhf_core.forward import policy_outputs
+from rlhf_core.common.batch import Example, Unit
+from rlhf_core.common.device import make_accelerator
+from rlhf_core.loops.common.resume import ResumeStore
+from rlhf_core.loops.common.run import Run
 from rlhf_core.loops.offline import OfflineConfig, train_offline, with_ref_logprobs
-from rlhf_core.loops.run import Run
-from rlhf_core.resume import ResumeStore
+from rlhf_core.models.forward import policy_outputs
 
 B = PROBLEM.beta
 ROWS = 256  # of a sampled rollout; pairs of a step on drawn pairs

@@ -88,7 +88,7 @@ and a GPT-2 of two layers in float64 whose random start is π_ref. All of it can
 sampler that train real models; where *exact* is said, the enumeration of all responses, weighted with their
 probabilities, stands in for the sampler, and the exact value function for the critic. Distances are
 KL(π_θ ‖ target) in nats per response, the mean over prompts; π_ref itself lies {{start}} from π*.
-`tests/test_oracle.py` runs a short form in `make test`.
+`tests/project/test_oracle.py` runs a short form in `make test`.
 """
 
 TAIL = """## What this does not prove
@@ -138,7 +138,7 @@ def render(evidence: Evidence) -> str:
     ]
     lines += table(["KL in the loss", "distance to the formula", "bound", "distance to π*"], costs(evidence, "PLACES"))
     lines += [
-        "k1 in the loss, unweighted, has no expected gradient (`tests/test_oracle.py` computes it): as if β were 0.",
+        "k1 in the loss, unweighted, has no expected gradient (test_oracle.py computes it): as if β were 0.",
         "",
         "GRPO, G = 2: the target is the fixed point of its expected update, written out by hand for a table of logits",
         "(`tests/oracle/tabular.py`), or the formula where there is one. Without the std, and the KL in the loss, the",

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import GPT2Config
 
 import tiny
-from rlhf_core.batch import Batch, Example, Unit, collate
-from rlhf_core.forward import response_logprobs
-from rlhf_core.models import new_policy
-from rlhf_core.tokens import Prompt
+from rlhf_core.common.batch import Batch, Example, Unit, collate
+from rlhf_core.models.forward import response_logprobs
+from rlhf_core.models.store import new_policy
+from rlhf_core.models.tokens import Prompt
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Problem:
 
 
 # Two tokens and an end, up to three steps: 15 responses, 225 groups of two. Seed and β are chosen so that every wrong
-# optimum that a KL in the wrong place leads to lies at least 0.05 nats from π*; tests/test_oracle.py holds them to it.
+# optimum that a KL in the wrong place leads to lies at least 0.05 nats from π*; test_oracle.py holds them to it.
 PROBLEM = Problem(words=2, longest=3, beta=0.4, seed=41)
 
 

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from oracle.methods import FAST, Case
 from oracle.problem import PROBLEM, all_pairs, tokenizer
-from rlhf_core.algorithms.bradley_terry import BradleyTerry
 from rlhf_core.algorithms.dpo import DPO
-from rlhf_core.algorithms.likert import Likert
-from rlhf_core.algorithms.ranking import BestOfNChoice, PlackettLuce, RankingPairs
-from rlhf_core.algorithms.thurstone import Thurstone
-from rlhf_core.batch import Example, Unit
-from rlhf_core.device import make_accelerator
-from rlhf_core.forward import score_outputs
+from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
+from rlhf_core.algorithms.reward.likert import Likert
+from rlhf_core.algorithms.reward.ranking import BestOfNChoice, PlackettLuce, RankingPairs
+from rlhf_core.algorithms.reward.thurstone import Thurstone
+from rlhf_core.common.batch import Example, Unit
+from rlhf_core.common.device import make_accelerator
+from rlhf_core.loops.common.resume import ResumeStore
+from rlhf_core.loops.common.run import Run
 from rlhf_core.loops.offline import OfflineConfig, train_offline
-from rlhf_core.loops.run import Run
-from rlhf_core.models import new_scalar_model, save_policy
-from rlhf_core.resume import ResumeStore
+from rlhf_core.models.forward import score_outputs
+from rlhf_core.models.store import new_scalar_model, save_policy
 
 STEPS = 600
 # Three responses with exp(r) = 1, 1, 2: every order, and every choice, has a probability that is a fraction of 12.

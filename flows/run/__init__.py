@@ -1,0 +1,1 @@
+"""One run of the pipeline: parameters, workspace, graph, stages and lineage."""

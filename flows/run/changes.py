@@ -1,0 +1,159 @@
+"""What a run changes about params.yaml: a profile laid over it, then single values."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from helpdesk.world import World
+from rlhf_core.common.device import require_cuda
+from rlhf_core.common.errors import UserError
+from tasks.common.source import model_source, require_pinned
+from tasks.data.kinds import check_kind
+from tasks.data.readers import SUFFIXES, first_rows, pinned
+from tasks.params.schema import (
+    ModelParams,
+    Params,
+    PrepareParams,
+    apply_overrides,
+    as_written,
+    load_profile,
+    overlay,
+    parse_override,
+    read_yaml,
+    validate,
+)
+
+ROWS_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".json")  # a world is one JSON object
+LEAST_FROM_SCRATCH = 1e-4  # a learning rate of SFT below it suits pretrained models only
+DEFAULT = "default"  # the profile that is params.yaml as it stands
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Parameters of a run, validated (`params`) and as they stand in YAML (`raw`), and whether they are changed."""
+
+    params: Params
+    raw: dict[str, Any]
+    is_changed: bool
+
+
+@dataclass(frozen=True)
+class Changes:
+    """A profile's name and single values by dotted key, e.g. `{"sft.learning_rate": 1e-5}`.
+
+    `written` holds how the user wrote them, where that was on a command line; messages repeat it.
+    """
+
+    profile: str = DEFAULT
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    written: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_command_line(cls, profile: str, assignments: list[str]) -> Self:
+        """The changes of `--profile` and of `--set`, each `key=value`.
+
+        Raises:
+            UserError: an assignment without a known key or with a value that is not YAML.
+        """
+        values = [parse_override(text) for text in assignments]
+        written = {key: as_written(text) for (key, _), text in zip(values, assignments, strict=True)}
+        return cls(profile, dict(values), written)
+
+    def resolve(self, root: Path) -> Resolved:
+        """Return what params.yaml of `root` becomes under these changes; the file stays as it is.
+
+        Raises:
+            UserError: unknown profile; unknown, ill-typed or out-of-range value, naming where it stands.
+        """
+        raw = read_yaml(root / "params.yaml")
+        before = params = validate(raw, "params.yaml")
+        if self.profile != DEFAULT:
+            raw = overlay(raw, load_profile(self.profile, root))
+            params = validate(raw, f"profiles/{self.profile}.yaml")
+        if self.overrides:
+            raw = apply_overrides(raw, self.overrides)
+            params = validate(raw, "changed value", self.written)
+        return Resolved(params, raw, params != before)
+
+    def label(self) -> str:
+        """A readable name for a run with these changes: `gsm8k-dpo.beta-0.2`, or `default` where nothing is changed."""
+        words = [self.profile] if self.profile != DEFAULT else []
+        words += [f"{'.'.join(key.split('.')[-2:])}-{value}" for key, value in self.overrides.items()]
+        label = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words))
+        return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or DEFAULT
+
+
+def require_inputs(params: Params, root: Path) -> None:
+    """Look at the data and the model that a run of `root` starts from, without loading either.
+
+    Of the data the first rows are read, of the model config.json, the headers of its weights and its tokenizer. What is
+    on a hub has to be pinned, and the rest of it is left to the stages.
+
+    Raises:
+        UserError: a data path as `require_data` says, rows that cannot be read, or that methods and rewards cannot
+            learn from, a model path that is neither a config nor a sound checkpoint, or learning rates as
+            `require_suited_model` says.
+    """
+    if params.run.device == "cuda":
+        require_cuda()
+    require_data(params.prepare, root)
+    prepare = params.prepare
+    if params.model.hub:
+        require_pinned(params.model.hub)
+        from_scratch = False
+    else:
+        require_suited_model(params)
+        from_scratch = model_source(params.model, root).config is not None
+    if prepare.hub:
+        pinned(prepare.hub)
+    elif prepare.format == "helpdesk":
+        World.load(root / prepare.path)
+    else:
+        path, base = root / prepare.path, prepare.preference_base
+        rows = first_rows(path, prepare.format, prepare.answer_pattern, preference_base=base)
+        kind = next(row.kind for row in rows if not row.fault)
+        check_kind(params, kind, from_scratch=from_scratch)
+
+
+def require_suited_model(params: Params) -> None:
+    """Look whether learning rates for a pretrained model, as some profiles set them, come with such a model.
+
+    Raises:
+        UserError: the user's own data, but the help desk's small model, which is trained from scratch.
+    """
+    rate, default = params.sft.learning_rate, ModelParams().path
+    if params.prepare.format != "helpdesk" and params.model.path == default and rate < LEAST_FROM_SCRATCH:
+        raise UserError(
+            f"sft.learning_rate {rate:g} is for a pretrained model, but model.path is still the help desk's {default}, "
+            "a small one trained from scratch: it would learn nothing. Set model.path or model.hub to a pretrained "
+            "model, or raise the learning rates to those of params.yaml (sft 1e-3, reward 3e-4, policies 1e-4)."
+        )
+
+
+def require_data(prepare: PrepareParams, root: Path) -> None:
+    """Look for the data alone, reading none of it.
+
+    Raises:
+        UserError: a path that does not exist, still names the help desk where other data is asked for, or names rows
+            where the help desk's world is asked for.
+    """
+    if prepare.hub:
+        return
+    if prepare.format != "helpdesk" and prepare.path == PrepareParams().path:
+        raise UserError(
+            f"prepare.format is {prepare.format}, but prepare.path is still the help desk's {prepare.path}. "
+            f"Set prepare.path to your data file or folder, or prepare.hub."
+        )
+    path = root / prepare.path
+    if prepare.format == "helpdesk" and path.name.endswith(ROWS_SUFFIXES):
+        raise UserError(
+            f"prepare.path {prepare.path} is a data file, but prepare.format is helpdesk. "
+            "Set prepare.format to auto, or to what the rows hold."
+        )
+    if not os.path.exists(path):
+        raise UserError(f"prepare.path {prepare.path} does not exist. Name a data file or folder that does.")
+    if prepare.format == "helpdesk" and not path.is_file():
+        raise UserError(f"prepare.path {prepare.path} is not a file. Name a world file, or set prepare.format.")

@@ -1,0 +1,177 @@
+"""The flow: one Prefect task for each stage of DVC's graph, an MLflow parent run around them.
+
+DVC decides what is up to date, so Prefect's own cache is off. The graph is read, never written here.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import State, flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+
+from flows.run.changes import DEFAULT, Changes, require_inputs
+from flows.run.form import Form, Profile, chosen
+from flows.run.graph import Stage, read_graph, select
+from flows.run.lineage import ParentRun, comparison_markdown, read_report
+from flows.run.stages import StageRunner
+from flows.run.stopping import Stopped
+from flows.run.workspace import Workspace, open_workspace
+from flows.servers.services import mlflow_address
+from flows.servers.settings import find_root
+from rlhf_core.common.errors import UserError
+from tasks.params.schema import Params
+
+MISTAKE = "Mistake"  # name of the state of a stage that a person has to mend something for
+
+
+def _may_resume(task: Any, run: TaskRun, state: State[Any]) -> bool:
+    """A stage that was killed resumes; one that met a user's mistake would meet it again."""
+    return state.name != MISTAKE
+
+
+@task(task_run_name="{stage}", retries=1, retry_condition_fn=_may_resume, cache_policy=NO_CACHE, persist_result=False)
+def run_stage(stage: str, runner: StageRunner) -> State[None] | None:
+    """Run one stage through DVC, its output line by line in the log."""
+    logger = get_run_logger()
+    # The log names the stage already.
+    outcome = runner.run(stage, lambda line: logger.info(line.removeprefix(f"{stage} ").lstrip()))
+    if outcome.code == 0:
+        return None
+    if runner.is_stopped:
+        return Cancelled(message="The run was stopped.")
+    return Failed(name=MISTAKE if outcome.is_mistake else "Failed", message=outcome.message)
+
+
+def _title() -> str:
+    """Name of the flow run: the experiment's, else what it runs."""
+    given = flow_run.parameters
+    changes = _changes(given["profile"], given["parameters"], given["overrides"])
+    try:
+        return given.get("name") or describe(changes, changes.resolve(find_root()).params)
+    except UserError:  # the run itself tells it
+        return changes.label()
+
+
+def describe(changes: Changes, params: Params) -> str:
+    """What a run is: `default: ppo, dpo`, the profile and its policies, or the single values that are changed."""
+    return changes.label() if changes.overrides else f"{changes.label()}: {', '.join(params.policy.algorithms)}"
+
+
+def _title_of(parameter: str) -> Any:
+    """What Prefect's form shows instead of the parameter's own name."""
+    return Field(json_schema_extra={"title": parameter})
+
+
+@flow(name="rlhf", flow_run_name=_title, persist_result=False)
+def rlhf_pipeline(
+    profile: Annotated[Profile, _title_of("Profile")] = DEFAULT,
+    parameters: Annotated[Form, _title_of("Settings")] = Form(),  # noqa: B008 - nobody changes it
+    overrides: Annotated[dict[str, Any], _title_of("Any other parameter")] = {},  # noqa: B006 - nobody changes it
+    name: Annotated[str, _title_of("Experiment name")] = "",
+    only: Annotated[str, _title_of("Only this stage")] = "",
+) -> Any:
+    """Train, align and judge a model.
+
+    Args:
+        profile: A named set of parameters to start from; the fields below are laid over it.
+        parameters: Values to change for this run alone; an empty field keeps the value in brackets, or the profile's.
+        overrides: Values by dotted key of params.yaml, e.g. {"sft.warmup_steps": 20, "prepare.max_dropped": 0.1}.
+        name: Name of the DVC experiment that the run ends as; empty for one made of the changes.
+        only: Run this stage and what it needs, e.g. sft or policy@dpo; empty for all.
+    """
+    try:
+        return _run(find_root(), _changes(profile, parameters, overrides), only or None, name or None)
+    except UserError as error:
+        return Failed(name=MISTAKE, message=str(error))
+    except Stopped:
+        return Cancelled(message="Stopped. Start the same run again to continue.")
+
+
+def _changes(profile: str, parameters: Any, overrides: dict[str, Any]) -> Changes:
+    return Changes(profile, {**chosen(parameters), **overrides})
+
+
+def _run(root: Path, changes: Changes, only: str | None, name: str | None) -> dict[str, str | None]:
+    """Run the stages and return where the report lies and the experiment's name, if it is one."""
+    logger = get_run_logger()
+    params = changes.resolve(root).params
+    require_inputs(params, root)
+    with (
+        open_workspace(root, changes, name) as workspace,
+        ParentRun(workspace.name or describe(changes, params), params, root, str(flow_run.id)) as parent,
+    ):
+        stages = select(read_graph(workspace.checkout), only)
+        with StageRunner(workspace.checkout, _environment(params, parent)) as runner:
+            _run_stages(stages, runner, params.run.parallel)
+            # The page shows links and wall times, which no tracked output may hold, so it is drawn afterwards.
+            if (workspace.checkout / "reports" / "report.json").is_file():
+                outcome = runner.call("report page", ["tasks.stages.report", "--render"], logger.info)
+                if runner.is_stopped:
+                    raise Stopped
+                if outcome.code:
+                    raise UserError(f"The report could not be drawn: {outcome.message}")
+        parent.record(workspace)
+        _publish(parent, workspace)
+        folder = workspace.finish([stage.name for stage in stages])
+    return {"reports": str(folder), "experiment": workspace.name}
+
+
+def _environment(params: Params, parent: ParentRun) -> dict[str, str]:
+    """The environment of the stages: no network unless a hub is named, and which runs they belong to."""
+    names_hub = bool(params.model.hub or params.prepare.hub)
+    return {
+        **({} if names_hub else {"HF_HUB_OFFLINE": "1"}),
+        "RLHF_MLFLOW_UI": mlflow_address(find_root()),
+        **os.environ,
+        "RLHF_PARENT_RUN_ID": parent.run_id,
+        "RLHF_FLOW_RUN_ID": str(flow_run.id),
+    }
+
+
+def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> None:
+    """Run stages as soon as what they need is there, up to `parallel` side by side.
+
+    Raises:
+        UserError: a stage failed; those that need it were not started.
+        Stopped: a person stopped the run.
+    """
+    futures: dict[str, PrefectFuture[Any]] = {}
+    pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=parallel)
+    with pool:
+        try:
+            for stage in stages:
+                needs = [futures[name] for name in stage.upstream if name in futures]
+                futures[stage.name] = pool.submit(
+                    run_stage, parameters={"stage": stage.name, "runner": runner}, wait_for=needs
+                )
+            for future in futures.values():
+                future.wait()
+        except BaseException:  # stopped by a person or by a signal: the pool would wait for what still runs
+            runner.stop()
+            raise
+    if runner.is_stopped:
+        raise Stopped
+    failed = {name: future.state for name, future in futures.items() if future.state.is_failed()}
+    if failed:
+        name, state = next(iter(failed.items()))
+        more = f" ({', '.join(list(failed)[1:])} failed too)" if len(failed) > 1 else ""
+        start = "Correct it, then start the same run again" if state.name == MISTAKE else "Start the same run again"
+        raise UserError(f"stage {name}: {state.message}{more}\n{start}: it continues where this one stopped.")
+
+
+def _publish(parent: ParentRun, workspace: Workspace) -> None:
+    """Show the comparison and links to the MLflow runs on the flow run's page."""
+    if table := comparison_markdown(read_report(workspace.checkout / "reports")):
+        create_markdown_artifact(table, key="comparison", description="Policies compared, best first")
+    address = f"{mlflow_address(workspace.root)}/#/experiments/{parent.experiment_id}/runs/"
+    lines = [f"- [{name}]({address}{run_id})" for name, run_id in parent.family().items()]
+    create_markdown_artifact("\n".join(lines), key="mlflow-runs", description="What each stage logged")

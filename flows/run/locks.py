@@ -1,0 +1,164 @@
+"""Who works in a checkout: one run at a time, and no `dvc` of the user's beside it."""
+
+import fcntl
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+
+from rlhf_core.common.errors import UserError
+from tasks.runtime.hold import hold
+
+IN_PLACE = Path(".rlhf/run")  # the folder that a run in the checkout itself holds; others hold runs/NAME/
+RUNS, CHECKOUT, FAILED = "runs", "checkout", "failed"  # runs/NAME/ has the last two, and after success the report alone
+HOLDER = "holder.json"
+PATIENCE = 3.0  # seconds in which a short command, such as an editor's `dvc status`, may end
+STEP = 0.05
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lock."""
+
+    pid: int
+    since: float  # seconds since the epoch
+    command: str
+
+    def __str__(self) -> str:
+        began = datetime.fromtimestamp(self.since)
+        day = "" if began.date() == datetime.now().date() else f"{began:%Y-%m-%d} "
+        return f"pid {self.pid}, since {day}{began:%H:%M:%S}: {self.command}"
+
+
+@contextmanager
+def only_one(folder: Path, what: str) -> Iterator[None]:
+    """Hold `folder` for this process and write down whose it is; `what` names the run in messages.
+
+    Raises:
+        UserError: another process holds it; the message says which.
+    """
+    handle = _patiently_hold(folder)
+    if handle is None:
+        raise _under_way(what, _read(folder))
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    partial = folder / f"{HOLDER}.partial"
+    partial.write_text(json.dumps({"pid": os.getpid(), "since": time.time(), "command": command}), encoding="utf-8")
+    partial.rename(folder / HOLDER)
+    try:
+        yield
+        (folder / HOLDER).unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def holder(folder: Path) -> Holder | None:
+    """Return who holds `folder` now, None where nobody does."""
+    if not folder.is_dir():
+        return None
+    handle = hold(folder)
+    if handle is None:
+        return _read(folder)
+    os.close(handle)
+    return None
+
+
+def last_holder(folder: Path) -> Holder | None:
+    """Return who held `folder` last and did not come to an end of the work, None where nobody did."""
+    return _read(folder) if (folder / HOLDER).is_file() else None
+
+
+def require_idle(folder: Path, what: str) -> None:
+    """Raise UserError where another run holds `folder`, naming it."""
+    if (found := holder(folder)) is not None:
+        raise _under_way(what, found)
+
+
+def require_no_dvc(checkout: Path) -> None:
+    """Look for a `dvc` command at work in a checkout; what killed ones have left behind is no obstacle.
+
+    Raises:
+        UserError: there is one; the message names it.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while (found := _dvc_holder(checkout)) is not None:
+        if time.monotonic() > deadline:
+            raise UserError(f"DVC is at work in {checkout}: {found}.\nWait for it, or stop it: kill {found.pid}")
+        time.sleep(STEP)
+
+
+def _under_way(what: str, found: Holder) -> UserError:
+    return UserError(f"{what} is already under way: {found}.\nWait for it, or stop it: kill {found.pid}")
+
+
+def _patiently_hold(folder: Path) -> int | None:
+    """A handle of `folder`; somebody who only looks whether it is held does so for an instant."""
+    for _ in range(20):
+        if (handle := hold(folder)) is not None:
+            return handle
+        time.sleep(STEP)
+    return None
+
+
+def _read(folder: Path) -> Holder:
+    try:
+        return Holder(**json.loads((folder / HOLDER).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return Holder(0, folder.stat().st_mtime, "unknown")
+
+
+def _dvc_holder(checkout: Path) -> Holder | None:
+    """A live process that has DVC's lock of the checkout, or a lock on paths in it."""
+    folder = checkout / ".dvc" / "tmp"
+    for pid, command in [*_repository_lock(folder / "lock"), *_path_locks(folder / "rwlock")]:
+        if (found := _dvc_process(pid, command)) is not None:
+            return found
+    return None
+
+
+def _repository_lock(path: Path) -> list[tuple[int, str]]:
+    """Process id in DVC's lock file, if a process holds that (zc.lockfile: flock)."""
+    try:
+        with path.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return [(int(lock.read().split()[0]), "dvc")]
+    except (FileNotFoundError, ValueError, IndexError):
+        pass
+    return []
+
+
+def _path_locks(path: Path) -> list[tuple[int, str]]:
+    """Process ids and commands in DVC's file of locked paths; killed processes stay in it.
+
+    Those whose number another program has by now are deleted: DVC would wait for that program.
+    """
+    try:
+        locks = json.loads(path.read_text(encoding="utf-8"))
+        readers = [entry for entries in locks.get("read", {}).values() for entry in entries]
+        found = {(int(entry["pid"]), str(entry["cmd"])) for entry in [*readers, *locks.get("write", {}).values()]}
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        return []
+    if any(psutil.pid_exists(pid) for pid, _ in found) and not any(_dvc_process(*entry) for entry in found):
+        path.unlink(missing_ok=True)
+        return []
+    return sorted(found)
+
+
+def _dvc_process(pid: int, command: str) -> Holder | None:
+    """The process, if it lives and is the one that DVC wrote down, not another that has its number by now."""
+    try:
+        process = psutil.Process(pid)
+        line = " ".join(process.cmdline())
+        is_it = process.status() != psutil.STATUS_ZOMBIE and ("dvc" in line or line.endswith(command))
+        return Holder(pid, process.create_time(), line) if is_it else None
+    except psutil.Error:
+        return None

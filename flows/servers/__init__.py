@@ -1,0 +1,1 @@
+"""The processes of `rlhf up`: Prefect, MLflow, and the guard in front of them."""

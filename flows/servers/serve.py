@@ -1,0 +1,93 @@
+"""One server process behind its guard: `python -m flows.servers.serve prefect|mlflow PORT`, started by `rlhf up`."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.servers.guard import Guard
+from flows.servers.services import VIEW
+from flows.servers.settings import HOST, find_root, login
+
+FIGURES = ("win_rate_vs_sft", "kl")  # of each policy, logged as FIGURE/POLICY
+
+# Prefect's page keeps its login in the browser; here it follows the #, which no browser sends to a server.
+PREFECT_LOGIN = """<!doctype html><title>rlhf</title><script>
+localStorage.setItem("prefect-password", btoa(location.hash.slice(1)));
+location.replace("/deployments");
+</script>"""
+
+# The browser has logged in by the address of this page. MLflow's own page fails under an address that holds a
+# login, so go on without it, and to what follows the #. Its assistant opens by itself the first time; not here.
+MLFLOW_LOGIN = """<!doctype html><title>rlhf</title><script>
+localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+location.replace(`http://${location.host}/${location.hash}`);
+</script>"""
+
+
+def prefect_app() -> Any:
+    """Prefect's API and page; it is configured by its environment."""
+    from prefect.server.api.server import create_app
+
+    return create_app(final=True)
+
+
+def mlflow_app(root: Path) -> Any:
+    """MLflow's API and page on the checkout's own store, as `mlflow server` makes them."""
+    from mlflow.server import constants
+
+    store = f"sqlite:///{root / 'mlflow.db'}"
+    os.environ |= {
+        constants.BACKEND_STORE_URI_ENV_VAR: store,
+        constants.REGISTRY_STORE_URI_ENV_VAR: store,
+        constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
+        constants.ARTIFACTS_DESTINATION_ENV_VAR: (root / "mlartifacts").as_uri(),
+        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+        "MLFLOW_TRACKING_URI": store,
+    }
+    from mlflow.server.fastapi_app import app
+    from mlflow.server.handlers import initialize_backend_stores
+
+    initialize_backend_stores(store, store, "mlflow-artifacts:/")
+    _prepare_experiment(root)
+    return app
+
+
+def _prepare_experiment(root: Path) -> None:
+    """Make the experiment if need be, shown as training runs (MLflow guesses otherwise), and its view."""
+    import yaml
+
+    from tasks.runtime import tracking
+
+    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    client = tracking.client()
+    experiment = tracking.experiment_id(client)
+    client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
+    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", view(params["policy"]["algorithms"]))
+
+
+def view(policies: Sequence[str]) -> str:
+    """The table of runs as MLflow's page reads it: the comparison's figures of each policy, names in full."""
+    names = [f"{figure}/{policy}" for figure in FIGURES for policy in policies]
+    columns = [f"metrics.`{name}`" for name in names]
+    # pixels: a letter takes 6, the cell's edges 24
+    widths = {column: 24 + 6 * len(name) for column, name in zip(columns, names, strict=True)}
+    return json.dumps({"selectedColumns": columns, "columnOrder": columns, "columnWidths": widths})
+
+
+def main() -> None:
+    """Serve until this process is stopped."""
+    import uvicorn
+
+    part, port, root = sys.argv[1], int(sys.argv[2]), find_root()
+    if part == "prefect":
+        guarded = Guard(prefect_app(), port, PREFECT_LOGIN)
+    else:
+        guarded = Guard(mlflow_app(root), port, MLFLOW_LOGIN, login(root))
+    uvicorn.run(guarded, host=HOST, port=port, log_level="warning", proxy_headers=False)
+
+
+if __name__ == "__main__":
+    main()

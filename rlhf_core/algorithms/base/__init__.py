@@ -1,0 +1,1 @@
+"""The seam between algorithms and loops, and what several methods share."""

@@ -1,0 +1,36 @@
+"""What methods on preference pairs share: DPO, cDPO, IPO."""
+
+from typing import ClassVar
+
+from rlhf_core.algorithms.base.algorithm import Algorithm
+from rlhf_core.common.batch import Batch, Outputs
+from rlhf_core.common.lazy import Tensor
+from rlhf_core.maths.reductions import sequence_sum, unit_mean
+
+
+class PairAlgorithm(Algorithm[Batch]):
+    """Rows alternate chosen, rejected; labels are the probability that a row is the better one."""
+
+    beta: float
+    data: ClassVar[str] = "pairs"
+
+    def weights(self, batch: Batch) -> Tensor:
+        """One pair, one vote, (N,)."""
+        return unit_mean(batch.rows // 2, batch.input_ids.device)
+
+    def statistics(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Implicit rewards β log π_θ/π_ref of both sides, their margin, and how often it has the right sign, (N,)."""
+        implicit = self.beta * self.logratios(outputs, batch).detach()
+        chosen, rejected = implicit[0::2], implicit[1::2]
+        logprobs = sequence_sum(outputs.logprobs.detach(), batch.response_mask)
+        return {
+            "implicit_reward_chosen": chosen,
+            "implicit_reward_rejected": rejected,
+            "margin": chosen - rejected,
+            "accuracy": (chosen > rejected).float() + 0.5 * (chosen == rejected).float(),
+            "logprobs_chosen": logprobs[0::2],
+        }
+
+    def logratios(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """log π_θ(y|x) - log π_ref(y|x), summed over response tokens, (B,)."""
+        return sequence_sum(outputs.logprobs - batch.ref_logprobs, batch.response_mask)

@@ -1,0 +1,1 @@
+"""Losses that fit a reward model, one file each."""

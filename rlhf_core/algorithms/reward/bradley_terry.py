@@ -1,0 +1,52 @@
+"""Bradley-Terry reward model. Bradley & Terry 1952; InstructGPT (arXiv:2203.02155) eq. 1.
+
+P(y_w ≻ y_l | x) = σ(r(x, y_w) - r(x, y_l)), fitted by maximum likelihood on pairs: L = -log σ(r_w - r_l - m).
+A tie is the mean of both directions. Smoothing and margins bias r; `make oracle` prints by how much.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rlhf_core.algorithms.base.algorithm import Algorithm, Link
+from rlhf_core.common.batch import Batch, Outputs
+from rlhf_core.common.fields import check_bounds, setting
+from rlhf_core.common.lazy import Tensor, torch
+from rlhf_core.maths.losses import bradley_terry, smoothed
+from rlhf_core.maths.reductions import unit_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class BradleyTerry(Algorithm[Batch]):
+    """Rows alternate chosen, rejected; scores are the scalar head at the last response token."""
+
+    margin: float = setting(0.0, "m, subtracted from the difference where a pair brings no margin of its own", ge=0)
+    label_smoothing: float = setting(0.0, "ε, probability that a label is wrong", ge=0, lt=0.5)
+
+    data: ClassVar[str] = "pairs"
+    link: ClassVar[Link | None] = "logistic"
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """-log σ(r_w - r_l - m), (N,)."""
+        margins = batch.margins[0::2]
+        margins = torch.where(margins.isnan(), self.margin, margins)
+        labels = smoothed(batch.labels[0::2], self.label_smoothing)
+        return bradley_terry(outputs.scores[0::2], outputs.scores[1::2], margins, labels)
+
+    def weights(self, batch: Batch) -> Tensor:
+        """One pair, one vote, (N,)."""
+        return unit_mean(batch.rows // 2, batch.input_ids.device)
+
+    def statistics(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Accuracy (a tie is half) and margin, (N,)."""
+        return pair_statistics(outputs, batch)
+
+
+def pair_statistics(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+    """Accuracy (equal scores are half right; ties are half right whatever the scores) and margin, (N,)."""
+    margin = (outputs.scores[0::2] - outputs.scores[1::2]).detach()
+    right = (margin > 0).float() + 0.5 * (margin == 0).float()
+    label = batch.labels[0::2]
+    return {"accuracy": torch.where(label == 0.5, 0.5, right), "margin": margin}

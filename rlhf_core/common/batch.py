@@ -1,0 +1,197 @@
+"""The tensors that flow from prompts to a loss.
+
+A batch is rectangular: prompts stand left-padded in the first P columns, responses right-padded in the last R.
+B rows, P prompt tokens, R response tokens. Whatever has not been computed yet is NaN, so that a term
+which reads it by mistake stops the run instead of training on zeros.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from rlhf_core.common.errors import UserError
+from rlhf_core.common.lazy import Tensor, torch
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised prompt and response; the response ends with its end token unless it was cut off.
+
+    label: what was judged, NaN if nothing was. Pairs: the probability that the row is the better one of the two
+    (chosen 1, rejected 0, a tie ½ and ½). Ratings: the score. Rankings: the rank, 1 the best, equal for ties.
+    Unpaired: 1 for good, 0 for bad. margin: what is subtracted from a difference before the sigmoid.
+    """
+
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+    ref_logprobs: Sequence[float] | None = None
+    label: float = math.nan
+    margin: float = math.nan
+
+
+# Rows that stand or fall together: one for SFT, (chosen, rejected) for pairs, K for a ranking.
+Unit = tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of prompts and responses.
+
+    input_ids, attention_mask: (B, P+R). response_mask: (B, R), 1 through the end token.
+    ref_logprobs: (B, R) under the frozen reference, NaN where no method asked for them.
+    units: (B,), the number of the unit a row belongs to; the rows of a unit are adjacent, and no split parts them.
+    labels, margins: (B,), as in Example, NaN where there are none.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    response_mask: Tensor
+    ref_logprobs: Tensor
+    units: Tensor
+    labels: Tensor
+    margins: Tensor
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self.input_ids.shape[0]
+
+    @property
+    def response_length(self) -> int:
+        """R."""
+        return self.response_mask.shape[1]
+
+    @property
+    def response_ids(self) -> Tensor:
+        """The last R columns of input_ids, (B, R)."""
+        return self.input_ids[:, -self.response_length :]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Response tokens per row, the end token included, (B,)."""
+        return self.response_mask.sum(-1)
+
+    @property
+    def unit_sizes(self) -> list[int]:
+        """Rows of each unit, in order; they sum to B."""
+        sizes: list[int] = self.units.unique_consecutive(return_counts=True)[1].tolist()
+        return sizes
+
+    def select(self, rows: Tensor | slice) -> Self:
+        """The given rows of every tensor."""
+        return dataclasses.replace(
+            self, **{item.name: getattr(self, item.name)[rows] for item in dataclasses.fields(self)}
+        )
+
+    def to(self, device: "torch.device") -> Self:
+        """Every tensor on `device`."""
+        return dataclasses.replace(
+            self, **{item.name: getattr(self, item.name).to(device) for item in dataclasses.fields(self)}
+        )
+
+
+@dataclass(frozen=True)
+class Rollout(Batch):
+    """A batch sampled from the policy, with what was known when it was sampled; no gradients.
+
+    old_logprobs, old_values, rewards, advantages, returns: (B, R). scores: (B,), one judgement per response.
+    ended: (B,), True where the response holds an end token, False where it was cut off at the length limit.
+    row_weights: (B,), how often each row counts, 1 on average: 1 where rows were sampled, B times the probability of
+    each row where all responses are enumerated.
+    Rows of one group (the G responses to one prompt) are adjacent.
+    """
+
+    old_logprobs: Tensor
+    old_values: Tensor
+    scores: Tensor
+    ended: Tensor
+    rewards: Tensor
+    advantages: Tensor
+    returns: Tensor
+    row_weights: Tensor
+
+    @property
+    def token_weights(self) -> Tensor:
+        """How often each response token counts, (B, R): the response mask, where rows were sampled."""
+        return self.response_mask * self.row_weights[:, None]
+
+    def with_targets(
+        self, *, advantages: Tensor, returns: Tensor | None = None, rewards: Tensor | None = None
+    ) -> "Rollout":
+        """The same rollout with what the algorithm computed from it."""
+        return dataclasses.replace(
+            self,
+            advantages=advantages,
+            returns=self.returns if returns is None else returns,
+            rewards=self.rewards if rewards is None else rewards,
+        )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass gives an algorithm: never logits, never padding.
+
+    logprobs, entropies, values, exact_kl (KL(π_θ‖π_ref) at each state, summed over the vocabulary): (B, R);
+    scores: (B,). What the pass did not compute is NaN.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
+    values: Tensor
+    scores: Tensor
+    exact_kl: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, **computed: Tensor) -> "Outputs":
+        """Outputs for `batch` with everything NaN but what was computed."""
+        shape, device = batch.response_mask.shape, batch.response_mask.device
+        shapes = {item.name: shape for item in dataclasses.fields(cls)} | {"scores": shape[:1]}
+        return cls(**{name: not_computed(*size, device=device) for name, size in shapes.items()} | computed)
+
+
+def not_computed(*shape: int, device: "torch.device | None" = None) -> Tensor:
+    """A tensor of NaN: reading it by mistake makes the loss NaN, which stops the step."""
+    return torch.full(shape, float("nan"), device=device)
+
+
+def collate_units(units: Sequence[Unit], pad_id: int) -> Batch:
+    """Pad the examples of units into one Batch that knows its units."""
+    batch = collate([example for unit in units for example in unit], pad_id)
+    numbers = [number for number, unit in enumerate(units) for _ in unit]
+    return dataclasses.replace(batch, units=torch.tensor(numbers))
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Pad examples into one Batch: prompts on the left, responses on the right; each row is a unit of its own.
+
+    Raises:
+        UserError: if a row has no prompt or no response token; the row's index is named.
+    """
+    for row, example in enumerate(examples):
+        for name, ids in (("prompt", example.prompt_ids), ("response", example.response_ids)):
+            if len(ids) == 0:
+                raise UserError(f"row {row} of the batch has an empty {name}. Drop it when preparing the data.")
+    prompt_width = max(len(example.prompt_ids) for example in examples)
+    response_width = max(len(example.response_ids) for example in examples)
+    input_ids = torch.full((len(examples), prompt_width + response_width), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    ref_logprobs = not_computed(len(examples), response_width)
+    for row, example in enumerate(examples):
+        start = prompt_width - len(example.prompt_ids)
+        stop = prompt_width + len(example.response_ids)
+        input_ids[row, start:stop] = torch.tensor([*example.prompt_ids, *example.response_ids])
+        attention_mask[row, start:stop] = 1
+        if example.ref_logprobs is not None:
+            ref_logprobs[row] = 0.0
+            ref_logprobs[row, : len(example.ref_logprobs)] = torch.tensor(example.ref_logprobs)
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        response_mask=attention_mask[:, prompt_width:].float(),
+        ref_logprobs=ref_logprobs,
+        units=torch.arange(len(examples)),
+        labels=torch.tensor([example.label for example in examples]),
+        margins=torch.tensor([example.margin for example in examples]),
+    )

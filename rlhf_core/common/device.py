@@ -1,0 +1,38 @@
+"""Device, precision and processes, through accelerate."""
+
+from typing import TYPE_CHECKING, Literal
+
+from rlhf_core.common.errors import UserError
+from rlhf_core.common.lazy import torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "bf16"]
+
+
+def require_cuda() -> None:
+    """Raise UserError where torch sees no CUDA device."""
+    if not torch.cuda.is_available():
+        raise UserError("run.device is cuda, and torch sees no CUDA device. Set run.device to auto or cpu.")
+
+
+def make_accelerator(device: Device, precision: Precision, threads: int) -> "Accelerator":
+    """An Accelerator for one process, with the number of CPU threads fixed so that sums round the same way each time.
+
+    Raises:
+        UserError: if CUDA is asked for and absent, or several processes were launched.
+    """
+    from accelerate import Accelerator
+
+    if device == "cuda":
+        require_cuda()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    if accelerator.num_processes != 1:
+        raise UserError(
+            f"{accelerator.num_processes} processes were launched; a stage runs in one. Start it without a launcher."
+        )
+    return accelerator

@@ -1,0 +1,1 @@
+"""Forms of feedback, and the annotators who give it."""

@@ -1,0 +1,128 @@
+"""One optimiser step on one minibatch, in microbatches, for any algorithm."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from itertools import accumulate, pairwise
+from typing import Any, Generic
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rlhf_core.algorithms.base.algorithm import Algorithm, BatchT
+from rlhf_core.algorithms.base.config import OptimizerConfig, learning_rate_factor
+from rlhf_core.common.batch import Batch, Outputs
+from rlhf_core.common.errors import UserError
+
+
+class GradientStep(Generic[BatchT]):
+    """AdamW on the algorithm's loss; gradients of each model are clipped on their own.
+
+    So no coefficient weighs the critic's loss against the policy's: they share no weights, and Adam divides out the
+    scale of a gradient. Only how often clipping and Adam's ε act on it would depend on one.
+
+    The loss of a minibatch is `(losses * weights).sum()` with weights made from the whole minibatch, so the gradient
+    does not depend on the microbatch size.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        algorithm: Algorithm[BatchT],
+        forward: Callable[[BatchT], Outputs],
+        models: Mapping[str, tuple[nn.Module, float]],
+        config: OptimizerConfig,
+        micro_units: int,
+    ) -> None:
+        """`models` maps names to the trained models and their peak learning rates; `micro_units` make a microbatch."""
+        self.accelerator = accelerator
+        self.algorithm = algorithm
+        self.forward = forward
+        self.config = config
+        self.micro_units = micro_units
+        self.names = list(models)
+        self.peaks = [rate for _, rate in models.values()]
+        self.parameters = [[p for p in model.parameters() if p.requires_grad] for model, _ in models.values()]
+        groups = [{"params": p, "lr": rate} for p, rate in zip(self.parameters, self.peaks, strict=True)]
+        self.optimizer = accelerator.prepare(
+            torch.optim.AdamW(groups, eps=config.adam_eps, weight_decay=config.weight_decay)
+        )
+
+    def __call__(self, minibatch: BatchT, step: int, total: int) -> dict[str, float]:
+        """Take optimiser step `step` of `total` and return loss, statistics and gradient norms.
+
+        Raises:
+            UserError: if loss or gradient is not finite; the weights have not been changed then.
+        """
+        metrics = self.accumulate(minibatch, step)
+        for name, parameters in zip(self.names, self.parameters, strict=True):
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+            self._require_finite(norm, "gradient norm", step)
+            metrics["critic_grad_norm" if name == "critic" else "grad_norm"] = norm.item()
+        factor = learning_rate_factor(self.config, step, total)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        self.optimizer.step()
+        metrics["learning_rate"] = self.peaks[0] * factor
+        return metrics
+
+    def accumulate(self, minibatch: BatchT, step: int) -> dict[str, float]:
+        """Set the gradients of a whole minibatch and return its loss and statistics."""
+        self.optimizer.zero_grad()
+        minibatch = self.algorithm.prepare(minibatch, self._without_gradient)
+        sums: dict[str, Tensor] = {}
+        for batch, weights in microbatches(self.algorithm, minibatch, self.micro_units):
+            outputs = self.forward(batch)
+            loss = (self.algorithm.losses(outputs, batch) * weights).sum()
+            self._require_finite(loss, "loss", step)
+            self.accelerator.backward(loss)
+            named = {"loss": loss.detach()}
+            for name, value in self.algorithm.statistics(outputs, batch).items():
+                named[name] = (value * weights).sum()
+            for name, value in named.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value
+        return {name: value.item() for name, value in sums.items()}
+
+    def _without_gradient(self, minibatch: BatchT) -> Outputs:
+        return forward_in_parts(self.forward, minibatch, self.micro_units)
+
+    def _require_finite(self, value: Tensor, what: str, step: int) -> None:
+        if not bool(torch.isfinite(value).all()):
+            self.optimizer.zero_grad()
+            raise UserError(
+                f"the {what} of optimiser step {step} is {value.item()}; the weights were not changed. "
+                "Lower learning_rate, raise kl_coef or beta, or look for extreme rewards in that batch."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state, for resuming."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.optimizer.load_state_dict(state)
+
+
+def microbatches(algorithm: Algorithm[BatchT], minibatch: BatchT, micro_units: int) -> "list[tuple[BatchT, Tensor]]":
+    """Split a minibatch into microbatches with their share of its weights, units kept whole."""
+    weights = algorithm.weights(minibatch)
+    by_row = weights.shape[0] == minibatch.rows
+    return [
+        (minibatch.select(rows), weights[rows if by_row else units])
+        for units, rows in unit_slices(minibatch, micro_units)
+    ]
+
+
+def unit_slices(batch: Batch, units: int) -> list[tuple[slice, slice]]:
+    """Consecutive stretches of `units` units: which units, and which rows those are."""
+    ends = [0, *accumulate(batch.unit_sizes)]
+    count = len(ends) - 1
+    stops = [min(start + units, count) for start in range(0, count, units)]
+    return [(slice(start, stop), slice(ends[start], ends[stop])) for start, stop in pairwise([0, *stops])]
+
+
+@torch.no_grad()
+def forward_in_parts(forward: Callable[[BatchT], Outputs], batch: BatchT, units: int) -> Outputs:
+    """The outputs of a whole batch, computed in microbatches without gradient."""
+    parts = [forward(batch.select(rows)) for _, rows in unit_slices(batch, units)]
+    return Outputs(**{item.name: torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Outputs)})

@@ -1,0 +1,1 @@
+"""Pure functions of tensors: losses, credit, KL estimators, averaging weights and statistics."""

@@ -1,0 +1,132 @@
+"""Credit: token rewards, generalised advantage estimation, group baselines, whitening. No gradients anywhere."""
+
+from typing import Literal
+
+from rlhf_core.common.batch import Rollout
+from rlhf_core.common.lazy import Tensor, torch
+
+
+def token_rewards(scores: Tensor, kl: Tensor, kl_coef: float, response_mask: Tensor) -> Tensor:
+    """r̃_t = -β kl_t + 1[t = T] r(x, y), (B, R). InstructGPT (arXiv:2203.02155) eq. 2.
+
+    scores (B,); kl (B, R) is k1 of the sampling policy. Masked, a row sums to score - β Σ kl_t.
+    """
+    rewards = -kl_coef * kl * response_mask
+    last = response_mask.sum(-1, keepdim=True).long() - 1
+    return rewards.scatter_add(-1, last, scores.to(rewards.dtype).unsqueeze(-1))
+
+
+def gae(rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Advantages and returns, both (B, R) and 0 outside the mask. Schulman et al. 2015, arXiv:1506.02438, eq. 16.
+
+    δ_t = r̃_t + γ V_{t+1} - V_t and Â_t = δ_t + γλ Â_{t+1}; G_t = Â_t + V_t.
+    V after the last response token is 0, also where the response was cut off: the cut-off text is what is scored.
+    """
+    values = values * response_mask
+    rewards = rewards * response_mask
+    advantages = torch.zeros_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        next_value = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(following)
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = (delta + gamma * lam * following) * response_mask[:, t]
+        advantages[:, t] = following
+    return advantages, (advantages + values) * response_mask
+
+
+def with_gae(rollout: Rollout, rewards: Tensor, gamma: float, lam: float, *, whitened: bool) -> Rollout:
+    """The rollout with token rewards, the GAE of its old values (whitened if asked for) and the returns."""
+    advantages, returns = gae(rewards, rollout.old_values, rollout.response_mask, gamma, lam)
+    if whitened:
+        advantages = whiten(advantages, rollout.token_weights)
+    return rollout.with_targets(advantages=advantages, returns=returns, rewards=rewards)
+
+
+def returns_to_go(rewards: Tensor, response_mask: Tensor, gamma: float) -> Tensor:
+    """G_t = Σ_{i>=t} γ^{i-t} r̃_i, (B, R), 0 outside the mask."""
+    returns = torch.zeros_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        following = (rewards[:, t] + gamma * following) * response_mask[:, t]
+        returns[:, t] = following
+    return returns
+
+
+def leave_one_out(returns: Tensor, group_size: int) -> Tensor:
+    """The mean of the other members of each response's group, (B,) -> (B,). Kool et al. 2019; arXiv:2402.14740.
+
+    Independent of the response it is subtracted from, so that it leaves the expected gradient as it is.
+    """
+    groups = _groups(returns, group_size)
+    others = (groups.sum(-1, keepdim=True) - groups) / (group_size - 1)
+    # A response to which all others are equal has advantage exactly 0; the sum and difference above round.
+    same = equal_groups(returns, group_size)[:, None]
+    return torch.where(same, groups, others).reshape(-1)
+
+
+def whiten(
+    values: Tensor,
+    weights: Tensor,
+    *,
+    shift_mean: bool = True,
+    unbiased: bool = True,
+    std_eps: float | None = None,
+) -> Tensor:
+    """Scale entries to unit variance, and to mean 0 unless `shift_mean` is False; 0 where the weight is 0.
+
+    weights: how often each entry counts, of the same shape: a mask, or Rollout.token_weights. The variance is the
+    sample one (n - 1) by default, as in the PPO code base; with one entry it is taken as 0. The divisor is
+    sqrt(variance + 1e-8), as there, or std + `std_eps`.
+    """
+    count = weights.sum()
+    mean = (values * weights).sum() / count
+    squares = ((values - mean).square() * weights).sum()
+    variance = squares / (count - 1).clamp(min=1) if unbiased else squares / count
+    divisor = (variance + 1e-8).sqrt() if std_eps is None else variance.sqrt() + std_eps
+    whitened = (values - mean) / divisor
+    if not shift_mean:
+        whitened = whitened + mean
+    return whitened * (weights > 0)
+
+
+def group_standardize(
+    scores: Tensor,
+    group_size: int,
+    *,
+    std: Literal["group", "batch", "none"] = "group",
+    unbiased_std: bool = False,
+    eps: float = 1e-4,
+) -> Tensor:
+    """(r_i - mean r) / (std r + ε) within each group of adjacent rows, (B,) -> (B,).
+
+    Shao et al. 2024 (arXiv:2402.03300) sec. 4.1.2; without the division Dr. GRPO (arXiv:2503.20783); `std` "batch"
+    divides by the std of all scores instead.
+    The std is the population one (1/G) unless `unbiased_std`. A group whose scores are all equal has advantage
+    exactly 0: its mean may differ from its members by rounding, which a small std would blow up.
+
+    Raises:
+        ValueError: if the rows are not a whole number of groups, or a group has one member.
+    """
+    groups = _groups(scores, group_size)
+    centred = groups - groups.mean(-1, keepdim=True)
+    centred = torch.where(equal_groups(scores, group_size)[:, None], 0.0, centred)
+    if std != "none":
+        spread = groups if std == "group" else scores.expand(groups.shape[0], -1)
+        centred = centred / (spread.std(-1, keepdim=True, correction=int(unbiased_std)) + eps)
+    return centred.reshape(-1)
+
+
+def _groups(scores: Tensor, group_size: int) -> Tensor:
+    if group_size < 2 or scores.shape[0] % group_size:
+        raise ValueError(f"{scores.shape[0]} rows are not groups of {group_size}; a group has at least 2 members")
+    return scores.view(-1, group_size)
+
+
+def equal_groups(scores: Tensor, group_size: int) -> Tensor:
+    """True for each group whose scores are all the same: it teaches nothing. (B,) -> (B/G,).
+
+    Scores of equal responses may differ by float32 rounding, as when they are sums or stood in different batches.
+    """
+    groups = scores.view(-1, group_size)
+    spread = groups.amax(-1) - groups.amin(-1)
+    return spread <= 1e-6 * groups.abs().amax(-1)

@@ -1,0 +1,1 @@
+"""Models, tokenizers and what runs through them: checkpoints, forward passes, sampling."""

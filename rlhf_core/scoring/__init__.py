@@ -1,0 +1,1 @@
+"""What a response is worth: exact answers, reward terms and judges."""

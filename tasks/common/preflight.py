@@ -1,0 +1,101 @@
+"""What a training stage looks at in its own model and data before it trains; `rlhf doctor --stage` alone.
+
+Each training stage has a function `checks(params)` beside it, which reads a few rows of the stage's inputs and yields
+named checks; models are loaded when the first check is asked for, and freed before the training loads its own.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_core.common.batch import Example, Unit
+from rlhf_core.common.errors import UserError
+from rlhf_core.loops.common import preflight
+from rlhf_core.models.store import stop_tokens
+from tasks.common.accelerator import accelerator_of
+from tasks.params.schema import Params
+
+Check = tuple[str, Callable[[], None]]
+ROWS = 4  # rows of each file that are looked at
+MADE_BY = {"data/prepared": "prepare", "data/feedback": "collect", "models/base": "base", "models/sft": "sft"}
+
+
+def run_checks(stage: str, checks: Iterable[Check]) -> None:
+    """Run a stage's checks before it trains; a line says how many passed.
+
+    Raises:
+        UserError: at the first that fails, naming it.
+    """
+    count = 0
+    # What is drawn here must not move the training's random streams.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, check in checks:
+            try:
+                check()
+            except UserError as error:
+                raise UserError(f"preflight of {stage}, {name}: {error}") from error
+            count += 1
+    if count:  # best-of-N sampling trains nothing
+        sys.stderr.write(f"{stage:12} preflight: {count} checks passed\n")
+
+
+def require(stage: str, *folders: str) -> None:
+    """See that a stage's inputs are there.
+
+    Raises:
+        UserError: naming the first that is not, and the stage that makes it.
+    """
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UserError(
+                f"stage {stage} reads {folder}, which does not exist. "
+                f"Make it with: rlhf run --only {MADE_BY.get(folder, folder)}"
+            )
+
+
+def prepared(params: Params, model: Any) -> Any:
+    """The model on the stage's device and in its precision, in evaluation mode."""
+    return accelerator_of(params).prepare_model(model, evaluation_mode=True).eval()
+
+
+def tolerance(params: Params) -> float:
+    """What rounding explains in the stage's precision."""
+    return preflight.TOLERANCE[params.run.precision]
+
+
+def policy_checks(
+    params: Params,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    units: Sequence[Unit],
+    learning_rate: float,
+    *,
+    is_sampled: bool = False,
+) -> Iterator[Check]:
+    """The checks of a language model and the rows it learns from; a sampled response may have been cut off."""
+    rows = [example for unit in units for example in unit]
+    pad, stops = pad_token(tokenizer), stop_tokens(policy, tokenizer)
+    yield from row_checks(rows, tokenizer, is_sampled=is_sampled)
+    if not is_sampled:
+        yield "end token", partial(preflight.check_end, rows, stops, pad)
+    yield "padding", partial(preflight.check_padding, policy, rows, pad, tolerance(params))
+    yield "learning rate", partial(preflight.check_learning_rate, policy, learning_rate)
+
+
+def row_checks(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, is_sampled: bool) -> Iterator[Check]:
+    """The checks of rows alone; a sampled response may hold any token."""
+    ids = [[*row.prompt_ids, *([] if is_sampled else row.response_ids)] for row in rows]
+    yield "masks", partial(preflight.check_masks, rows)
+    yield "beginning token", partial(preflight.check_beginning, ids, tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The pad token's id; stage prepare has given the tokenizer one."""
+    assert tokenizer.pad_token_id is not None
+    return int(tokenizer.pad_token_id)

@@ -1,0 +1,71 @@
+"""policy.rewards as one callable: what sampled responses are rewarded for."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from accelerate import Accelerator
+
+from rlhf_core.common.errors import UserError
+from rlhf_core.models.ensembles import load_reward_model
+from rlhf_core.scoring.rewards import (
+    ExactMatch,
+    Format,
+    Length,
+    MissingEnd,
+    ModelReward,
+    PythonReward,
+    Reward,
+    WeightedSum,
+)
+from tasks.common.rows import prepared_kind
+from tasks.data.kinds import check_rewards
+from tasks.params.schema import Params, RewardTerm
+
+
+def make_reward(params: Params, accelerator: Accelerator, rows: int) -> WeightedSum:
+    """Every term of policy.rewards with its weight; `rows` are scored in one forward pass.
+
+    Raises:
+        UserError: if there is no term, or one that the data gives no ground for.
+    """
+    terms = params.policy.rewards
+    if not terms:
+        raise UserError("policy.rewards is empty. Name at least one term, such as [{name: model}].")
+    check_rewards(params, prepared_kind())
+    return WeightedSum([(term.label, term.weight, _reward(term, params, accelerator, rows)) for term in terms])
+
+
+def _reward(term: RewardTerm, params: Params, accelerator: Accelerator, rows: int) -> Reward:
+    makers: dict[str, Callable[[], Reward]] = {
+        "model": lambda: _model(term, accelerator, rows),
+        "exact_answer": lambda: ExactMatch(params.prepare.answer_pattern),
+        "missing_end": lambda: MissingEnd(1.0),
+        "length": Length,
+        "format": lambda: Format(term.pattern or ""),
+        "python": lambda: PythonReward(term.function or "", import_function(term.function or "")),
+    }
+    return makers[term.name]()
+
+
+def _model(term: RewardTerm, accelerator: Accelerator, rows: int) -> Reward:
+    model = accelerator.prepare_model(load_reward_model("models/reward"), evaluation_mode=True)
+    return ModelReward(model, rows, term.clamp)
+
+
+def import_function(path: str) -> Any:
+    """The function that `module:function` names.
+
+    Raises:
+        UserError: if there is no such module or function.
+    """
+    module, _, name = path.partition(":")
+    try:
+        function = getattr(import_module(module), name) if name else None
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"policy.rewards: {path} cannot be imported ({error}). Mend its name or the file.") from error
+    if not callable(function):
+        raise UserError(
+            f"policy.rewards: '{path}' is no function. Write it as module:function, such as rewards:brevity."
+        )
+    return function

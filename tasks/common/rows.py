@@ -1,0 +1,165 @@
+"""Rows on disk as training examples and prompts."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_core.common.batch import Example, Unit
+from rlhf_core.common.errors import UserError
+from rlhf_core.models.tokens import Prompt, encode_prompt, encode_response
+from tasks.files.jsonl import read_jsonl
+
+Row = dict[str, Any]
+
+
+def demonstration_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
+    """Rows {"prompt", "response"} as units of one example; all, or the first `limit`."""
+    return [
+        (Example(encode_prompt(tokenizer, row["prompt"]), encode_response(tokenizer, row["response"])),)
+        for row in read_jsonl(path, limit)
+    ]
+
+
+def text_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
+    """The same rows as raw text: every token is trained, the role tokens and what the user says included.
+
+    Only the first token is not, because nothing stands before it to predict it from: it is the prompt.
+    """
+    rows = [[*row.prompt_ids, *row.response_ids] for (row,) in demonstration_units(path, tokenizer, limit)]
+    return [(Example(ids[:1], ids[1:]),) for ids in rows]
+
+
+def preference_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
+    """Rows {"prompt", "chosen", "rejected"} as units (chosen, rejected); sampled ids are used where they are there.
+
+    `label` is the probability that chosen is the better one, 1 if left out, ½ for a tie; `margin` is optional.
+    All rows, or the first `limit`.
+    """
+    units: list[Unit] = []
+    for row in read_jsonl(path, limit):
+        prompt = encode_prompt(tokenizer, row["prompt"])
+        sides = [row.get(f"{side}_tokens") or encode_response(tokenizer, row[side]) for side in ("chosen", "rejected")]
+        label, margin = row.get("label", 1.0), row.get("margin", math.nan)
+        chosen = Example(prompt, sides[0], label=label, margin=margin)
+        units.append((chosen, Example(prompt, sides[1], label=1.0 - label, margin=margin)))
+    return units
+
+
+def pair_sources(path: Path) -> list[str | None]:
+    """The data set that each preference comes from, in the order of `preference_units`; None where that is not said."""
+    return [row.get("source") for row in read_jsonl(path)]
+
+
+def rating_scale(path: Path) -> tuple[float, float]:
+    """Mean and population standard deviation of the scores in a file of ratings.
+
+    Raises:
+        UserError: if all scores are equal, so that there is nothing to learn.
+    """
+    scores = [row["score"] for row in read_jsonl(path)]
+    if len(set(scores)) < 2:
+        raise UserError(f"{path} holds no two different scores, so there is nothing to learn. Give more ratings.")
+    return fmean(scores), pstdev(scores)
+
+
+def rating_units(path: Path, tokenizer: PreTrainedTokenizerBase, mean: float, std: float) -> list[Unit]:
+    """Rows {"prompt", "response", "score"} as units of one example; labels are (score - mean) / std."""
+    return [(_response(row, tokenizer, (row["score"] - mean) / std),) for row in read_jsonl(path)]
+
+
+def ranking_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
+    """Rows {"prompt", "responses", "ranks"} as units of K examples, K from row to row its own; labels are ranks."""
+    units: list[Unit] = []
+    for row in read_jsonl(path):
+        prompt = encode_prompt(tokenizer, row["prompt"])
+        tokens = row.get("responses_tokens") or [encode_response(tokenizer, text) for text in row["responses"]]
+        ranked = zip(tokens, row["ranks"], strict=True)
+        units.append(tuple(Example(prompt, response, label=float(place)) for response, place in ranked))
+    return units
+
+
+def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
+    """Responses labelled good (1) or bad (0), each with a mismatched row: the same prompt, another prompt's response.
+
+    They are the rows of unpaired_SPLIT.jsonl, or else both sides of each preference on their own (KTO,
+    arXiv:2402.01306, sec. 4), ties left out. A split without any gives no unit, except for training.
+
+    Raises:
+        UserError: if there is nothing to train on, only one class, or only one prompt.
+    """
+    labelled = _labelled(folder, split, tokenizer)
+    where = f"{folder}, split {split},"
+    if split == "train":
+        if not labelled:
+            raise UserError(f"{where} holds neither unpaired rows nor preferences. Set prepare.path to such data.")
+        if len({example.label for example in labelled}) < 2:
+            kind = "good" if labelled[0].label else "bad"
+            raise UserError(f"{where} holds {kind} responses only, and KTO needs both. Give some of the other kind.")
+    if not labelled:
+        return []
+    others = mismatched(labelled)
+    if others is None:
+        raise UserError(f"{where} holds responses to one prompt only, and KTO needs other prompts' too. Give more.")
+    return [
+        (example, Example(example.prompt_ids, other.response_ids))
+        for example, other in zip(labelled, others, strict=True)
+    ]
+
+
+def _labelled(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    unpaired = folder / f"unpaired_{split}.jsonl"
+    if unpaired.is_file() and (rows := read_jsonl(unpaired)):
+        return [_response(row, tokenizer, float(row["label"])) for row in rows]
+    pairs = preference_units(folder / f"preferences_{split}.jsonl", tokenizer)
+    sides = [example for pair in pairs for example in pair if example.label != 0.5]
+    return [replace(example, label=float(example.label > 0.5), margin=math.nan) for example in sides]
+
+
+def mismatched(examples: Sequence[Example]) -> list[Example] | None:
+    """For each example one whose prompt is another, or None where all have the same prompt.
+
+    With the examples arranged by prompt, the k-th of a prompt takes the k-th behind that prompt's last, going round.
+    So where prompts have equally many, every response is taken exactly once, and the good and the bad of pairs alike:
+    the mean over mismatched pairs then does not lean to a kind of response.
+    """
+    by_prompt: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        by_prompt[tuple(example.prompt_ids)].append(index)
+    if len(by_prompt) < 2:
+        return None
+    arranged = [index for same in by_prompt.values() for index in same]
+    found: dict[int, Example] = {}
+    end = 0
+    for same in by_prompt.values():
+        end += len(same)
+        strangers = len(arranged) - len(same)
+        for place, index in enumerate(same):
+            found[index] = examples[arranged[(end + place % strangers) % len(arranged)]]
+    return [found[index] for index in range(len(examples))]
+
+
+def _response(row: Row, tokenizer: PreTrainedTokenizerBase, label: float) -> Example:
+    response = row.get("response_tokens") or encode_response(tokenizer, row["response"])
+    return Example(encode_prompt(tokenizer, row["prompt"]), response, label=label)
+
+
+def as_prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """Rows {"prompt"[, "answer"]} as prompts to sample from."""
+    return [Prompt(row["prompt"], encode_prompt(tokenizer, row["prompt"]), row.get("answer")) for row in rows]
+
+
+def prepared_kind() -> str:
+    """What the prepared data is: helpdesk or the kind of the user's own rows, as `tasks.data.formats` names them."""
+    return str(json.loads(Path("data/prepared/card.json").read_text(encoding="utf-8"))["kind"])
+
+
+def last_user_text(messages: Sequence[dict[str, str]]) -> str:
+    """The content of the last message, which is the user's."""
+    return messages[-1]["content"]

@@ -1,0 +1,86 @@
+"""The model that everything starts from: trained from scratch, a local folder, or a pinned id on the hub."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.common.errors import UserError
+from rlhf_core.models.checkpoint import check_checkpoint, check_config
+from tasks.params.schema import ModelParams
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Either `config`, a file to train from scratch by, or `folder`, a checkpoint to start from."""
+
+    config: Path | None = None
+    folder: Path | None = None
+    name: str = ""
+    revision: str | None = None
+
+    def manifest(self) -> dict[str, Any]:
+        """What identifies a checkpoint: its name, revision and a hash of its weights."""
+        assert self.folder is not None
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            digest.update(path.name.encode())
+            with path.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+        return {"name": self.name, "revision": self.revision, "weights_sha256": digest.hexdigest()}
+
+
+def model_source(params: ModelParams, root: Path = Path()) -> ModelSource:
+    """Resolve `model.path`, which starts at `root`, or `model.hub`; a hub id is downloaded at its pinned revision.
+
+    Reads no more of a checkpoint than its headers.
+
+    Raises:
+        UserError: if the path is neither a config nor a sound checkpoint folder with its tokenizer, or the hub id is
+            not pinned or not found.
+    """
+    if params.hub:
+        return _from_hub(params.hub)
+    path, name = root / params.path, f"model.path {params.path}"
+    if path.is_dir():
+        check_checkpoint(path, name)
+        return ModelSource(folder=path, name=path.name)
+    if not path.is_file():
+        raise UserError(f"{name} does not exist. Name a Hugging Face folder, or a config to train from scratch.")
+    check_config(path, name)
+    return ModelSource(config=path)
+
+
+def require_pinned(hub: str) -> tuple[str, str]:
+    """Name and revision of `model.hub`.
+
+    Raises:
+        UserError: if no revision is named.
+    """
+    name, _, revision = hub.partition("@")
+    if not name or not revision:
+        pinned = f"{name or 'org/name'}@REVISION"
+        raise UserError(f"model.hub is {hub}, which is not pinned. Write it as {pinned}, a commit of its repository.")
+    return name, revision
+
+
+def _from_hub(hub: str) -> ModelSource:
+    name, revision = require_pinned(hub)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(name, revision=revision, ignore_patterns=["*.gguf", "*.onnx", "*.h5", "*.msgpack"])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.hub {hub} could not be fetched: {first} Check the id, the revision and the network."
+        ) from error
+    check_checkpoint(Path(folder), f"model.hub {hub}")
+    return ModelSource(folder=Path(folder), name=name, revision=revision)
+
+
+def start_checkpoint(params: ModelParams) -> Path:
+    """The folder that supervised fine-tuning starts from: stage base's, or the user's own model."""
+    source = model_source(params)
+    return source.folder or Path("models/base")

@@ -1,0 +1,285 @@
+"""Rows made ready for training: what cannot be used is dropped and listed, the rest is split by prompt."""
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rlhf_core.common.errors import UserError
+from tasks.data.fields import Message
+from tasks.data.formats import RawRow
+
+Row = dict[str, Any]
+CountTokens = Callable[[list[Message], str], tuple[int, int]]
+
+DUPLICATE = "duplicate"
+SURROGATE = re.compile(
+    r"[\ud800-\udfff]"
+)  # half an emoji, left by cutting text between its parts: no tokenizer takes it
+# The kinds that hold feedback, and the file it stands in; only they have a use for a split `judge`.
+FEEDBACK_FILES = {"preference": "preferences", "unpaired": "unpaired", "ratings": "ratings", "rankings": "rankings"}
+PAIRED_KINDS = tuple(FEEDBACK_FILES)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Rows that can be used, and the others as `{"file", "line", "reason"}`; together they are all that were read."""
+
+    rows: list[RawRow] = field(default_factory=list)
+    dropped: list[Row] = field(default_factory=list)
+    prompt_tokens: list[int] = field(default_factory=list)  # one for each row kept
+    response_tokens: list[int] = field(default_factory=list)  # one for each response kept
+
+    @property
+    def read(self) -> int:
+        """How many rows were read."""
+        return len(self.rows) + len(self.dropped)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many rows were dropped for which reason, duplicates included."""
+        return Counter(row["reason"] for row in self.dropped)
+
+
+def clean(
+    rows: Iterable[RawRow],
+    *,
+    count_tokens: CountTokens,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    context: int | None = None,
+    scale: int = 5,
+) -> Cleaned:
+    """Sort out rows that are empty, too long, there already, or whose feedback says nothing or is no number.
+
+    Args:
+        rows: As read.
+        count_tokens: Tokens of (prompt, response), the generation prompt and the end token included.
+        max_prompt_tokens: The longest prompt.
+        max_response_tokens: The longest response.
+        context: The most that the prompt and `max_response_tokens` may have together, where the model sets a limit.
+        scale: The highest score of a rating; the lowest is 1.
+    """
+    cleaned = Cleaned()
+    seen = set()
+    for row in rows:
+        reason = row.fault or _fault(row, scale)
+        identity = None if reason else _identity(row)
+        if identity in seen:
+            reason = DUPLICATE
+        if not reason:
+            sizes = [count_tokens(row.prompt, response) for response in row.responses or [""]]
+            reason = _excess(sizes, max_prompt_tokens, max_response_tokens, context)
+        if reason:
+            cleaned.dropped.append({"file": row.file, "line": row.line, "reason": reason})
+        else:
+            seen.add(identity)
+            cleaned.rows.append(row)
+            cleaned.prompt_tokens.append(sizes[0][0])
+            cleaned.response_tokens.extend(response for _, response in sizes[: len(row.responses)])
+    return cleaned
+
+
+def _identity(row: RawRow) -> tuple[Any, ...]:
+    return (_canonical(row.prompt), *row.responses, row.label, repr((row.score, row.ranks, row.margin)))
+
+
+def _fault(row: RawRow, scale: int) -> str:
+    if not row.prompt or not row.prompt[-1]["content"].strip():
+        return "empty prompt"
+    if not all(response.strip() for response in row.responses):
+        return "empty response"
+    if not row.same_prompt:
+        return "differing prompts"
+    if row.chosen is not None and row.chosen == row.rejected:
+        return "equal on both sides"
+    if any(SURROGATE.search(text) for text in (*row.texts, row.answer or "", row.source or "")):
+        return "not Unicode text"
+    return _score_fault(row.score, scale) or _margin_fault(row.margin) or _ranking_fault(row.ranked, row.ranks)
+
+
+def _score_fault(score: Any, scale: int) -> str:
+    if score is None:
+        return ""
+    if not _is_number(score):
+        return "score that is no number"
+    return "" if 1 <= score <= scale else f"score outside 1 to collect.scale {scale}"
+
+
+def _margin_fault(margin: Any) -> str:
+    return "" if margin is None or _is_number(margin) else "margin that is no number"
+
+
+def _ranking_fault(responses: Sequence[str] | None, ranks: Sequence[Any]) -> str:
+    if responses is None:
+        return ""
+    if len(responses) != len(ranks):
+        return "responses and ranks differ in number"
+    if not all(_is_number(rank) for rank in ranks):
+        return "rank that is no number"
+    return "ranking of fewer than 2 different responses" if len(set(responses)) < 2 else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _excess(sizes: Sequence[tuple[int, int]], max_prompt: int, max_response: int, context: int | None) -> str:
+    if sizes[0][0] > max_prompt:
+        return "prompt too long"
+    longest = max(response for _, response in sizes)
+    if longest > max_response:
+        return "response too long"
+    # The prompt will be sampled on, so there has to be room for more than this row's own response.
+    if context is not None and sizes[0][0] + max_response > context:
+        return f"longer than the context of {context} with max_response_tokens {max_response} to come"
+    return ""
+
+
+def check_dropped(cleaned: Cleaned, max_dropped: float = 0.05) -> None:
+    """Stop where too large a share of the rows cannot be used. Duplicates don't count: they are no fault of a row.
+
+    Raises:
+        UserError: with the count of every reason and the first row of each.
+    """
+    bad = [row for row in cleaned.dropped if row["reason"] != DUPLICATE]
+    if len(bad) <= max_dropped * cleaned.read:
+        return
+    first: dict[str, Row] = {}
+    for row in bad:
+        first.setdefault(row["reason"], row)
+    reasons = "; ".join(
+        f"{cleaned.reasons[reason]} {reason} (first: {row['file']}, line {row['line']})"
+        for reason, row in first.items()
+    )
+    raise UserError(
+        f"{len(bad)} of {cleaned.read} rows cannot be used, more than prepare.max_dropped {max_dropped:g}: {reasons}. "
+        "Mend the rows, change the token limits, or raise prepare.max_dropped."
+    )
+
+
+def split_by_prompt(rows: Sequence[RawRow], fractions: Mapping[str, float], seed: int) -> dict[str, list[RawRow]]:
+    """Rows by split: all rows of one prompt in the same one, shares counted in prompts.
+
+    Prompts stand in the order of sha256(seed, prompt) and are dealt out in slices, so neither the order of the rows
+    nor Python's hashing matters. Prompts that differ only in case or spaces count as one here.
+
+    Raises:
+        UserError: if a split with a share stays empty, or the shares are not between 0 and 1 with sum 1.
+    """
+    if min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-9:
+        raise UserError(f"the splits' shares must be at least 0 and sum to 1, not {_shares(fractions)}. Mend prepare.")
+    groups: dict[str, list[RawRow]] = defaultdict(list)
+    for row in rows:
+        groups[prompt_key(row.prompt)].append(row)
+    order = sorted(groups, key=lambda prompt: hashlib.sha256(f"{seed}\n{prompt}".encode()).digest())
+    splits: dict[str, list[RawRow]] = {}
+    start, share = 0, 0.0
+    for name, fraction in fractions.items():
+        share += fraction
+        end = round(share * len(order))
+        splits[name] = [row for prompt in order[start:end] for row in groups[prompt]]
+        if fraction > 0 and start == end:
+            raise UserError(
+                f"{len(order)} different prompts are too few for the splits {_shares(fractions)}: {name} stays empty. "
+                "Give more data, or larger prepare.*_fraction."
+            )
+        start = end
+    return splits
+
+
+def _shares(fractions: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
+
+
+def to_prepared(splits: Mapping[str, Sequence[RawRow]], kind: str, scale: int = 5) -> dict[str, list[Row]]:
+    """The files of data/prepared by name without `.jsonl`, as docs/architecture.md lists them.
+
+    `splits` holds train, development and test, and judge where the kind has feedback. A chosen response, one with a
+    good label, the best of a ranking, or the best rated of a prompt if it is rated in the upper half of the scale, is a
+    demonstration and the reference for its prompt. Feedback files without rows are left out; prompts alone make no
+    demonstrations.
+    """
+    files: dict[str, list[Row]] = {}
+    if kind == "ratings":
+        splits = {split: _best_rated(rows, scale) for split, rows in splits.items()}
+    for split in ("train", "development") if kind != "prompts" else ():
+        files[f"demonstrations_{split}"] = _distinct(
+            {"prompt": row.prompt, "response": response} for row in splits[split] for response in _good(row)
+        )
+    for split in ("train", "development", "test"):
+        files[f"prompts_{split}"] = _prompts(splits[split], with_response=split != "train" and kind != "prompts")
+    if kind in PAIRED_KINDS:
+        for split in ("train", "development", "judge"):
+            if rows := splits.get(split):
+                files[f"{FEEDBACK_FILES[kind]}_{split}"] = [_feedback(row) for row in rows]
+    elif splits.get("judge"):
+        raise ValueError(f"data of kind {kind} holds no preferences, so its split 'judge' must be empty")
+    return files
+
+
+def _best_rated(rows: Sequence[RawRow], scale: int) -> list[RawRow]:
+    """The same rows, labelled good where no response to the prompt is rated higher and the rating is a good one."""
+    best: dict[str, float] = defaultdict(float)
+    for row in rows:
+        best[_canonical(row.prompt)] = max(best[_canonical(row.prompt)], row.score)
+    middle = (1 + scale) / 2
+    return [replace(row, label=row.score == best[_canonical(row.prompt)] and row.score > middle) for row in rows]
+
+
+def _feedback(row: RawRow) -> Row:
+    """A row's feedback as it was given; ranks become 1, 2, 3 ... without gaps."""
+    given: Row = {"prompt": row.prompt}
+    if row.chosen is not None:
+        given |= {"chosen": row.chosen, "rejected": row.rejected}
+        given |= {} if row.label is None else {"label": row.label}
+        given |= {} if row.margin is None else {"margin": row.margin}
+    elif row.ranked is not None:
+        places = {rank: place for place, rank in enumerate(sorted(set(row.ranks)), 1)}
+        given |= {"responses": list(row.ranked), "ranks": [places[rank] for rank in row.ranks]}
+    elif row.score is not None:
+        given |= {"response": row.response, "score": row.score}
+    else:
+        given |= {"response": row.response, "label": row.label}
+    return given if row.source is None else given | {"source": row.source}
+
+
+def _good(row: RawRow) -> list[str]:
+    """What a policy should say: the chosen or best ranked response, or the only one; nothing if it is bad or a tie."""
+    if row.ranked is not None:
+        return [row.ranked[row.ranks.index(min(row.ranks))]]
+    text = row.chosen if row.response is None else row.response
+    return [text] if text is not None and row.label not in (False, 0.5) else []
+
+
+def _prompts(rows: Iterable[RawRow], with_response: bool) -> list[Row]:
+    """Every prompt once, with its answer if it has one; those to judge on need a reference response."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        good = _good(row)
+        if with_response and not good:
+            continue
+        prompt: Row = {"prompt": row.prompt}
+        if row.answer is not None:
+            prompt["answer"] = row.answer
+        if with_response:
+            prompt["response"] = good[0]
+        found.setdefault(_canonical(row.prompt), prompt)
+    return list(found.values())
+
+
+def _distinct(rows: Iterable[Row]) -> list[Row]:
+    return list({_canonical(row): row for row in rows}.values())
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def prompt_key(prompt: Sequence[Message]) -> str:
+    """What tells prompts apart: roles and text, without case and spacing."""
+    return _canonical([(message["role"], " ".join(message["content"].split()).casefold()) for message in prompt])

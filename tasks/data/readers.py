@@ -1,0 +1,242 @@
+"""Where rows come from: a file, a folder of files, a saved data set, or a data set hub at a pinned revision.
+
+`datasets` and pyarrow are imported where they are needed: the first rows of a text file are looked at before a run.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_core.common.errors import UserError
+from rlhf_core.scoring.answers import answer_pattern as checked_pattern
+from tasks.data.detect import detect_format, missing_field
+from tasks.data.fields import Fields, MissingFieldError
+from tasks.data.formats import RawRow, faulty, parse_row
+from tasks.data.text_files import TEXT_SUFFIXES, read_text_file
+
+if TYPE_CHECKING:
+    import datasets
+
+FORMATS = (
+    "auto", "preference", "implicit", "demonstration", "unpaired", "ratings", "rankings", "question_answer", "prompts",
+)  # fmt: skip
+ANSWER_PATTERN = r"####\s*(.+)$"
+SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
+LOOKED_AT = 20  # first rows, by which a format is told
+MOST_FILES = 100_000  # of a folder: more is a disk, not a data set
+HUB_ID = re.compile(
+    r"(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{7,40})(:(?P<config>[^#]+))?(#(?P<split>.+))?", re.ASCII
+)
+
+
+def read_rows(
+    path: Path | None,
+    hub: str,
+    format: str = "auto",
+    answer_pattern: str = ANSWER_PATTERN,
+    preference_base: int | None = None,
+) -> list[RawRow]:
+    """Every row of the source, in its order, none left out; a row that cannot be read says why (`fault`).
+
+    `auto` takes the format that the first row shows for all. Of a folder all files are read, of a saved or hub data set
+    all splits unless one is named: the pipeline makes its own splits by prompt.
+
+    Raises:
+        UserError: if the source is missing, empty, cut off or of unknown kind, its first row lacks a field that the
+            format needs, none of its first rows can be read, it holds preferences of 0 and 1 only and
+            `preference_base` does not say what they mean, or the hub id is not pinned.
+    """
+    if (path is None) == (not hub):
+        raise UserError("the data needs one source. Set either prepare.path or prepare.hub.")
+    source = _from_hub(hub) if path is None else _from_path(path)
+    choices: set[object] = set()
+    rows = list(_parse(_noting_choices(source, choices), str(path or hub), format, answer_pattern, preference_base))
+    if preference_base is None and choices and choices <= {0, 1}:
+        raise UserError(
+            f"'preference' is only ever 0 or 1 in {path or hub}: is 1 the first response, or the second? "
+            "Set prepare.preference_base to 1 (1 first, 2 second, 0 a tie) or to 0 (0 first, 1 second)."
+        )
+    return rows
+
+
+def first_rows(
+    path: Path,
+    format: str,
+    answer_pattern: str = ANSWER_PATTERN,
+    count: int = LOOKED_AT,
+    preference_base: int | None = None,
+) -> list[RawRow]:
+    """The first `count` rows of a local source, without reading the rest.
+
+    Raises:
+        UserError: as `read_rows`, for what can be seen in these rows.
+    """
+    rows = _parse(_from_path(path), str(path), format, answer_pattern, preference_base)
+    return list(islice(rows, count))
+
+
+def _noting_choices(source: Iterable[Fields], choices: set[object]) -> Iterator[Fields]:
+    """The same rows; the different values of `preference` beside numbered responses are added to `choices`."""
+    for fields in source:
+        if fields.has("preference") and fields.has("response_1") and not fields.first("chosen", "rejected"):
+            value = fields.values["preference"]
+            choices.add(value if isinstance(value, int | float) else None)
+        yield fields
+
+
+def _parse(
+    source: Iterator[Fields], where: str, format: str, answer_pattern: str, preference_base: int | None
+) -> Iterator[RawRow]:
+    if format not in FORMATS:
+        raise UserError(f"prepare.format is {format!r}. Choose one of: {', '.join(FORMATS)}.")
+    checked_pattern(answer_pattern)
+    base = 1 if preference_base is None else preference_base
+    first = list(islice(source, LOOKED_AT))
+    if not first:
+        raise UserError(f"{where} holds no rows. Name a data set that does.")
+    readable = [fields for fields in first if not fields.fault]
+    try:
+        if readable and format == "auto":
+            format = detect_format(readable)
+        for fields in readable[:1]:
+            parse_row(fields, format, answer_pattern, base)
+    except MissingFieldError as error:
+        at = readable[0]
+        raise UserError(f"{at.file}, line {at.line}: {missing_field(at, error)}") from error
+
+    def parsed(fields: Fields) -> RawRow:
+        try:
+            return parse_row(fields, format, answer_pattern, base)
+        except MissingFieldError as error:
+            return faulty(fields, str(error))
+
+    rows = [parsed(fields) for fields in first]
+    if all(row.fault for row in rows):
+        raise UserError(
+            f"{rows[0].file}, line {rows[0].line}: {rows[0].fault}. "
+            f"None of the first {len(rows)} rows can be read: correct them, or set prepare.format."
+        )
+    yield from chain(rows, map(parsed, source))
+
+
+def _from_path(path: Path) -> Iterator[Fields]:
+    mode = _mode(path)
+    if stat.S_ISREG(mode):
+        yield from _from_file(path, path.name)
+    elif (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        import datasets
+
+        with _readable(str(path), datasets.exceptions.DatasetsError):
+            saved = datasets.load_from_disk(str(path))
+        yield from _from_dataset(saved, path.name)
+    else:
+        for file in _files(path):
+            # A name that is not UTF-8 could not be written into the data card.
+            name = f"{path.name}/{file.relative_to(path).as_posix()}".encode(errors="replace").decode()
+            yield from _from_file(file, name)
+
+
+def _mode(path: Path) -> int:
+    """The mode of a regular file or a folder on a disk.
+
+    Raises:
+        UserError: for anything else; a pipe would be waited for without end.
+    """
+    try:
+        mode = path.stat().st_mode
+        real = path.resolve()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist. Set prepare.path to a data file or folder.") from error
+    except (OSError, RuntimeError, ValueError) as error:  # among them links in a circle
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {why}. Set prepare.path to a data file or folder.") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or any(map(real.is_relative_to, ("/proc", "/sys"))):
+        raise UserError(f"{path} is not a file or folder on a disk. Set prepare.path to one that is.")
+    return mode
+
+
+def _files(folder: Path) -> list[Path]:
+    """The data files of a folder and those below it, sorted: the same order on every machine."""
+    files: list[Path] = []
+    for here, folders, names in os.walk(folder, onerror=_unreadable):
+        if link := next((name for name in folders if os.path.islink(os.path.join(here, name))), ""):
+            # DVC does not follow it either, so what is behind it would not be tracked.
+            raise UserError(f"{here}/{link} is a link to a folder. Copy that folder here, or take the link out.")
+        files += [Path(here, name) for name in names]
+        if len(files) > MOST_FILES:
+            raise UserError(
+                f"{folder} holds more than {MOST_FILES:,} files. Set prepare.path to the data's own folder."
+            )
+    files = sorted(file for file in files if file.name.endswith(SUFFIXES))
+    if not files:
+        raise UserError(f"{folder} holds no data file ({', '.join(SUFFIXES)}). Set prepare.path to one.")
+    return files
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}. Make it readable.") from error
+
+
+def _from_file(path: Path, name: str) -> Iterator[Fields]:
+    """Rows of one file; `name` stands for it in messages and in the data card."""
+    _mode(path)
+    if not path.name.endswith(SUFFIXES):
+        raise UserError(f"{path} is of an unknown kind. Name a file that ends in {', '.join(SUFFIXES)}.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty. Fetch or copy it again.")
+    yield from _from_parquet(path, name) if path.suffix == ".parquet" else read_text_file(path, name)
+
+
+def _from_parquet(path: Path, name: str) -> Iterator[Fields]:
+    from pyarrow import parquet
+
+    with _readable(str(path)), parquet.ParquetFile(path) as table:
+        rows = (values for batch in table.iter_batches(batch_size=1000) for values in batch.to_pylist())
+        for number, values in enumerate(rows, 1):
+            yield Fields(name, number, values)
+
+
+def _from_dataset(data: "datasets.Dataset | datasets.DatasetDict", name: str) -> Iterator[Fields]:
+    if isinstance(data, dict):  # the splits
+        for split, part in data.items():
+            yield from _from_dataset(part, f"{name}#{split}")
+    else:
+        for number, values in enumerate(data, 1):
+            yield Fields(name, number, values)
+
+
+def pinned(hub: str) -> re.Match[str]:
+    """The parts of a hub id, by the names in HUB_ID; raises UserError where it names no commit."""
+    match = HUB_ID.fullmatch(hub)
+    if match is None:
+        raise UserError(
+            f"prepare.hub is {hub}, which is not pinned. Write org/name@COMMIT, with :CONFIG and #SPLIT after it where "
+            "needed; the commit is on the data set's page under Files, History."
+        )
+    return match
+
+
+def _from_hub(hub: str) -> Iterator[Fields]:
+    match = pinned(hub)
+    import datasets
+
+    with _readable(f"prepare.hub {hub}", datasets.exceptions.DatasetsError):
+        data = datasets.load_dataset(match["name"], match["config"], revision=match["revision"], split=match["split"])
+    yield from _from_dataset(data, hub)
+
+
+@contextmanager
+def _readable(what: str, *more: type[Exception]) -> Iterator[None]:
+    """Turns whatever a library raises for a broken or unreachable source into a message for the user."""
+    kinds: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *more)
+    try:
+        yield
+    except kinds as error:
+        cause = error.__cause__ or error
+        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise UserError(f"{what} could not be read: {first.rstrip('.')}. Check that it is there and whole.") from error

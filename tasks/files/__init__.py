@@ -1,0 +1,1 @@
+"""Files that stages write: JSON lines and CSV tables."""

@@ -1,0 +1,1 @@
+"""params.yaml: its schema, how it is read, and what is wrong with a value."""

@@ -1,0 +1,126 @@
+"""What is wrong with a value of params.yaml, in words: which key, what it is, and what it may be."""
+
+import difflib
+import re
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from rlhf_core.common.fields import describe_bounds
+
+LARGEST = 2**63 - 1  # what torch, MLflow and JSON readers hold in an integer
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # not in a path, and not in UTF-8
+KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", list: "a list"}
+
+Where = tuple[str | int, ...]  # the parts of a dotted key; a number is a place in a list
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
+
+
+def explain(problem: Any, section: type) -> str:
+    """One of pydantic's errors about a mapping that should have been a `section`."""
+    where = problem["loc"]
+    key = dotted(where)
+    if problem["type"] in {"missing", "missing_argument", "missing_keyword_only_argument"}:
+        return f"the key '{key}' is missing. Add it, or restore the file with: git checkout params.yaml"
+    if problem["type"] == "value_error":  # a section whose values don't fit together
+        return f"in '{key}', {problem['msg'].removeprefix('Value error, ').rstrip('.')}."
+    return wrong_value(where, problem["input"], section)
+
+
+def wrong_value(where: Where, value: Any, section: type) -> str:
+    """What a key is and what it may be, or that there is no such key."""
+    if (found := _kind_at(where, section)) is None:
+        return f"unknown key '{shorten(dotted(where))}'. {nearest_key(where, section)}"
+    return f"'{dotted(where)}' is {_shown(value)}; it must be {_allowed(value, *found)}."
+
+
+def shorten(text: str) -> str:
+    """One line of at most 80 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 80 else f"{line[:79]}…"
+
+
+def dotted(where: Where) -> str:
+    """`policy.algorithms.1`."""
+    return ".".join(map(str, where))
+
+
+def coerced(before: Any, after: Any, where: Where = ()) -> Iterator[tuple[Where, Any]]:
+    """Values that validation let through and shouldn't have: `before` it true as 1, text as a number; huge integers."""
+    if isinstance(before, Mapping):
+        for key, value in before.items():
+            yield from coerced(value, after[key], (*where, key))
+    elif isinstance(before, list):
+        for place, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from coerced(old, new, (*where, place))
+    elif (
+        isinstance(before, bool) != isinstance(after, bool)
+        or isinstance(before, str) != isinstance(after, str)
+        or (isinstance(after, int) and abs(after) > LARGEST)
+        or (isinstance(after, str) and NOT_TEXT.search(after))
+    ):
+        yield where, before
+
+
+def nearest_key(where: Where, section: type) -> str:
+    """Which key was meant, or which there are."""
+    *parents, name = where
+    parent = _kind_at(tuple(parents), section)
+    beside = [item.name for item in fields(parent[0])] if parent and is_dataclass(parent[0]) else []
+    if close := difflib.get_close_matches(str(name), beside, n=1):
+        return f"Did you mean '{dotted((*parents, close[0]))}'?"
+    if parents and beside:
+        return f"Choose from: {', '.join(beside)}."
+    close = difflib.get_close_matches(dotted(where), keys_of(section), n=1)
+    return f"Did you mean '{close[0]}'?" if close else "See params.yaml for the keys there are."
+
+
+def keys_of(section: Any, prefix: str = "") -> list[str]:
+    """Every dotted key of a section, those of the sections in it included."""
+    keys = []
+    for item in fields(section):
+        keys.append(prefix + item.name)
+        if is_dataclass(item.type):
+            keys += keys_of(item.type, f"{prefix}{item.name}.")
+    return keys
+
+
+def _kind_at(where: Where, section: type) -> tuple[Any, Mapping[str, Any]] | None:
+    """Type and bounds of a key; None where there is no such key."""
+    kind: Any = section
+    metadata: Mapping[str, Any] = {}
+    for part in where:
+        if is_dataclass(kind) and part in (found := {item.name: item.metadata for item in fields(kind)}):
+            kind, metadata = get_type_hints(kind)[str(part)], found[str(part)]
+        elif get_origin(kind) is list and isinstance(part, int):
+            kind, metadata = get_args(kind)[0], {}
+        else:
+            return None
+    return kind, metadata
+
+
+def _allowed(value: Any, kind: Any, metadata: Mapping[str, Any]) -> str:
+    """The values that a key may have: "a whole number, at least 1, or null"."""
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    bounds = describe_bounds(metadata)
+    if int in options and isinstance(value, int | float) and abs(value) > LARGEST:
+        bounds += f"{' and ' if bounds else ''}at most {LARGEST}"
+    words = [f"{_kind(option)}{', ' + bounds if bounds else ''}" for option in options if option is not NoneType]
+    return ", or ".join([*words, *(["null"] if NoneType in options else [])])
+
+
+def _kind(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    return KINDS.get(get_origin(kind) or kind, "a section of keys")
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML has it, cut off where it is long."""
+    if value is None or isinstance(value, bool):
+        return {True: "true", False: "false", None: "null"}[value]
+    return _short.repr(value)

@@ -1,0 +1,1 @@
+"""The report: findings, comparison, charts and the page."""

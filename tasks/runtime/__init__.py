@@ -1,0 +1,1 @@
+"""What runs around every stage and has no influence on its outputs: resuming, progress, tracking."""

@@ -1,0 +1,207 @@
+"""Outputs that are done but that DVC may not have recorded yet: kept in .resume/KEY until dvc.lock holds them.
+
+DVC writes dvc.lock only after a stage has ended, and deletes the outputs when it starts a stage again. A run killed in
+between would train from step 0. So a stage leaves its outputs here, and hard links to them in place:
+
+    .resume/KEY/out/PATH ... -> finished.json (last, atomically) -> links at PATH -> dvc.lock -> KEY is deleted
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.common.errors import UserError
+from tasks.runtime.hold import hold
+
+RESUME = Path(".resume")
+MARKER = "finished.json"
+
+
+def require_resume_folder(root: Path = Path()) -> None:
+    """Raise UserError where something else has the name of the folder .resume."""
+    path = root / RESUME
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} links to a folder that does not exist. Make that folder, or delete the link.")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; unfinished stages keep their state in a folder of that name. Rename it.")
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it for this process: nobody else works in it or deletes it.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    handle = hold(folder)
+    if handle is None:
+        raise UserError(f"another process works on the same stage in {folder.resolve()}. Wait for it, or stop it.")
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def mark_finished(folder: Path, stage: str, outputs: Sequence[str]) -> None:
+    """Declare what stands under `folder`/out to be the whole output of `stage`; what a kill or a full disk left is not.
+
+    The training state is deleted.
+    """
+    files = _sizes(folder)
+    for name in files:
+        _flush(folder / "out" / name)
+    partial = folder / f"{MARKER}.partial"
+    partial.write_text(json.dumps({"stage": stage, "outputs": list(outputs), "files": files}), encoding="utf-8")
+    _flush(partial)
+    partial.rename(folder / MARKER)
+    shutil.rmtree(folder / "state", ignore_errors=True)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a stage has left its outputs in `folder`."""
+    return (folder / MARKER).is_file()
+
+
+def finished_outputs(folder: Path) -> list[str] | None:
+    """Paths of the outputs that `folder` holds whole, None where something is missing."""
+    marker = _read_marker(folder)
+    return None if marker is None or marker["files"] != _sizes(folder) else marker["outputs"]
+
+
+def place(folder: Path, outputs: Sequence[str]) -> None:
+    """Put the outputs at their paths, each replaced as a whole, as hard links where the file system has them."""
+    new, old = folder / "new", folder / "replaced"
+    for path in outputs:
+        for left in (new, old):  # by a kill
+            _delete(left)
+        source, final = folder / "out" / path, Path(path)
+        if source.is_dir():
+            shutil.copytree(source, new, copy_function=_link)
+        else:
+            _link(source, new)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.is_dir():  # a file is replaced by the rename itself
+            final.rename(old)
+        new.rename(final)
+        for left in (new, old):  # a rename to another link of the same file leaves both
+            _delete(left)
+
+
+def empty(folder: Path) -> None:
+    """Delete all that `folder` holds, the marker last: without one, outputs that DVC has linked would be written to."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == MARKER):
+        _delete(path)
+
+
+def any_finished(root: Path = Path()) -> bool:
+    """Whether a stage has left its outputs; a cheap look before DVC is asked."""
+    return any((root / RESUME).glob(f"*/{MARKER}"))
+
+
+def sweep(repo: Any, but: Path | None = None) -> None:
+    """Delete finished outputs that the dvc.lock of a dvc.repo.Repo holds, and those whose stage is gone.
+
+    What a live process holds stays, and so does `but`.
+    """
+    root = Path(repo.root_dir) / RESUME
+    for marker in sorted(root.glob(f"*/{MARKER}")):
+        folder = marker.parent
+        if folder.resolve() == but or (handle := hold(folder)) is None:
+            continue
+        try:
+            if is_recorded(folder, repo):
+                shutil.rmtree(folder)
+        finally:
+            os.close(handle)
+
+
+def sweep_checkout(root: Path) -> None:
+    """The same for the checkout `root`."""
+    if any_finished(root):
+        from dvc.repo import Repo
+
+        with Repo(str(root)) as repo:
+            sweep(repo)
+
+
+def sweep_superseded(stage: str, key: Path) -> None:
+    """Delete finished outputs of `stage` that were made from other inputs or parameters than `key`."""
+    for marker in sorted(key.parent.glob(f"*/{MARKER}")):
+        found = _read_marker(marker.parent)
+        if marker.parent != key and found is not None and found["stage"] == stage:
+            handle = hold(marker.parent)
+            if handle is not None:
+                shutil.rmtree(marker.parent)
+                os.close(handle)
+
+
+def is_recorded(folder: Path, repo: Any) -> bool:
+    """Whether dvc.lock and DVC's cache hold the finished outputs of `folder`, or dvc.yaml has their stage no more.
+
+    Every output folder has a manifest with the stage's key in it, so its digest tells whose output it is.
+    """
+    from dvc.stage.exceptions import StageNotFound
+
+    marker = _read_marker(folder)
+    if marker is None:
+        return False
+    try:
+        stage = repo.stage.load_one(path=str(Path(repo.root_dir) / "dvc.yaml"), name=marker["stage"])
+    except StageNotFound:
+        return True
+    kept = {str(out.def_path): out for out in stage.outs}
+    return all(path in kept and _holds(kept[path], folder / "out" / path) for path in marker["outputs"])
+
+
+def _holds(out: Any, path: Path) -> bool:
+    """Whether a DVC output, as dvc.lock has it, is the file or folder at `path`."""
+    stored = out.get_obj() if out.hash_info else None
+    if stored is None:
+        return False
+    if path.is_file():
+        return bool(out.hash_info.value == _md5(path) and out.cache.exists(out.hash_info.value))
+    manifest = path / "manifest.json"
+    found = {name: digest.value for name, _, digest in stored} if out.hash_info.isdir else {}
+    return manifest.is_file() and found.get((manifest.name,)) == _md5(manifest)
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def _read_marker(folder: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads((folder / MARKER).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file under `folder`/out."""
+    out = folder / "out"
+    return {str(path.relative_to(out)): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _link(source: Any, target: Any) -> Any:
+    try:
+        os.link(source, target)
+    except OSError:  # no hard links here
+        shutil.copy2(source, target)
+    return target
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,274 @@
+"""What every stage does around its work: parameters, inputs, resuming, logging, and writing all or nothing."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.common.errors import UserError
+from rlhf_core.loops.common.resume import ResumeStore
+from rlhf_core.loops.common.run import Run
+from tasks.params.schema import Params, load_params
+from tasks.runtime.finished import (
+    RESUME,
+    any_finished,
+    empty,
+    finished_outputs,
+    holding,
+    is_finished,
+    is_recorded,
+    mark_finished,
+    place,
+    require_resume_folder,
+    sweep,
+    sweep_superseded,
+)
+from tasks.runtime.progress import Shown, show, transformers_progress
+from tasks.runtime.tracking import StageRun
+
+STOPPED = 130  # exit code of a command that was ended by Ctrl-C
+LEAST_FREE = 256 << 20  # bytes: the outputs of the smallest run, its MLflow store included
+FULL_DISK = 16 << 20  # bytes
+
+
+class Restored(Exception):  # noqa: N818 - no error: it ends a stage that has nothing left to do
+    """The outputs were made by an earlier start of the stage, and are in place again."""
+
+
+@dataclass
+class Stage:
+    """One execution of one stage of dvc.yaml."""
+
+    name: str
+    params: Params
+    sections: dict[str, Any]  # the parameters this stage reads, as plain values
+    inputs: dict[str, str]  # dependency -> DVC digest
+    key: str
+    tracker: StageRun
+    written: list[tuple[Path, Path]] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Git-ignored working folder; its name holds the hash of parameters, code and inputs."""
+        return RESUME / self.key
+
+    def out(self, path: str) -> Path:
+        """Where to write the output that will stand at `path`, the same for each call; put there on success."""
+        working = self.folder / "out" / path
+        working.mkdir(parents=True, exist_ok=True)
+        if (working, Path(path)) not in self.written:
+            self.written.append((working, Path(path)))
+        return working
+
+    def out_file(self, path: str) -> Path:
+        """The same for an output that is one file; it has no manifest beside it."""
+        working = self.folder / "out" / path
+        working.parent.mkdir(parents=True, exist_ok=True)
+        self.written.append((working, Path(path)))
+        return working
+
+    def training_run(self, name: str = "", snapshot: Callable[[int], None] | None = None) -> Run:
+        """Seed, resume store and reporting for a loop; `name` tells several trainings of a stage apart."""
+        stream = f"{self.name}/{name}" if name else self.name
+        progress = Progress(self.tracker, f"{name}/" if name else "", stream)
+        store = ResumeStore(self.folder / "state" / (name or "main"))
+        return Run(
+            seed=self.params.run.seed,
+            name=stream,
+            resume=store,
+            report=progress,
+            **({} if snapshot is None else {"snapshot": snapshot}),
+        )
+
+    def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Metrics to MLflow, in one call."""
+        self.tracker.log_metrics(metrics, step)
+
+    def finish(self) -> None:
+        """Write each output's manifest and put the outputs in place; they stay in `folder` until DVC has them."""
+        manifest = {
+            "stage": self.name,
+            "key": self.key,
+            "params": {key: _portable(value) for key, value in self.sections.items()},
+            "inputs": {_portable(path): digest for path, digest in self.inputs.items()},
+        }
+        for working, _ in self.written:
+            if working.is_dir():
+                write_json(working / "manifest.json", manifest)
+        outputs = [str(final) for _, final in self.written]
+        mark_finished(self.folder, self.name, outputs)
+        place(self.folder, outputs)
+
+
+class Progress:
+    """Shows how far a training is and sends every step's metrics to MLflow, those of development data apart."""
+
+    def __init__(self, tracker: StageRun, prefix: str, name: str) -> None:
+        self.tracker, self.prefix, self.name = tracker, prefix, name
+        self.began = time.monotonic()
+        self.tokens = 0
+        self.shown: Shown | None = None
+
+    def __call__(self, metrics: Mapping[str, float], step: int, total: int, tokens: int) -> None:
+        """Report one step."""
+        self.tokens += tokens
+        speed = self.tokens / max(time.monotonic() - self.began, 1e-9)
+        logged = {self.prefix + tracked_name(key): value for key, value in metrics.items()}
+        self.tracker.log_metrics({**logged, f"{self.prefix}train/tokens_per_second": speed}, step)
+        if self.shown is None:
+            if step > 1:
+                sys.stderr.write(f"{self.name:12} continues at step {step} of {total}, from its last saved state\n")
+            self.shown = show(self.name, total, step - 1, self.began)
+        numbers = [f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl", "accuracy") if key in metrics]
+        self.shown.advance(1, f"{speed:,.0f} tokens/s  {'  '.join(numbers)}")
+        if step == total:
+            self.shown.close()
+
+
+def tracked_name(key: str) -> str:
+    """A metric's name in MLflow, which draws one group of charts for each prefix: `train/loss`, `development/loss`."""
+    name = key.removeprefix("development_")
+    return f"train/{key}" if name == key else f"development/{name}"
+
+
+@contextmanager
+def open_stage(name: str) -> Iterator[Stage]:
+    """Run one stage of dvc.yaml; on success its outputs are put in place, otherwise nothing is left behind.
+
+    Raises:
+        UserError: for what the user can fix, disk space included.
+        Restored: an earlier start of this stage had finished, and was killed before DVC recorded its outputs.
+    """
+    from dvc.repo import Repo
+
+    params = load_params()
+    require_resume_folder()
+    if (free := shutil.disk_usage(".").free) < LEAST_FREE:
+        raise UserError(
+            f"the disk of {Path.cwd()} has {free >> 20} MiB free; a stage needs at least {LEAST_FREE >> 20}. Free some."
+        )
+    with ExitStack() as held:
+        with Repo() as repo:
+            inputs, section_names = _dependencies(repo, name)
+            sections = {key: _lookup(asdict(params), key) for key in section_names}
+            key = _stage_key(name, sections, inputs)
+            tracker = StageRun(name, key, RESUME / key)
+            stage = Stage(name, params, sections, inputs, key, tracker)
+            held.enter_context(holding(stage.folder))
+            if any_finished():
+                _restore(stage, repo)
+        with tracker:
+            tracker.log_params(sections)
+            tracker.log_inputs({path: digest for path, digest in inputs.items() if not path.endswith(".py")})
+            try:
+                yield stage
+            except UserError:
+                # The same parameters and inputs would fail again, so there is nothing to go on from.
+                shutil.rmtree(stage.folder, ignore_errors=True)
+                raise
+            stage.finish()
+
+
+def _restore(stage: Stage, repo: Any) -> None:
+    """Raise Restored with the outputs in place where they were finished before; delete what DVC has by now."""
+    sweep_superseded(stage.name, stage.folder)
+    sweep(repo, but=stage.folder.resolve())
+    if not is_finished(stage.folder):
+        return
+    outputs = finished_outputs(stage.folder)
+    # Recorded, and yet started again: by `dvc repro --force`.
+    if outputs is None or is_recorded(stage.folder, repo):
+        empty(stage.folder)
+        return
+    place(stage.folder, outputs)
+    stage.tracker.restore()
+    raise Restored(stage.name)
+
+
+def _dependencies(repo: Any, name: str) -> tuple[dict[str, str], list[str]]:
+    """Digests of a stage's files, and the params.yaml keys it reads, from dvc.yaml by DVC itself."""
+    from dvc.dependency.param import ParamsDependency
+
+    stage = repo.stage.load_one(path="dvc.yaml", name=name)
+    files = {}
+    keys: list[str] = []
+    for dependency in stage.deps:
+        if isinstance(dependency, ParamsDependency):
+            keys += dependency.params
+            continue
+        if not dependency.exists:
+            raise UserError(f"{dependency.def_path} does not exist. Name an existing file or folder, or run: dvc repro")
+        files[dependency.def_path] = dependency.get_hash().value
+    return files, keys
+
+
+def _lookup(section: Any, key: str) -> Any:
+    for part in key.split("."):
+        section = section[part]
+    return section
+
+
+def _portable(value: Any) -> Any:
+    """A value without absolute paths: outputs are the same whatever folder a user's file stands in."""
+    if isinstance(value, Mapping):
+        return {key: _portable(inner) for key, inner in value.items()}
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _stage_key(name: str, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    import torch
+    import transformers
+
+    content = [
+        name,
+        {key: _portable(value) for key, value in sections.items()},
+        sorted(inputs.values()),
+        torch.__version__,
+        transformers.__version__,
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON with sorted keys and a final newline."""
+    path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def quiet_libraries() -> None:
+    """No notes of transformers about what it loads; its progress is shown as the stages' own."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_tqdm_hook(transformers_progress)
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def main(work: Callable[[], None]) -> None:
+    """Run a stage's `work` as a command: a user's mistake is two lines and exit code 1, not a traceback."""
+    quiet_libraries()
+    try:
+        work()
+    except Restored as stage:
+        sys.stdout.write(f"{stage}: finished before; its outputs are in place again\n")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        # Over what is left of a progress line.
+        sys.stderr.write(("\r\033[K" if sys.stderr.isatty() else "") + "stopped; run the same command to continue\n")
+        sys.exit(STOPPED)
+    except Exception:
+        # A full disk shows as many errors (the system's, safetensors', SQLite's): one look says whether it is that.
+        if shutil.disk_usage(".").free < FULL_DISK:
+            sys.exit(
+                f"error: the disk of {Path.cwd()} is full. Free some space and run it again: it goes on from there."
+            )
+        raise

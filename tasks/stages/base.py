@@ -1,0 +1,74 @@
+"""Stage `base`: a small language model trained from scratch on raw text, or a manifest naming the user's model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from rlhf_core.algorithms.base.sft import SFT
+from rlhf_core.common.seeding import seed_everything
+from rlhf_core.models.store import load_tokenizer, new_policy
+from tasks.common.preflight import ROWS, Check, policy_checks, prepared, require, run_checks
+from tasks.common.rows import text_units
+from tasks.common.source import model_source
+from tasks.common.train import train_and_save_policy
+from tasks.params.schema import Params
+from tasks.runtime.stage import Stage, main, open_stage, write_json
+
+OUT = "models/base"
+THREADS = Path("data/prepared/threads.jsonl")
+
+
+def base() -> None:
+    """Train the base model by cross-entropy on every token, or record which one is used."""
+    with open_stage("base") as stage:
+        source = model_source(stage.params.model)
+        if source.config is None:
+            write_json(stage.out(OUT) / "model.json", source.manifest())
+        else:
+            run_checks("base", checks(stage.params))
+            _train(stage, source.config)
+
+
+def checks(params: Params) -> Iterator[Check]:
+    """What is looked at before training; nothing where the user's own model is only named."""
+    require("base", "data/prepared")
+    source = model_source(params.model)
+    if source.config is not None:
+        tokenizer = load_tokenizer("data/prepared/tokenizer")
+        policy = prepared(params, new_policy(_config(source.config, tokenizer)))
+        rows = text_units(THREADS, tokenizer, ROWS)
+        yield from policy_checks(params, policy, tokenizer, rows, params.base.learning_rate)
+
+
+def _config(file: Path, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The configuration in a file, with the tokenizer's vocabulary and special tokens."""
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        str(file),
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return config
+
+
+def _train(stage: Stage, config_file: Path) -> None:
+    params = stage.params
+    tokenizer = load_tokenizer("data/prepared/tokenizer")
+    config = _config(config_file, tokenizer)
+    seed_everything(params.run.seed, "base", "weights")
+    train_and_save_policy(
+        stage,
+        new_policy(config),
+        tokenizer,
+        SFT(),
+        text_units(THREADS, tokenizer),
+        text_units(Path("data/prepared/demonstrations_development.jsonl"), tokenizer),
+        params.base,
+        OUT,
+    )
+
+
+if __name__ == "__main__":
+    main(base)

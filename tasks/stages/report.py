@@ -1,0 +1,163 @@
+"""Stage `report`: every figure of a run in one machine-readable file, and the page drawn from it.
+
+`python -m tasks.stages.report` is the stage. `python -m tasks.stages.report --render` only draws
+reports/report.{html,md} again, with links and wall times, which no tracked output may hold.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.common.errors import UserError
+from tasks.files.jsonl import read_jsonl
+from tasks.files.tables import write_csv
+from tasks.reporting.comparison import CURVES, METRICS, comparison, curve_rows
+from tasks.reporting.report_page import render
+from tasks.runtime.stage import Restored, main, open_stage, write_json
+
+OUT = "reports/report.json"
+RESULTS, SNAPSHOTS = "evaluation/results.json", "evaluation/snapshots.jsonl"
+CARD, FEEDBACK = "data/prepared/card.json", "data/feedback/summary.json"
+FOLDERS = (
+    "data/prepared",
+    "models/base",
+    "models/sft",
+    "data/feedback",
+    "models/reward",
+    "models/judge",
+    "evaluation",
+)
+INTERVALS = ("kl", "reward", "reward_model_score", "judge_score")  # figures that evaluate writes with a 95 % interval
+
+
+def report() -> None:
+    """Write report.json, then the page."""
+    with suppress(Restored), open_stage("report") as stage:
+        own = {"key": stage.key, "params": stage.sections, "inputs": stage.inputs, "outputs": [OUT, METRICS, CURVES]}
+        built = build_report(own)
+        write_json(stage.out_file(OUT), built)
+        figures = json.dumps(comparison(built), indent=1) + "\n"  # in this order, which DVC keeps for its columns
+        stage.out_file(METRICS).write_text(figures, encoding="utf-8")
+        write_csv(stage.out_file(CURVES), curve_rows(built["policies"], Path("models/policies"), Path(SNAPSHOTS)))
+    # After the stage: its own MLflow run has ended then, and the page can link it.
+    render_page()
+
+
+def render_page() -> None:
+    """Draw the page from report.json and the outputs in the checkout.
+
+    Raises:
+        UserError: there is no report.json.
+    """
+    if not Path(OUT).is_file():
+        raise UserError(f"{OUT} does not exist, so there is nothing to draw. Make it with: dvc repro")
+    for path in render(_read(OUT), Path(OUT).parent):
+        sys.stdout.write(f"{path}\n")
+
+
+def build_report(own: Mapping[str, Any]) -> dict[str, Any]:
+    """All figures and where they come from: numbers, names and hashes of inputs, the same for the same outputs.
+
+    `own` is this stage's entry in `sources.stages`. Intervals of KL (nats per response), reward, the reward model's
+    score and the judge's are beside them as NAME_low and NAME_high, 95 %.
+    """
+    results = _read(RESULTS)
+    snapshots = read_jsonl(Path(SNAPSHOTS))
+    policies = {
+        name: _flat(figures) | {"best_snapshot": _best_snapshot(name, snapshots)} | _tokens(name)
+        for name, figures in results["policies"].items()
+    }
+    reward_model, none, reward_file = _scalar_model("models/reward")
+    judge_model, _, judge_file = _scalar_model("models/judge")
+    card = _read(CARD)
+    origins = {
+        "data": CARD,
+        "feedback": FEEDBACK,
+        "reward_model": reward_file,
+        "judge_model": judge_file,
+        "rewards": RESULTS,
+        "sft": RESULTS,
+        "policies": RESULTS,
+        "policies.*.best_snapshot": SNAPSHOTS,
+    }
+    return {
+        "judge": results["judge"],
+        "prompts": results["prompts"],
+        "rewards": results["rewards"],
+        "data": {key: card[key] for key in ("source", "kind", "read", "kept")},
+        "feedback": _read(FEEDBACK),
+        "reward_model": reward_model,
+        "no_reward_model": none,
+        "judge_model": judge_model,
+        "sft": _flat(results["sft"]),
+        "policies": policies,
+        "sources": {"stages": _stages(list(policies)) | {"report": own}, "figures": origins},
+    }
+
+
+def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """One policy's results, {"kl": {"value", "low", "high"}} made `kl`, `kl_low`, `kl_high`; None stays None."""
+    flat = {key: value for key, value in figures.items() if key not in INTERVALS}
+    for key in INTERVALS:
+        interval = figures[key] or {"value": None, "low": None, "high": None}
+        flat |= {key: interval["value"], f"{key}_low": interval["low"], f"{key}_high": interval["high"]}
+    return flat
+
+
+def _best_snapshot(name: str, snapshots: list[dict[str, Any]]) -> int | None:
+    """Step of the snapshot with the highest win rate against SFT on the development split, the earliest of equals.
+
+    None where there are no snapshots, or nothing to judge them with.
+    """
+    own = [row for row in snapshots if row["policy"] == name and row["win_rate_vs_sft"] is not None]
+    return max(own, key=lambda row: (row["win_rate_vs_sft"]["value"], -row["step"]))["step"] if own else None
+
+
+def _tokens(name: str) -> dict[str, int]:
+    """Response tokens that a policy's training sampled, and those it trained on, each pass counted."""
+    curve, samples = Path(f"models/policies/{name}/metrics.jsonl"), Path(f"models/policies/{name}/samples.json")
+    rows = read_jsonl(curve) if curve.is_file() else []
+    sampled = _read(str(samples))["sampled_tokens"] if samples.is_file() else 0
+    return {
+        "sampled_tokens": sampled + int(sum(row.get("sampled_tokens", 0) for row in rows)),
+        "trained_tokens": int(sum(row["trained_tokens"] for row in rows)),
+    }
+
+
+def _scalar_model(folder: str) -> tuple[dict[str, Any] | None, str | None, str]:
+    """Held-out figures of a reward model, or None and the reason for having none; and the file that says so."""
+    none = f"{folder}/none.json"
+    if Path(none).is_file():
+        return None, _read(none)["why"], none
+    return _read(f"{folder}/summary.json"), None, f"{folder}/summary.json"
+
+
+def _stages(policies: list[str]) -> dict[str, Any]:
+    """What made the outputs: each stage's key, parameters, input digests and output folders."""
+    stages: dict[str, Any] = {}
+    for folder in (*FOLDERS, *(f"models/policies/{name}" for name in policies)):
+        made = _read(f"{folder}/manifest.json")
+        entry = {"key": made["key"], "params": made["params"], "inputs": made["inputs"], "outputs": []}
+        stages.setdefault(made["stage"], entry)["outputs"].append(folder)
+    return stages
+
+
+def _read(path: str) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        UserError: it is missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist. Run the stage that writes it: dvc repro") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}). Restore it: dvc checkout, or dvc repro") from error
+
+
+if __name__ == "__main__":
+    main(render_page if sys.argv[1:] == ["--render"] else report)

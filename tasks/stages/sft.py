@@ -1,0 +1,61 @@
+"""Stage `sft`: supervised fine-tuning of the base model on demonstrations."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.algorithms.base.sft import SFT
+from rlhf_core.models.store import fit_vocabulary, load_policy, load_tokenizer, save_policy
+from tasks.common.preflight import ROWS, Check, policy_checks, prepared, require, run_checks
+from tasks.common.rows import demonstration_units
+from tasks.common.source import start_checkpoint
+from tasks.common.train import train_and_save_policy
+from tasks.params.schema import Params
+from tasks.runtime.stage import main, open_stage
+
+OUT = "models/sft"
+TRAIN = Path("data/prepared/demonstrations_train.jsonl")
+
+
+def sft() -> None:
+    """Cross-entropy on response tokens only, the end token included; without demonstrations the model as it is."""
+    with open_stage("sft") as stage:
+        if not TRAIN.is_file():  # the data is prompts alone
+            tokenizer, model = _start(stage.params)
+            longest = stage.params.prepare.max_response_tokens
+            save_policy(model, tokenizer, stage.out(OUT), max_new_tokens=longest)
+            return
+        run_checks("sft", checks(stage.params))
+        tokenizer, model = _start(stage.params)
+        train_and_save_policy(
+            stage,
+            model,
+            tokenizer,
+            SFT(),
+            demonstration_units(TRAIN, tokenizer),
+            demonstration_units(Path("data/prepared/demonstrations_development.jsonl"), tokenizer),
+            stage.params.sft,
+            OUT,
+        )
+
+
+def checks(params: Params) -> Iterator[Check]:
+    """What is looked at before training; nothing where there are no demonstrations."""
+    require("sft", "data/prepared", "models/base")
+    if not TRAIN.is_file():
+        return
+    tokenizer, model = _start(params)
+    rows = demonstration_units(TRAIN, tokenizer, ROWS)
+    yield from policy_checks(params, prepared(params, model), tokenizer, rows, params.sft.learning_rate)
+
+
+def _start(params: Params) -> tuple[Any, Any]:
+    """The tokenizer, and the model before fine-tuning with a row for each of its tokens."""
+    tokenizer = load_tokenizer("data/prepared/tokenizer")
+    model = load_policy(start_checkpoint(params.model))
+    fit_vocabulary(model, tokenizer)
+    return tokenizer, model
+
+
+if __name__ == "__main__":
+    main(sft)

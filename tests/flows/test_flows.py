@@ -1,0 +1,496 @@
+"""flows/ without a server: the graph, changed parameters, one stage as a process group, isolated checkouts."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch
+from flows.run.changes import Changes, require_inputs
+from flows.run.form import Form, chosen
+from flows.run.graph import Stage, read_graph, select
+from flows.run.lineage import comparison_markdown, figures, terms_of
+from flows.run.stages import StageRunner
+from flows.run.workspace import open_workspace
+from flows.servers import services, supervise
+from flows.servers.settings import find_root
+from rlhf_core.common.errors import UserError
+from tasks.params.schema import ROOT, all_keys, load_params
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RLHF_ROOT", str(tmp_path))
+    monkeypatch.setenv("SHELL", "/bin/sh")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    return make_scratch(tmp_path)
+
+
+# The graph
+
+
+def test_graph_is_dvcs(scratch: Path) -> None:
+    stages = read_graph(scratch)
+    assert [stage.name for stage in stages] == ["prepare", "sft", "policy@ppo", "policy@grpo", "policy@dpo", "report"]
+    assert stages[0].upstream == ()
+    assert stages[2].upstream == ("sft",)
+    assert stages[5].upstream == ("policy@dpo", "policy@grpo", "policy@ppo")
+
+
+def test_graph_leaves_out_what_other_needs_imply(scratch: Path) -> None:
+    """The report reads the prepared data and the SFT model too; both are needed by the policies already."""
+    text = (scratch / "dvc.yaml").read_text()
+    text = text.replace("deps: [models/policies]", "deps: [models/policies, models/sft, data/prepared]")
+    (scratch / "dvc.yaml").write_text(text)
+    stages = {stage.name: stage.upstream for stage in read_graph(scratch)}
+    assert stages["report"] == ("policy@dpo", "policy@grpo", "policy@ppo")
+    assert [stage.name for stage in select(read_graph(scratch), "policy@dpo")] == ["prepare", "sft", "policy@dpo"]
+
+
+STAGES = [Stage("a", ()), Stage("b", ("a",)), Stage("c@x", ("b",)), Stage("c@y", ("b",)), Stage("d", ("a",))]
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        (None, ["a", "b", "c@x", "c@y", "d"]),
+        ("b", ["a", "b"]),
+        ("c@y", ["a", "b", "c@y"]),
+        ("c", ["a", "b", "c@x", "c@y"]),
+        ("d", ["a", "d"]),
+    ],
+)
+def test_only_takes_what_the_stage_needs(only: str | None, expected: list[str]) -> None:
+    assert [stage.name for stage in select(STAGES, only)] == expected
+
+
+def test_unknown_stage_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no stage 'c@z'.*a, b, c@x, c@y, d.*Did you mean c@"):
+        select(STAGES, "c@z")
+
+
+def test_broken_dvc_yaml_is_a_message(scratch: Path) -> None:
+    (scratch / "dvc.yaml").write_text("stages: {a: {cmd: true, deps: 3}}")
+    with pytest.raises(UserError, match=r"dvc\.yaml"):
+        read_graph(scratch)
+
+
+def test_root_is_found_upwards(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RLHF_ROOT")
+    monkeypatch.chdir(scratch / "tasks")
+    assert find_root() == scratch
+    monkeypatch.chdir("/")
+    with pytest.raises(UserError, match=r"no dvc\.yaml"):
+        find_root()
+
+
+# Changed parameters
+
+
+def test_changes_lay_the_profile_first_then_single_values(scratch: Path) -> None:
+    resolved = Changes("fast", {"policy.dpo.beta": 0.7}).resolve(scratch)
+    assert (resolved.params.sft.learning_rate, resolved.params.policy.dpo.beta) == (0.5, 0.7)
+    assert resolved.is_changed
+    assert (scratch / "params.yaml").read_text() == PARAMS_YAML
+
+
+def test_values_as_they_stand_are_no_change(scratch: Path) -> None:
+    assert not Changes().resolve(scratch).is_changed
+    assert not Changes(overrides={"sft.learning_rate": 0.001, "run.seed": 0}).resolve(scratch).is_changed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (Changes("fats"), "no profile 'fats'.*fast"),
+        (Changes(overrides={"sft.learning_rat": 1}), "unknown key 'sft.learning_rat'.*'sft.learning_rate'"),
+        (Changes(overrides={"sft.learning_rate": "high"}), "'sft.learning_rate' is 'high'"),
+        (Changes(overrides={"run.parallel": 0}), "'run.parallel' is 0"),
+    ],
+)
+def test_bad_changes_name_the_key(scratch: Path, changes: Changes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        changes.resolve(scratch)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"prepare.path": "nowhere.jsonl"}, "prepare.path nowhere.jsonl does not exist"),
+        ({"model.path": "nowhere"}, "model.path nowhere does not exist"),
+        ({"model.path": "tasks"}, "model.path tasks holds no config.json"),
+        ({"prepare.path": "helpdesk/world.json"}, "still the help desk's .* Set prepare.path"),
+    ],
+)
+def test_missing_inputs_are_told_before_the_run(scratch: Path, overrides: dict[str, str], message: str) -> None:
+    require_inputs(Changes().resolve(scratch).params, scratch)
+    with pytest.raises(UserError, match=message):
+        require_inputs(Changes(overrides=overrides).resolve(scratch).params, scratch)
+
+
+@pytest.mark.parametrize(
+    ("profile", "row"),
+    [
+        ("preferences", '{"prompt": "Hi", "chosen": "Hello", "rejected": "No"}'),
+        ("verifiable", '{"question": "2 + 3?", "answer": "#### 5"}'),
+    ],
+)
+def test_a_profile_for_pretrained_models_needs_one(tmp_path: Path, profile: str, row: str) -> None:
+    """Its learning rates are too low to train from scratch; a model of your own or higher rates are accepted."""
+    data, model = tmp_path / "rows.jsonl", tmp_path / "model.json"
+    data.write_text(f"{row}\n")
+    model.write_text((ROOT / "helpdesk/model.json").read_text())
+    own = {"prepare.path": str(data)}
+    with pytest.raises(
+        UserError, match=r"sft.learning_rate 1e-05 is for a pretrained model.*Set model.path or model.hub"
+    ):
+        require_inputs(Changes(profile, own).resolve(ROOT).params, ROOT)
+    for change in ({"model.path": str(model)}, {"model.hub": "org/model@1"}, {"sft.learning_rate": 1e-4}):
+        require_inputs(Changes(profile, own | change).resolve(ROOT).params, ROOT)
+    require_inputs(Changes(overrides={"sft.learning_rate": 1e-5}).resolve(ROOT).params, ROOT)  # on the help desk
+
+
+def test_a_hub_id_stands_in_for_a_path(scratch: Path) -> None:
+    hub = {
+        "prepare.hub": "org/rows@1234567",
+        "prepare.path": "nowhere",
+        "model.hub": "org/model@1",
+        "model.path": "nowhere",
+    }
+    require_inputs(Changes(overrides=hub).resolve(scratch).params, scratch)
+
+
+def test_label_says_what_is_changed() -> None:
+    assert Changes().label() == "default"
+    assert Changes("fast", {"policy.dpo.beta": 0.2, "sft.epochs": 2}).label() == "fast-dpo.beta-0.2-sft.epochs-2"
+    assert Changes(overrides={"policy.algorithms": ["ppo", "dpo"]}).label() == "policy.algorithms-ppo-dpo"
+
+
+def test_run_is_named_by_what_it_is(scratch: Path) -> None:
+    from flows.run.flow import describe
+
+    def name(changes: Changes) -> str:
+        return describe(changes, changes.resolve(scratch).params)
+
+    assert name(Changes()) == "default: ppo, grpo, dpo"
+    assert name(Changes("fast")) == "fast: ppo, grpo, dpo"
+    assert name(Changes("fast", {"policy.dpo.beta": 0.2})) == "fast-dpo.beta-0.2"
+
+
+def test_form_gives_only_what_was_filled_in() -> None:
+    assert chosen(Form()) == {}
+    filled = Form.model_validate({"policy": {"dpo": {"beta": 0.2}}, "run": {"device": "cpu"}})
+    assert chosen(filled) == {"run.device": "cpu", "policy.dpo.beta": 0.2}
+
+
+def test_form_has_bounds_drop_downs_and_meanings() -> None:
+    definitions = Form.model_json_schema()["$defs"]
+    assert definitions["dpo"]["properties"]["beta"]["exclusiveMinimum"] == 0
+    assert definitions["run"]["properties"]["device"]["enum"] == ["auto", "cpu", "cuda"]
+    assert definitions["evaluate"]["properties"]["prompts"] == {
+        "description": f"held-out prompts to judge on [{load_params(ROOT / 'params.yaml').evaluate.prompts}]",
+        "minimum": 2,
+        "title": "Prompts",
+        "type": "integer",
+    }
+    with pytest.raises(ValueError, match="greater than 0"):
+        Form.model_validate({"policy": {"dpo": {"beta": 0}}})
+
+
+def test_form_begins_with_data_model_and_methods() -> None:
+    """Then a field or two per stage; no field appears twice, and `overrides` reaches what is left out."""
+    schema = Form.model_json_schema()
+    titles = [section["title"] for section in schema["properties"].values()]
+    assert titles[:4] == ["Data", "Model", "Methods", "Supervised fine-tuning"]
+    assert list(schema["$defs"]["prepare"]["properties"])[:2] == ["format", "path"]
+    methods = schema["$defs"]["policy"]["properties"]
+    assert list(methods) == ["algorithms", "ppo", "grpo", "dpo"]
+    assert [methods[name]["title"] for name in ("ppo", "grpo", "dpo")] == ["PPO", "GRPO", "DPO"]
+    shown = {name: list(form["properties"]) for name, form in schema["$defs"].items()}
+    assert shown["ppo"] == shown["grpo"] == ["kl_coef", "learning_rate"]
+    assert shown["dpo"] == ["beta", "learning_rate"]
+    assert all(len(names) <= 4 for names in shown.values())
+    known = set(all_keys())
+    assert all(key in known for key in _leaves(schema, schema["properties"]))
+
+
+def _leaves(schema: dict[str, Any], properties: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a form's fields."""
+    for name, field in properties.items():
+        if "$ref" in field:
+            yield from _leaves(schema, schema["$defs"][field["$ref"].split("/")[-1]]["properties"], f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_flow_shows_its_parameters_under_titles_of_their_own() -> None:
+    """As Prefect draws them: no two alike, the settings before the name, each explained."""
+    from flows.run.flow import rlhf_pipeline
+
+    shown = rlhf_pipeline.parameters.properties
+    titles = [shown[name]["title"] for name in sorted(shown, key=lambda name: shown[name]["position"])]
+    assert titles == ["Profile", "Settings", "Any other parameter", "Experiment name", "Only this stage"]
+    assert all(field["description"] for field in shown.values())
+    assert {name: field["default"] for name, field in shown.items()} == {
+        "profile": "default", "parameters": {}, "overrides": {}, "name": "", "only": "",
+    }  # fmt: skip
+    # A run that is started through the API may name only some of them.
+    given = rlhf_pipeline.validate_parameters({"overrides": {"run.seed": 1}, "parameters": {"policy": {"dpo": {}}}})
+    assert (given["profile"], given["name"], chosen(given["parameters"])) == ("default", "", {})
+
+
+# One stage
+
+
+def run_stage(root: Path, stage: str, **environment: str) -> tuple[object, list[str]]:
+    lines: list[str] = []
+    outcome = StageRunner(root, {**os.environ, **environment}).run(stage, lines.append)
+    return outcome, lines
+
+
+def test_stage_streams_its_lines(scratch: Path) -> None:
+    outcome, lines = run_stage(scratch, "prepare")
+    assert outcome.code == 0
+    assert lines[:3] == [
+        "Running stage 'prepare':",
+        "> python -m tasks.fake prepare data/prepared",
+        "working on prepare",
+    ]
+    assert not any("git add" in line for line in lines)
+
+
+def test_users_mistake_is_told_from_a_bug(scratch: Path) -> None:
+    mistake, _ = run_stage(scratch, "prepare", FAKE_MISTAKE="prepare")
+    assert mistake.code != 0
+    assert mistake.is_mistake
+    assert mistake.message == "rows.jsonl, line 3: no field 'prompt'. Add it."
+    bug, lines = run_stage(scratch, "prepare", FAKE_BUG="prepare")
+    assert not bug.is_mistake
+    assert bug.message.startswith("failed to reproduce 'prepare'")
+    assert "ZeroDivisionError: a bug" in lines
+    assert not (scratch / "dvc.lock").exists()
+
+
+def hanging(root: Path) -> psutil.Process:
+    """The process of the stage that hangs, once it does."""
+    path = root / ".rlhf" / "hanging"
+    deadline = time.monotonic() + 60
+    while not path.is_file() or not path.read_text():
+        assert time.monotonic() < deadline, "the stage did not start"
+        time.sleep(0.02)
+    return psutil.Process(int(path.read_text()))
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended, or does so within 30 s."""
+    psutil.wait_procs([process], timeout=30)
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_stop_kills_the_stage_with_all_it_started(scratch: Path) -> None:
+    runner = StageRunner(scratch, {**os.environ, "FAKE_HANG": "prepare"})
+    outcomes = []
+    thread = threading.Thread(target=lambda: outcomes.append(runner.run("prepare", lambda line: None)))
+    thread.start()
+    process = hanging(scratch)
+    runner.stop()
+    thread.join(30)
+    assert is_gone(process)
+    assert outcomes[0].code != 0
+    assert "was not started" in runner.run("prepare", print).message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's notice of a parent's death is Linux's")
+def test_stage_dies_with_whoever_started_it(scratch: Path) -> None:
+    script = "import os; from flows.run.stages import StageRunner; from pathlib import Path; "
+    script += "StageRunner(Path.cwd(), dict(os.environ)).run('prepare', print)"
+    path = str(Path(supervise.__file__).parents[2])
+    environment = {**os.environ, "FAKE_HANG": "prepare", "PYTHONPATH": path}
+    starter = subprocess.Popen([sys.executable, "-P", "-c", script], cwd=scratch, env=environment)
+    process = hanging(scratch)
+    starter.send_signal(signal.SIGKILL)
+    starter.wait()
+    assert is_gone(process)
+
+
+# Isolated checkouts
+
+
+def test_unchanged_run_works_in_place(scratch: Path) -> None:
+    with open_workspace(scratch, Changes()) as workspace:
+        assert workspace.checkout == scratch
+        assert workspace.finish([]) == scratch / "reports"
+    assert not (scratch / "runs").exists()
+
+
+def test_changed_run_ends_as_an_experiment_and_leaves_the_checkout_alone(scratch: Path) -> None:
+    dvc(scratch, "repro")
+    commit(scratch, "lock")
+    with open_workspace(scratch, Changes(overrides={"policy.dpo.learning_rate": 0.4}), "mine") as workspace:
+        dvc(workspace.checkout, "repro")
+        stages = [stage.name for stage in read_graph(workspace.checkout)]
+        assert workspace.finish(stages) == scratch / "runs" / "mine"
+    # only DPO and the report ran again: the cache is shared
+    assert calls(scratch) == ["prepare", "sft", "ppo", "grpo", "dpo", "dpo"]
+    assert (scratch / "params.yaml").read_text() == PARAMS_YAML
+    assert (scratch / "models/policies/dpo/value").read_text() == "0.3"
+    assert sorted(path.name for path in (scratch / "runs/mine").iterdir()) == ["report.json"]
+    dvc(scratch, "exp", "apply", "mine")
+    assert "up to date" in dvc(scratch, "status")
+    assert (scratch / "models/policies/dpo/value").read_text() == "0.4"
+    assert (scratch / "params.yaml").read_text() == PARAMS_YAML.replace("0.3}", "0.4}")
+
+
+def test_edits_and_untracked_files_go_along(scratch: Path) -> None:
+    (scratch / "profiles/fast.yaml").write_text("sft:\n  learning_rate: 0.25\n")
+    (scratch / "notes.txt").write_text("untracked")
+    with open_workspace(scratch, Changes("fast")) as workspace:
+        assert (workspace.checkout / "profiles/fast.yaml").read_text() == "sft:\n  learning_rate: 0.25\n"
+        assert (workspace.checkout / "notes.txt").read_text() == "untracked"
+        assert (workspace.checkout / "rows.jsonl").is_file()  # ignored by git, named in params.yaml
+        assert re.search("learning_rate: 0.25  # found by trying", (workspace.checkout / "params.yaml").read_text())
+
+
+def test_failed_run_sees_what_was_mended_in_its_data(scratch: Path) -> None:
+    (scratch / "my").mkdir()
+    (scratch / "my/rows.jsonl").write_text('{"prompt": ')
+    changes = Changes(overrides={"prepare.path": "my/rows.jsonl"})
+    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes):
+        raise ZeroDivisionError
+    (scratch / "my/rows.jsonl").write_text("{}\n")
+    with open_workspace(scratch, changes) as workspace:
+        assert (workspace.checkout / "my/rows.jsonl").read_text() == "{}\n"
+        dvc(workspace.checkout, "repro")
+        workspace.finish([stage.name for stage in read_graph(workspace.checkout)])
+    assert (scratch / "my/rows.jsonl").read_text() == "{}\n"
+
+
+def test_data_outside_the_checkout_gets_its_full_path(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "rows.jsonl"
+    outside.write_text("{}\n")
+    relative = os.path.relpath(outside, scratch)
+    with open_workspace(scratch, Changes(overrides={"prepare.path": relative})) as workspace:
+        assert f"path: {outside}" in (workspace.checkout / "params.yaml").read_text()
+        dvc(workspace.checkout, "repro")
+
+
+def test_failed_run_is_taken_up_again_by_the_same_run_alone(scratch: Path) -> None:
+    changes = Changes(overrides={"sft.learning_rate": 0.4})
+    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes, "mine") as workspace:
+        (workspace.checkout / "half").touch()
+        raise ZeroDivisionError
+    with (
+        pytest.raises(UserError, match=r"other code or parameters.*another --name"),
+        open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.5}), "mine"),
+    ):
+        pass
+    with open_workspace(scratch, changes, "mine") as workspace:
+        assert (workspace.checkout / "half").exists()
+        with pytest.raises(UserError, match="already under way"), open_workspace(scratch, changes, "mine"):
+            pass
+
+
+def test_name_of_an_experiment_is_taken_once(scratch: Path) -> None:
+    changes = Changes(overrides={"sft.learning_rate": 0.4})
+    with open_workspace(scratch, changes, "mine") as workspace:
+        dvc(workspace.checkout, "repro")
+        workspace.finish(["prepare", "sft"])
+    with pytest.raises(UserError, match="already is an experiment mine"), open_workspace(scratch, changes, "mine"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["a b", "../x", "", "x.lock", "-x", "a..b"])
+def test_bad_names_are_refused(scratch: Path, name: str) -> None:
+    with pytest.raises(UserError, match="cannot name"), open_workspace(scratch, Changes(), name):
+        pass
+
+
+def test_checkout_without_a_commit_is_a_message(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / "params.yaml").write_text(PARAMS_YAML)
+    with pytest.raises(UserError, match="no commit to start from"), open_workspace(tmp_path, Changes(), "x"):
+        pass
+
+
+# What came out
+
+
+def test_comparison_puts_the_best_first() -> None:
+    """The best against SFT: against the references the order is the other one."""
+    rate = {"value": 0.6, "low": 0.55, "high": 0.65, "n": 300, "judge": "gold"}
+    better = {**rate, "value": 0.7}
+    report = {
+        "policies": {
+            "ppo": {"win_rate_vs_sft": {**rate, "value": 0.58}, "win_rate_vs_reference": better, "kl": 1.0},
+            "dpo": {"win_rate_vs_sft": rate, "win_rate_vs_reference": rate, "kl": 12.345, "mean_length": 31.25},
+        },
+        "reward_model": {"accuracy": 0.66},
+    }
+    assert comparison_markdown(report).splitlines()[2:4] == [
+        "| dpo | 0.600 (0.550–0.650) | 0.600 (0.550–0.650) | 12.3 | – | 31.2 |",
+        "| ppo | 0.580 (0.550–0.650) | 0.700 (0.550–0.650) | 1 | – | – |",
+    ]
+    assert figures(report) == {
+        "win_rate_vs_sft/ppo": 0.58, "win_rate_vs_sft/ppo_low": 0.55, "win_rate_vs_sft/ppo_high": 0.65,
+        "win_rate_vs_sft/dpo": 0.6, "win_rate_vs_sft/dpo_low": 0.55, "win_rate_vs_sft/dpo_high": 0.65,
+        "win_rate_vs_reference/ppo": 0.7, "win_rate_vs_reference/dpo": 0.6,
+        "kl/ppo": 1.0, "kl/dpo": 12.345, "mean_length/dpo": 31.25,
+        "reward_model/accuracy": 0.66,
+    }  # fmt: skip
+    assert comparison_markdown({}) == ""
+
+
+@pytest.mark.parametrize(("judge_model", "judge"), [(None, "gold rubric"), ({"accuracy": 0.7}, "gold rubric 0123abcd")])
+def test_terms_of_a_win_rate(tmp_path: Path, judge_model: dict[str, float] | None, judge: str) -> None:
+    """The judge, of a model its digest too; the prompts' digest and number."""
+    inputs = {"models/judge": "0123abcd4567.dir"}
+    report = {
+        "judge": "gold rubric",
+        "judge_model": judge_model,
+        "prompts": 300,
+        "sources": {"stages": {"evaluate": {"inputs": inputs}}},
+    }
+    for name, text in {"reports/report.json": json.dumps(report), "data/prepared/prompts_test.jsonl": "rows"}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    digest = hashlib.sha256(b"rows").hexdigest()[:8]
+    assert terms_of(tmp_path) == {"judge": judge, "prompts": "300", "test_prompts": digest}
+    (tmp_path / "data/prepared/prompts_test.jsonl").write_text("other rows")
+    assert terms_of(tmp_path)["test_prompts"] != digest
+    (tmp_path / "reports/report.json").unlink()
+    assert terms_of(tmp_path) == {}
+
+
+# Services
+
+
+def test_port_in_use_names_port_and_flag(scratch: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"Port {port} .* in use.*--mlflow-port"):
+            services.up(scratch, prefect_port=free_port(), mlflow_port=port)
+    assert not (scratch / ".rlhf" / "services.json").exists()
+
+
+def test_down_stops_everything_that_carries_the_mark(scratch: Path) -> None:
+    assert services.down(scratch) == []
+    environment = {**os.environ, services.MARK: str(scratch), services.PART: "worker"}
+    process = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], env=environment)
+    assert services.down(scratch) == ["worker"]
+    process.wait(30)
+    assert services.down(scratch) == []
+    assert services.find(scratch) is None

@@ -1,0 +1,401 @@
+"""`rlhf chat`, `rlhf compare` and `rlhf doctor`, each on something small enough to work out by hand."""
+
+import json
+import re
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoConfig, GPT2Config, LlamaConfig
+
+from flow_scratch import make_scratch
+from flows.commands import compare
+from flows.commands.chat import talk
+from flows.commands.compare import Run, comparable, compare_runs, differences, distinct, renamed
+from flows.commands.doctor import examine
+from flows.commands.durations import START, Rows, Speed, Work, count_rows, measure, span_text, together, work
+from flows.commands.memory import PROCESS, ModelShape, estimate, model_shape
+from flows.commands.run import _say_where
+from rlhf_core.common.errors import UserError
+from rlhf_core.models.bpe import train_tokenizer
+from rlhf_core.models.store import new_policy, new_scalar_model, save_policy, save_scalar_model
+from tasks.params.schema import ROOT, Params, algorithm_of, load_params, overlay, read_yaml, validate
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy and a reward model, untrained and tiny."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tokenizer = train_tokenizer(["the oven is late, we are sorry"] * 3, 80)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    save_policy(new_policy(config), tokenizer, folder / "policy", max_new_tokens=8)
+    save_scalar_model(new_scalar_model(folder / "policy"), tokenizer, folder / "reward")
+    return folder
+
+
+def console(columns: int = 200) -> tuple[Console, StringIO]:
+    text = StringIO()
+    return Console(file=text, width=columns, highlight=False, soft_wrap=True), text
+
+
+def test_chat_answers_once_and_the_same_for_the_same_seed(
+    checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = []
+    for _ in range(2):
+        talk(checkpoints / "policy", "the oven", 8, 1.0, 7, console()[0])
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != ""
+    assert "<|" not in answers[0]
+
+
+def test_chat_keeps_the_conversation_until_an_empty_line(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["the oven", "is late", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    out, text = console()
+    talk(checkpoints / "policy", None, 4, 0.0, 0, out)
+    assert "an empty line ends" in text.getvalue()
+    assert next(lines, "read all") == "read all"
+
+
+@pytest.mark.parametrize(
+    ("folder", "prompt", "message"),
+    [
+        ("nowhere", "a", "not a checkpoint folder"),
+        ("reward", "a", "which writes nothing"),
+        ("policy", "the oven is late " * 20, r"exceed the model's context of 64"),
+    ],
+)
+def test_chat_names_the_mistake(checkpoints: Path, folder: str, prompt: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        talk(checkpoints / folder, prompt, 8, 1.0, 0, console()[0])
+
+
+# Comparison of runs
+
+
+TERMS = {"judge": "gold rubric", "prompts": "300", "test_prompts": "0123abcd"}
+
+
+def run(name: str, lock: str, rates: dict[str, float], **params: str) -> Run:
+    metrics = {f"win_rate_vs_sft/{policy}": rate for policy, rate in rates.items()}
+    metrics |= {f"{key}_low": rate - 0.05 for key, rate in metrics.items()} | {
+        f"{key}_high": rate + 0.05 for key, rate in metrics.items()
+    }
+    params = {key.replace("__", "."): value for key, value in params.items()}
+    return Run(name, "2026-01-01 12:00", lock, params, metrics, TERMS)
+
+
+def test_runs_are_told_apart_by_result_and_parameters() -> None:
+    runs = [
+        run("again", "l1", {"dpo": 0.7, "ppo": 0.8}, policy__dpo__beta="0.1", run__parallel="3"),
+        run("strong", "l2", {"dpo": 0.9, "ppo": 0.8}, policy__dpo__beta="0.2", run__parallel="2"),
+        run("first", "l1", {"dpo": 0.7, "ppo": 0.8}, policy__dpo__beta="0.1", run__parallel="2"),
+        run("sft only", "l3", {}),
+    ]
+    kept = distinct(runs)
+    assert [item.name for item in kept] == ["strong", "again"]
+    assert [item.best() for item in kept] == [("dpo", 0.9), ("ppo", 0.8)]
+    assert differences(kept) == ["policy.dpo.beta"]
+
+
+def test_compare_claims_no_more_than_the_interval_shows() -> None:
+    """An interval of ± 0.05; at 0.55 it begins at one half. A KL of 0.0005 nats is no movement."""
+    claim = "Highest win rate: dpo of a"
+    assert run("a", "1", {"dpo": 0.56, "ppo": 0.5}).claim() == claim
+    assert run("a", "1", {"dpo": 0.54, "ppo": 0.5}).claim() == f"{claim}; not shown to be better than its SFT model"
+    still = run("a", "1", {"dpo": 0.56})
+    still = replace(still, metrics={**still.metrics, "kl/dpo": 0.0005})
+    assert still.claim() == f"{claim}; it did not move from its SFT model"
+
+
+def test_runs_that_were_judged_otherwise_stand_apart() -> None:
+    """Same test prompts, number of prompts and judge: comparable. Runs without a record of them come last."""
+    runs = [run(name, name, {"dpo": 0.7}) for name in ("a", "b", "fewer", "other data", "other judge", "old")]
+    terms = {
+        "fewer": TERMS | {"prompts": "100"},
+        "other data": TERMS | {"test_prompts": "ffff0000"},
+        "other judge": TERMS | {"judge": "second reward model 11112222"},
+        "old": {},
+    }
+    groups = comparable([replace(item, terms=terms.get(item.name, item.terms)) for item in reversed(runs)])
+    names = [[item.name for item in group] for group in groups]
+    assert names == [["b", "a"], ["other judge"], ["other data"], ["fewer"], ["old"]]
+
+
+LONG = "policy.dpo.beta-0.2-sft.epochs-2-reward.epochs-3-x"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_compare_tells_runs_apart_and_ranks_only_what_is_comparable(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """Two runs whose names differ at their ends; a third judged on fewer prompts with a higher rate; an old one."""
+    runs = [
+        run(f"{LONG}_aaaaaa", "1", {"dpo": 0.7, "best_of_n_distillation": 0.6}, policy__dpo__beta="0.1"),
+        run(f"{LONG}_bbbbbb", "2", {"dpo": 0.8}, policy__dpo__beta="0.2"),
+        replace(run("few", "3", {"ppo": 0.95}), terms=TERMS | {"prompts": "100"}),
+        replace(run("old", "4", {"ppo": 0.99}), terms={}),
+    ]
+    monkeypatch.setattr(compare, "finished_runs", lambda: runs)
+    out, text = console(columns)
+    compare_runs(out)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    assert f"  1  {LONG}_bbbbbb  2026-01-01 12:00" in lines  # whole, whatever the width
+    assert f"  2  {LONG}_aaaaaa  2026-01-01 12:00" in lines
+    assert [line for line in lines if line.startswith("Highest")] == [
+        f"Highest win rate: dpo of {LONG}_bbbbbb",
+        "Highest win rate: ppo of few",
+    ]
+    headings = [line for line in lines if "udge" in line]
+    assert headings == [
+        "Judged on 300 test prompts (0123abcd) by: gold rubric.",
+        "Judged on 100 test prompts (0123abcd) by: gold rubric. "
+        "Not ranked with those above: another number of prompts.",
+        "Not ranked, because judge and test prompts are not on record (made by an earlier version).",
+    ]
+    if columns == 80:
+        assert "1    dpo                     0.800 (0.750–0.850)  –   –       –" in lines
+        assert "policy.dpo.beta  0.2    1" in lines
+        assert "                 0.1    2" in lines
+        assert all(len(line) <= 80 for line in lines if LONG not in line and not line.startswith(("Judged", "Not")))
+    assert "…" not in text.getvalue()
+
+
+def test_figures_of_earlier_versions_are_read_under_their_names_of_today() -> None:
+    old = ["policies.dpo.win_rate_vs_sft", "policies.dpo.win_rate_vs_sft.low", "policies.ppo.kl", "reward_model.ece"]
+    assert [renamed(key) for key in old] == [
+        "win_rate_vs_sft/dpo", "win_rate_vs_sft/dpo_low", "kl/ppo", "reward_model/ece",
+    ]  # fmt: skip
+    assert renamed("win_rate_vs_sft/dpo_low") == "win_rate_vs_sft/dpo_low"
+
+
+# Lines with commands, paths and addresses
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_commands_and_paths_are_never_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    from flows.cli import out
+
+    reports = tmp_path / "a-folder-with-a-long-name" / "reports"
+    reports.mkdir(parents=True)
+    (reports / "report.html").touch()
+    rate = {"value": 0.6, "low": 0.5, "high": 0.7}
+    figures = {"win_rate_vs_sft": rate, "win_rate_vs_reference": rate, "kl": 1.5, "reward": 0.25, "mean_length": 31.0}
+    (reports / "report.json").write_text(json.dumps({"policies": {"best_of_n_distillation": figures}}))
+    text = StringIO()
+    monkeypatch.setattr(out, "file", text)
+    monkeypatch.setattr(out, "_width", columns)
+    _say_where(reports, f"{LONG}_aaaaaa", False, out)
+    lines = text.getvalue().splitlines()
+    assert f"Report: {reports / 'report.html'}" in lines
+    assert any(line.endswith(f"dvc exp apply {LONG}_aaaaaa") for line in lines)
+    assert "Compare runs: rlhf compare. Curves and graphs in a browser: rlhf up" in lines
+    assert "…" not in text.getvalue()
+    assert max(len(line.rstrip()) for line in lines if "(0.5" in line) <= columns
+
+
+# Time
+
+
+def params_with(changes: dict[str, Any]) -> Params:
+    return validate(overlay(read_yaml(ROOT / "params.yaml"), changes))
+
+
+FEW = {
+    "prepare": {
+        "threads": 100,
+        "demonstrations": 64,
+        "prompts": 50,
+        "max_prompt_tokens": 10,
+        "max_response_tokens": 30,
+    },
+    "base": {"epochs": 2, "max_steps": None, "batch_size": 10},
+    "sft": {"epochs": 1, "batch_size": 32},
+    "collect": {"prompts": 30, "development_prompts": 5, "responses": 4, "judgements": 2, "development_judgements": 3},
+    "reward": {"epochs": 1, "batch_size": 10, "centre_prompts": 20},
+    "policy": {
+        "algorithms": ["ppo", "dpo", "best_of_n", "best_of_n_distillation"],
+        "ppo": {"steps": 3, "rollout_size": 16, "minibatch_size": 8, "epochs": 2, "snapshots": 2},
+        "dpo": {"epochs": 1, "batch_size": 8, "max_steps": 5, "snapshots": 1},
+        "best_of_n": {"best_of": 4},
+        "best_of_n_distillation": {"best_of": 8, "prompts": 20, "batch_size": 10, "epochs": 1, "snapshots": 0},
+    },
+    "evaluate": {"prompts": 20, "development_prompts": 10},
+}
+
+
+def test_rows_are_counted_from_the_parameters() -> None:
+    """Of 50 prompts a tenth each is held out twice: 40 train, 30 are asked about; 6 pairs of 4, two annotators."""
+    assert count_rows(params_with(FEW), "helpdesk", 0) == Rows(100, 64, 40, 30 * 6 * 2, 0)
+    # of the user's own 100 rows 10 + 10 are held out, 20 are the judge's
+    assert count_rows(params_with(FEW), "preference", 100) == Rows(60, 60, 60, 60, 20)
+    assert count_rows(params_with(FEW), "question_answer", 100) == Rows(80, 80, 80, 0, 0)
+    assert count_rows(params_with(FEW | {"prepare": {"limit": 50}}), "preference", 100).judge == 10
+
+
+def test_work_of_each_stage_by_hand() -> None:
+    params = params_with(FEW)
+    stages = {item.stage: item for item in work(params, count_rows(params, "helpdesk", 0), is_from_scratch=True)}
+    pairs = 360
+    assert stages == {
+        "base": Work("base", trained=2 * 100),
+        "sft": Work("sft", trained=64),
+        "collect": Work("collect", sampled=(30 + 5) * 4),
+        "reward": Work("reward", trained=2 * pairs, sampled=20),
+        # 3 rollouts of 16, twice, policy and critic; read by policy, reference, reward model and critic
+        "policy@ppo": Work("policy@ppo", trained=2 * 48 * 2, read=4 * 48, sampled=48),
+        "policy@dpo": Work("policy@dpo", trained=2 * 5 * 8, read=2 * pairs),
+        "policy@best_of_n": Work("policy@best_of_n"),
+        "policy@best_of_n_distillation": Work("policy@best_of_n_distillation", trained=20, read=160, sampled=160),
+        # SFT 20 + 10; PPO 20 + 2·10; DPO 20 + 10; best of 4: 80; distillation 20
+        "evaluate": Work("evaluate", read=6 * 200, sampled=200),
+    }
+    assert "base" not in [item.stage for item in work(params, count_rows(params, "helpdesk", 0), False)]
+
+
+def test_seconds_by_hand() -> None:
+    """Rows of 40 tokens, 30 of them sampled: 40·(2·3 + 5·1) + 30·7·0.5 = 545 s at full length, half at half."""
+    speed = Speed(train=3, read=1, sample=0.5)
+    seconds = Work("x", trained=2, read=5, sampled=7).seconds(speed, params_with(FEW))
+    assert seconds == (START + 272.5, START + 545)
+
+
+def test_policies_side_by_side_take_as_long_as_the_longest_or_their_share() -> None:
+    spans = {"sft": (10.0, 20.0), "policy@a": (30.0, 40.0), "policy@b": (10.0, 20.0), "policy@c": (10.0, 20.0)}
+    assert together(spans, 1) == (60, 100)
+    assert together(spans, 2) == (10 + 30, 20 + 40)
+    assert [span_text(span) for span in ((8, 12), (60, 240), (3000, 9000), (8, 8))] == [
+        "8–12 s", "1–4 min", "0.83–2.5 h", "8 s",
+    ]  # fmt: skip
+
+
+def test_measured_speed_is_scaled_to_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model too large to measure is cut to one of its four layers, and its time scaled by the weights."""
+    from flows.commands import durations
+
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    whole, cut = model_shape(config).weights, model_shape(durations._cut(config, 10**9)).weights
+    assert durations._cut(config, 10**9).num_hidden_layers == 1 and config.num_hidden_layers == 4
+    monkeypatch.setattr(durations, "MEASURED", whole / 4)
+    times = iter([1.0, 0.25, 5.0, 1.0])  # a training step, a forward pass, nine sampled tokens, one
+    asked = []
+
+    def seconds(step: Any, device: str) -> float:
+        step()  # what is timed runs
+        asked.append(device)
+        return next(times)
+
+    monkeypatch.setattr(durations, "_seconds", seconds)
+    speed = measure(config, params_with(FEW | {"sft": {"micro_batch_size": 5}}), "cpu")
+    scale = whole / cut
+    assert speed == Speed(scale * 1.0 / (5 * 40), scale * 0.25 / (5 * 40), scale * 4.0 / (128 * 8))
+    assert asked == ["cpu"] * 4
+
+
+@pytest.mark.parametrize("name", ["ppo", "trpo", "kto", "online_dpo", "reinforce", "ipo"])
+def test_every_method_has_an_estimate(name: str) -> None:
+    params = params_with({"policy": {"algorithms": [name]}})
+    item = next(item for item in work(params, Rows(10, 10, 10, 10, 0), False) if item.stage == f"policy@{name}")
+    samples = algorithm_of(params, name).data == "rollouts"
+    assert item.trained > 0 and item.read > 0 and (item.sampled > 0) == samples
+
+
+# Memory
+
+
+def scratch_params(tmp_path: Path) -> Params:
+    return load_params(make_scratch(tmp_path) / "params.yaml")
+
+
+def test_weights_are_counted_without_allocating_them() -> None:
+    llama = LlamaConfig(
+        vocab_size=10, hidden_size=4, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    # embeddings 10*4, attention 4*4*4, feed-forward 3*4*6, norms 3*4; the head is the embeddings
+    assert model_shape(llama) == ModelShape(weights=40 + 64 + 72 + 12, layers=1, width=4, heads=2, vocabulary=10)
+    assert model_shape(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=10, n_positions=4)).layers == 2
+
+
+def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
+    params = scratch_params(tmp_path)
+    shape = ModelShape(weights=1_000_000, layers=2, width=10, heads=3, vocabulary=100)
+    needs = {need.stage: need for need in estimate(shape, params, is_from_scratch=True)}
+    assert list(needs) == ["base", "sft", "collect", "reward", "policy@ppo", "policy@grpo", "policy@dpo", "evaluate"]
+    # bytes a weight: trained 20, frozen 4. PPO: policy and critic trained, reference and reward model frozen.
+    models = {stage: need.models / shape.weights for stage, need in needs.items()}
+    assert models == {
+        "base": 20, "sft": 20, "collect": 4, "reward": 24,
+        "policy@ppo": 48, "policy@grpo": 28, "policy@dpo": 24, "evaluate": 16,
+    }  # fmt: skip
+    # 128 tokens, 32 rows, 2 layers of 32*10 + 3*128 values; logits of 64 response tokens, 2 copies
+    layers = 2 * 128 * 32 * (320 + 384) * 4
+    assert needs["sft"].activations == layers + 2 * 32 * 64 * 100 * 4
+    assert needs["sft"].total == PROCESS + 20e6 + needs["sft"].activations
+    assert "base" not in [need.stage for need in estimate(shape, params, is_from_scratch=False)]
+
+
+# Doctor
+
+
+def test_doctor_finds_a_sound_checkout_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, text = console()
+    assert examine(make_scratch(tmp_path), "default", [], out)
+    assert "rows.jsonl, 1 rows of kind preference" in text.getvalue()
+    assert "✗" not in text.getvalue()
+    times = [
+        line.rstrip().split("  ")[-1].strip() for line in text.getvalue().splitlines() if line.startswith("policy@")
+    ]
+    assert len(times) == 3 and all(re.fullmatch(r"[\d.]+(–[\d.]+)? (s|min|h)", time) for time in times)
+    assert re.search(r"✓ time +about [\d.]+(–[\d.]+)? (s|min|h) for all stages", text.getvalue())
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_doctor_does_not_break_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flows.commands.doctor._installed", lambda name: None)
+    out, text = console(columns)
+    assert not examine(make_scratch(tmp_path), "default", ["prepare.path=nowhere.jsonl"], out)
+    assert "Run: pip install -c constraints.txt -e ." in text.getvalue()
+    assert "time  " not in text.getvalue()  # nothing is measured where the run cannot start
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        (["prepare.path=nowhere.jsonl"], "nowhere.jsonl"),
+        (["model.path=nowhere"], "model.path nowhere does not exist"),
+        (["model.path=large.json"], "Lower run.parallel, a micro_batch_size"),
+        (["policy.dpo.beta=-1"], "'policy.dpo.beta' is -1"),
+    ],
+)
+def test_doctor_names_what_would_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assignments: list[str], expected: str
+) -> None:
+    root = make_scratch(tmp_path)
+    monkeypatch.chdir(root)
+    large = json.loads((root / "model.json").read_text()) | {"hidden_size": 16384, "num_hidden_layers": 120}
+    (root / "large.json").write_text(json.dumps(large))
+    out, text = console()
+    assert not examine(root, "default", assignments, out)
+    assert expected in text.getvalue().replace("\n", " ")
+
+
+def test_model_of_the_default_has_0_3_million_weights() -> None:
+    config = AutoConfig.from_pretrained(str(Path(__file__).parents[2] / "helpdesk/model.json"))
+    config.vocab_size = 512
+    # embeddings 512*96; two layers of attention 4*96*96, feed-forward 3*96*256, norms 2*96; last norm 96
+    assert model_shape(config).weights == 512 * 96 + 2 * (4 * 96 * 96 + 3 * 96 * 256 + 2 * 96) + 96

@@ -1,0 +1,28 @@
+"""Documents say what the code does."""
+
+import re
+
+from tools.closure import ROOT
+from tools.make_parameters import page
+
+TRAINED = re.compile(r'"((?:development_|final_)?[a-z_]+)": ')
+
+
+def documented() -> str:
+    return (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+
+def test_every_statistic_in_the_code_is_explained():
+    """Names of `statistics` and of the loops' metrics, read off the source."""
+    sources = [*(ROOT / "rlhf_core" / "algorithms").rglob("*.py"), *(ROOT / "rlhf_core" / "loops").rglob("*.py")]
+    names = set()
+    for path in sources:
+        text = path.read_text(encoding="utf-8")
+        for body in re.findall(r"def (?:statistics|_rollout_metrics)\(.*?(?=\n    def |\Z)", text, re.DOTALL):
+            names |= set(re.findall(r'"([a-z_]+)"\s*:', body)) | set(re.findall(r'metrics\["([a-z_]+)"\]', body))
+    assert {"score", "kl", "clip_fraction", "margin"} <= names
+    assert not {name for name in names if f"`{name}`" not in documented()}
+
+
+def test_parameters_page_is_that_of_the_dataclasses():
+    assert (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8") == page(), "run: make parameters"

@@ -1,0 +1,345 @@
+"""Every form of feedback: what the simulated panel says, what it implies about pairs, and the units made of it."""
+
+import math
+import random
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from helpdesk.generate import DEMONSTRATOR, split_cases, write_reply
+from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
+from helpdesk.world import World
+from rlhf_core.common.batch import Example
+from rlhf_core.common.errors import UserError
+from rlhf_core.feedback.judgements import Judgement, agreement, pairs_from_judgements, side_by_side
+from rlhf_core.feedback.panel import EULER_GAMMA, Annotator, approve, judge, panel, pick, rank, rate, utility
+from rlhf_core.models.tokens import Prompt
+from tasks.common.feedback import native_row, preferences_from
+from tasks.common.rows import mismatched, pair_sources, ranking_units, rating_scale, rating_units, unpaired_units
+from tasks.common.sampling import Response
+from tasks.files.jsonl import write_jsonl
+from tasks.stages.collect import Desk
+from tiny import END
+
+PLAIN = Annotator("ann", {"good": 1.0, "bad": -3.0}, 0.0, 0.0, 0.0, 1.0, 0.0)
+PROMPT = [{"role": "user", "content": "a"}]
+OTHER = [{"role": "user", "content": "b"}]
+A, B, C, D = range(6, 10)  # the ids of the words a, b, c, d
+CERTAIN = 0.99  # a draw that makes nobody err
+
+
+def scripted(*numbers, shuffled=None):
+    """A generator that hands out these numbers, and that shuffles by reversing."""
+    numbers = iter(numbers)
+    return SimpleNamespace(random=lambda: next(numbers), shuffle=list.reverse, randint=lambda low, high: high)
+
+
+def uniform(gumbel):
+    """The uniform number from which the Gumbel noise `gumbel` comes: u = exp(-exp(-g))."""
+    return math.exp(-math.exp(-gumbel))
+
+
+def record(form, choice, responses=("x", "y", "z"), annotator="ann", prompt=PROMPT, tokens=None):
+    tokens = [None] * len(responses) if tokens is None else tokens
+    return Judgement(form, prompt, list(responses), tokens, choice, annotator, "key", 0)
+
+
+# --- what an annotator says ---
+
+
+def test_ranking_sorts_noisy_utilities():
+    """Utilities 1, 0, 3 and noise 0, 2.5, -2.5: 1, 2.5 and 0.5."""
+    noise = [uniform(gumbel) for gumbel in (0.0, 2.5, -2.5)]
+    assert rank(PLAIN, [1.0, 0.0, 3.0], scripted(CERTAIN, *noise)) == [2, 1, 3]
+    assert pick(PLAIN, [1.0, 0.0, 3.0], scripted(CERTAIN, *noise)) == 1
+
+
+def test_ranking_ties_within_the_band_and_leans_to_what_stands_first():
+    """1, 2.5, 0.5 with a band of 0.6: the last two tie. With 1.6 added to the first: 2.6, 2.5, 0.5."""
+    noise = [uniform(gumbel) for gumbel in (0.0, 2.5, -2.5)]
+    banded = replace(PLAIN, tie_band=0.6)
+    assert rank(banded, [1.0, 0.0, 3.0], scripted(CERTAIN, *noise)) == [2, 1, 2]
+    biased = replace(banded, position_bias=1.6)
+    assert rank(biased, [1.0, 0.0, 3.0], scripted(CERTAIN, *noise)) == [1, 1, 2]
+
+
+def test_who_errs_answers_at_random():
+    """Flips of 0.1 are errors of 0.2: a draw of 0.19 is one. Shuffling here turns (2, 1, 3) round."""
+    erring = replace(PLAIN, flip_probability=0.1)
+    noise = [uniform(gumbel) for gumbel in (0.0, 2.5, -2.5)]
+    assert rank(erring, [1.0, 0.0, 3.0], scripted(0.19, *noise)) == [3, 1, 2]
+    assert rank(erring, [1.0, 0.0, 3.0], scripted(0.2, *noise)) == [2, 1, 3]
+    assert rate(erring, 0.0, 5, scripted(0.19)) == 5
+    assert approve(erring, 9.0, scripted(0.19, 0.6)) is False
+
+
+def test_a_score_says_where_on_the_scale_from_0_to_the_ideal_a_response_lies():
+    """The ideal is 1, a fifth of it a step of the scale: 0.39 is 2, 0.41 is 3. Beyond the ends: 1 and 5.
+
+    Strictness 0.2 takes one step off; noise 0.2 over its mean gives one.
+    """
+    calm = uniform(EULER_GAMMA)
+    given = [rate(PLAIN, value, 5, scripted(CERTAIN, calm)) for value in (-3.0, 0.19, 0.39, 0.41, 0.99, 1.0, 9.0)]
+    assert given == [1, 1, 2, 3, 5, 5, 5]
+    assert rate(replace(PLAIN, strictness=0.2), 0.41, 5, scripted(CERTAIN, calm)) == 2
+    assert rate(PLAIN, 0.39, 5, scripted(CERTAIN, uniform(EULER_GAMMA + 0.2))) == 3
+    assert rate(PLAIN, 0.39, 10, scripted(CERTAIN, calm)) == 4
+    assert [approve(PLAIN, value, scripted(CERTAIN, calm)) for value in (0.49, 0.51)] == [False, True]
+
+
+def test_rankings_are_plackett_luces_and_the_best_is_luces_choice():
+    """Worth 3, 2, 1: P(that order) = 3/6 · 2/3 = 1/3, P(first is best) = 1/2. 20,000 draws err by 0.0035."""
+    rng, worth = random.Random(0), [math.log(3), math.log(2), 0.0]
+    orders = Counter(tuple(rank(PLAIN, worth, rng)) for _ in range(20_000))
+    assert orders[1, 2, 3] / 20_000 == pytest.approx(1 / 3, abs=0.014)
+    assert orders[3, 2, 1] / 20_000 == pytest.approx(1 / 6 * 2 / 5, abs=0.014)
+    assert sum(pick(PLAIN, worth, rng) == 0 for _ in range(20_000)) / 20_000 == pytest.approx(1 / 2, abs=0.014)
+
+
+def test_a_ranking_of_two_is_a_side_by_side_verdict():
+    """The same shares of A, B and ties with band, bias and errors: 0.9 σ(0.6) + 0.1 σ(-1.6), from 20,000 draws."""
+    annotator = replace(PLAIN, tie_band=0.5, position_bias=0.1, flip_probability=0.1)
+    rng = random.Random(1)
+    orders = Counter(tuple(rank(annotator, [1.0, 0.0], rng)) for _ in range(20_000))
+    verdicts = Counter(judge(annotator, {"good": 1.0}, {"good": 0.0}, 0, 0, rng) for _ in range(20_000))
+    assert orders[1, 2] / 20_000 == pytest.approx(0.9 / (1 + math.exp(-0.6)) + 0.1 / (1 + math.exp(1.6)), abs=0.014)
+    for order, verdict in (((1, 2), "A"), ((2, 1), "B"), ((1, 1), "tie")):
+        assert orders[order] / 20_000 == pytest.approx(verdicts[verdict] / 20_000, abs=0.02)
+
+
+def asked(form, times):
+    """What an annotator says, `times` times, of three responses numbered by their one token."""
+    world = World.load()
+    collect = SimpleNamespace(form=form, scale=5)
+    desk = SimpleNamespace(world=world, params=SimpleNamespace(collect=collect), checkpoint="key")
+    count = 2 if form == "side_by_side" else 3
+    responses = [Response([number], True, f"answer {number}") for number in range(count)]
+    prompt = Prompt([{"role": "user", "content": world.prompt(split_cases(world, 0)["train"][0])}], [0])
+    rng = random.Random(0)
+    return [Desk.ask(desk, panel(GOLD_WEIGHTS, 1, 0)[0], prompt, responses, rng) for _ in range(times)]
+
+
+@pytest.mark.parametrize(("form", "orders"), [("side_by_side", 2), ("ranking", 6), ("best_of_n", 6), ("likert", 6)])
+def test_responses_are_shown_in_random_order(form, orders):
+    """Each order as often as another: of 600 times, 300 or 100, which err by 12 and 9."""
+    seen = Counter()
+    for judgements in asked(form, 600):
+        shown = [tokens for judgement in judgements for tokens in judgement.response_tokens]
+        texts = [text for judgement in judgements for text in judgement.responses]
+        assert texts == [f"answer {number}" for (number,) in shown]
+        seen[tuple(number for (number,) in shown)] += 1
+    assert len(seen) == orders
+    assert all(abs(count - 600 / orders) < 50 for count in seen.values())
+
+
+def test_every_form_agrees_with_gold_about_eight_times_in_ten():
+    """Demonstration-like replies, four to a prompt; of the pairs that each form implies, ties left out.
+
+    Scores and still more thumbs leave close pairs undecided, so what they do decide is right more often.
+    """
+    world, rng, annotators = World.load(), random.Random(0), panel(GOLD_WEIGHTS, 40, 0)
+    right = {form: [] for form in ("ranking", "best_of_n", "likert", "thumbs")}
+    ups = []
+    for case in split_cases(world, 0)["train"][:600]:
+        prompt, annotator = world.prompt(case), rng.choice(annotators)
+        replies = [write_reply(world, case, DEMONSTRATOR, rng) for _ in range(4)]
+        worth = [utility(annotator, features(world, prompt, text), len(text.split())) for text in replies]
+        scores = [rate(annotator, value, 5, rng) for value in worth]
+        thumbs = ["good" if approve(annotator, value, rng) else "bad" for value in worth]
+        said = {
+            "ranking": [record("ranking", rank(annotator, worth, rng), replies)],
+            "best_of_n": [record("best_of_n", pick(annotator, worth, rng), replies)],
+            "likert": [record("likert", score, [text]) for score, text in zip(scores, replies, strict=True)],
+            "thumbs": [record("thumbs", thumb, [text]) for thumb, text in zip(thumbs, replies, strict=True)],
+        }
+        ups += [thumb == "good" for thumb in thumbs]
+        for form, records in said.items():
+            for row in pairs_from_judgements(records)[0]:
+                gap = gold_score(world, prompt, row["chosen"]) - gold_score(world, prompt, row["rejected"])
+                right[form] += [gap > 0] * (abs(gap) > 1e-9)
+    shares = {form: sum(hits) / len(hits) for form, hits in right.items()}
+    assert 0.77 <= shares["ranking"] <= 0.83
+    assert 0.77 <= shares["best_of_n"] <= 0.83
+    assert 0.8 <= shares["likert"] <= 0.88
+    assert 0.86 <= shares["thumbs"] <= 0.95
+    assert 0.4 <= sum(ups) / len(ups) <= 0.8
+
+
+# --- records ---
+
+
+@pytest.mark.parametrize(
+    ("form", "choice", "responses", "wrong"),
+    [
+        ("side_by_side", "A", ["x", "y"], "C"),
+        ("likert", 4, ["x"], "four"),
+        ("ranking", [2, 1, 2], ["x", "y", "z"], [1, 2]),
+        ("best_of_n", 2, ["x", "y", "z"], 3),
+        ("thumbs", "bad", ["x"], "down"),
+    ],
+)
+def test_records_of_every_form_come_back_and_wrong_ones_are_refused(form, choice, responses, wrong):
+    whole = record(form, choice, responses)
+    assert Judgement.from_row(whole.to_row()) == whole
+    for broken in ({"choice": wrong}, {"responses": []}):
+        with pytest.raises(UserError, match=f"line 3: {form} needs "):
+            Judgement.from_row(whole.to_row() | broken, "judgements.jsonl line 3")
+
+
+def test_a_record_of_no_known_form_is_refused():
+    with pytest.raises(UserError, match="stars needs to be one of side_by_side, likert"):
+        Judgement.from_row(record("stars", 3).to_row())
+
+
+def implied(*records):
+    return [(*verdict.responses, verdict.choice) for verdict in side_by_side(records)]
+
+
+def test_what_each_form_implies_about_pairs():
+    """Ranks 2, 1, 2 of x, y, z; y the best; scores 2, 4, 4; thumbs up for x only."""
+    assert implied(record("ranking", [2, 1, 2])) == [("x", "y", "B"), ("x", "z", "tie"), ("y", "z", "A")]
+    assert implied(record("best_of_n", 1)) == [("x", "y", "B"), ("y", "z", "A")]
+    scores = [record("likert", score, [text]) for text, score in (("x", 2), ("y", 4), ("z", 4))]
+    assert implied(*scores) == [("x", "y", "B"), ("x", "z", "B"), ("y", "z", "tie")]
+    thumbs = [record("thumbs", said, [text]) for text, said in (("x", "good"), ("y", "bad"), ("z", "bad"))]
+    assert implied(*thumbs) == [("x", "y", "A"), ("x", "z", "A")]
+
+
+def test_scores_of_two_annotators_or_prompts_are_not_compared():
+    scores = [
+        record("likert", 2, ["x"]),
+        record("likert", 5, ["y"], annotator="bob"),
+        record("likert", 4, ["z"], prompt=OTHER),
+    ]
+    assert implied(*scores) == []
+
+
+def test_agreement_of_rankings():
+    """x, y, z: ann ranks 1, 2, 3, bob 1, 3, 2: they agree on two of three pairs."""
+    assert agreement([record("ranking", [1, 2, 3]), record("ranking", [1, 3, 2], annotator="bob")]) == 2 / 3
+
+
+def test_rows_of_every_form_and_the_preferences_they_imply():
+    """Sampled ids go into the rows; the pairs made of a user's rows keep the name of their source."""
+    ranking = record("best_of_n", 1, ["x", "y"], tokens=[[6, 2], [7, 2]])
+    row = {"prompt": PROMPT, "responses": ["x", "y"], "responses_tokens": [[6, 2], [7, 2]], "ranks": [2, 1]}
+    assert native_row(ranking) == row
+    assert pairs_from_judgements([ranking])[0] == [
+        {"prompt": PROMPT, "chosen": "y", "rejected": "x", "chosen_tokens": [7, 2], "rejected_tokens": [6, 2]}
+    ]
+    rated = {"prompt": PROMPT, "response": "x", "score": 3}
+    assert native_row(record("likert", 3, ["x"])) == rated
+    thumb = {"prompt": PROMPT, "response": "x", "response_tokens": [6, 2], "label": False}
+    assert native_row(record("thumbs", "bad", ["x"], tokens=[[6, 2]])) == thumb
+
+    pairs, counts = preferences_from("rankings", [{**row, "source": "forum"}], keep_ties=False)
+    assert pairs == [{"prompt": PROMPT, "chosen": "y", "rejected": "x", "source": "forum"}]
+    assert counts == {"pairs": 1, "ties": 0, "identical": 0}
+    others = [rated, {**rated, "response": "y"}, {**rated, "response": "z", "score": 5, "source": "forum"}]
+    assert preferences_from("ratings", others, keep_ties=True) == (
+        [{"prompt": PROMPT, "chosen": "x", "rejected": "y", "label": 0.5}],
+        {"pairs": 0, "ties": 1, "identical": 0},
+    )
+    thumbs = [thumb, {**thumb, "response": "y", "label": True}]
+    assert preferences_from("unpaired", thumbs, keep_ties=False)[0] == [
+        {"prompt": PROMPT, "chosen": "y", "rejected": "x"}
+    ]
+
+
+# --- units ---
+
+
+def test_rating_units_hold_standardised_scores(tmp_path, tokenizer):
+    """Scores 1, 3, 5: mean 3, population variance 8/3."""
+    path = tmp_path / "ratings.jsonl"
+    rows = [{"prompt": PROMPT, "response": "c", "score": score} for score in (1, 3, 5)]
+    write_jsonl(path, [*rows[:2], rows[2] | {"response_tokens": [A]}])
+    mean, std = rating_scale(path)
+    assert (mean, std) == pytest.approx((3.0, math.sqrt(8 / 3)))
+    units = rating_units(path, tokenizer, mean, std)
+    assert [unit[0].label for unit in units] == pytest.approx([-math.sqrt(1.5), 0.0, math.sqrt(1.5)])
+    assert [unit[0].response_ids for unit in units] == [[C, END], [C, END], [A]]
+    write_jsonl(path, [rows[0], rows[0]])
+    with pytest.raises(UserError, match="no two different scores"):
+        rating_scale(path)
+
+
+def test_ranking_units_are_as_large_as_their_rankings(tmp_path, tokenizer):
+    rows = [
+        {"prompt": PROMPT, "responses": ["a", "b", "c"], "ranks": [2, 1, 2]},
+        {"prompt": OTHER, "responses": ["a", "b"], "responses_tokens": [[D], [C]], "ranks": [1, 2]},
+    ]
+    write_jsonl(tmp_path / "rankings.jsonl", rows)
+    units = ranking_units(tmp_path / "rankings.jsonl", tokenizer)
+    assert [[row.label for row in unit] for unit in units] == [[2, 1, 2], [1, 2]]
+    assert [row.response_ids for row in units[1]] == [[D], [C]]
+    assert len({tuple(row.prompt_ids) for row in units[0]}) == 1
+
+
+def pair(prompt, chosen, rejected, **more):
+    return {"prompt": [{"role": "user", "content": prompt}], "chosen": chosen, "rejected": rejected, **more}
+
+
+def thumb(prompt, response, label):
+    return {"prompt": [{"role": "user", "content": prompt}], "response": response, "label": label}
+
+
+def test_pairs_split_into_good_and_bad_rows_where_nothing_is_unpaired(tmp_path, tokenizer):
+    """Each takes the response of its like at the next prompt; the tie is left out."""
+    write_jsonl(
+        tmp_path / "preferences_train.jsonl", [pair("a", "b", "c"), pair("b", "d", "e"), pair("c", "a", "b", label=0.5)]
+    )
+    units = unpaired_units(tmp_path, "train", tokenizer)
+    seen = [(good.label, good.response_ids[0], other.response_ids[0]) for good, other in units]
+    assert seen == [(1, B, D), (0, C, D + 1), (1, D, B), (0, D + 1, C)]
+    assert all(row.prompt_ids == other.prompt_ids for row, other in units)
+    assert all(math.isnan(row.margin) and math.isnan(other.label) for row, other in units)
+
+
+def test_unpaired_rows_come_before_pairs(tmp_path, tokenizer):
+    write_jsonl(tmp_path / "preferences_train.jsonl", [pair("a", "b", "c")])
+    write_jsonl(tmp_path / "preferences_development.jsonl", [])
+    write_jsonl(tmp_path / "unpaired_train.jsonl", [thumb("a", "b", True), thumb("b", "c", False)])
+    units = unpaired_units(tmp_path, "train", tokenizer)
+    assert [(row.label, row.response_ids[0], other.response_ids[0]) for row, other in units] == [(1, B, C), (0, C, B)]
+    assert unpaired_units(tmp_path, "development", tokenizer) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([thumb("a", "b", True), thumb("b", "c", True)], "split train, holds good responses only"),
+        ([thumb("a", "b", False)], "holds bad responses only"),
+        ([thumb("a", "b", True), thumb("a", "c", False)], "holds responses to one prompt only"),
+        ([], "holds neither unpaired rows nor preferences"),
+    ],
+)
+def test_unpaired_data_that_kto_cannot_learn_from_is_refused(tmp_path, tokenizer, rows, message):
+    write_jsonl(tmp_path / "unpaired_train.jsonl", rows)
+    write_jsonl(tmp_path / "preferences_train.jsonl", [])
+    with pytest.raises(UserError, match=message):
+        unpaired_units(tmp_path, "train", tokenizer)
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    ["ab", "abc", "aab", "abab", "aabbcc", "aaaaab", "baaaa", "aaabaaacaaa", "abcdeffffff", "aabbbcccc"],
+)
+def test_pitfall_23_mismatched_pairs_never_match(prompts):
+    """Odd counts, repeated prompts apart from each other, one prompt with most of the rows."""
+    rows = [Example([ord(prompt)], [number, ord(prompt)]) for number, prompt in enumerate(prompts)]
+    others = mismatched(rows)
+    assert len(others) == len(rows)
+    for row, other in zip(rows, others, strict=True):
+        assert other in rows
+        assert row.prompt_ids != other.prompt_ids
+    if len(set(Counter(prompts).values())) == 1:  # every response is taken once
+        assert {other.response_ids[0] for other in others} == set(range(len(rows)))
+    assert mismatched(rows[:1]) is None
+
+
+def test_sources_stand_in_the_order_of_the_pairs(tmp_path):
+    write_jsonl(tmp_path / "p.jsonl", [pair("a", "b", "c", source="s"), pair("a", "b", "c")])
+    assert pair_sources(tmp_path / "p.jsonl") == ["s", None]

@@ -1,0 +1,75 @@
+"""What is compared: figures for DVC and MLflow, every policy's curve in one table."""
+
+import csv
+import json
+from pathlib import Path
+
+from tasks.common.train import write_curve
+from tasks.files.jsonl import write_jsonl
+from tasks.files.tables import write_csv
+from tasks.reporting.comparison import comparison, curve_rows
+
+RATE = {"value": 0.6, "low": 0.55, "high": 0.65, "n": 300, "judge": "gold"}
+REPORT = {
+    "policies": {
+        "ppo": {"win_rate_vs_sft": RATE, "win_rate_vs_reference": RATE, "kl": 1, "kl_low": 0.5, "reward": None},
+        "dpo": {"win_rate_vs_sft": {**RATE, "value": 0.7}, "mean_length": 31.5, "distinct_1": 0.1},
+    },
+    "reward_model": {"accuracy": 0.66, "log_loss": 0.6, "offset": 3.0},
+}
+
+
+def test_only_what_people_compare_win_rates_first():
+    assert list(comparison(REPORT).items()) == [
+        ("win_rate_vs_sft", {"ppo": 0.6, "dpo": 0.7}),
+        ("win_rate_vs_reference", {"ppo": 0.6}),
+        ("kl", {"ppo": 1}),
+        ("mean_length", {"dpo": 31.5}),
+        ("reward_model", {"accuracy": 0.66, "log_loss": 0.6}),
+    ]
+    assert comparison({}) == comparison({"policies": None, "reward_model": None}) == {}
+
+
+def test_the_win_rate_against_sft_brings_its_interval():
+    with_intervals = comparison(REPORT, intervals=True)
+    assert with_intervals["win_rate_vs_sft"] == {
+        "ppo": 0.6, "ppo_low": 0.55, "ppo_high": 0.65, "dpo": 0.7, "dpo_low": 0.55, "dpo_high": 0.65,
+    }  # fmt: skip
+    assert with_intervals["win_rate_vs_reference"] == {"ppo": 0.6}
+
+
+def test_curve_is_the_log_as_a_table(tmp_path: Path):
+    """The same numbers, columns as they first appear, nothing where a step lacks one, the same bytes each time."""
+    history = [{"loss": 1 / 3, "kl": 1e-17}, {"loss": 0.25, "kl": 2.0, "development_loss": 0.5}]
+    write_curve(tmp_path, history)
+    first = (tmp_path / "curve.csv").read_bytes()
+    assert first == b"step,loss,kl,development_loss\n1,0.3333333333333333,1e-17,\n2,0.25,2.0,0.5\n"
+    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    with (tmp_path / "curve.csv").open(newline="") as file:
+        table = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    assert table == log
+    write_curve(tmp_path, history)
+    assert (tmp_path / "curve.csv").read_bytes() == first
+
+
+def test_curves_of_all_policies_stand_in_one_table(tmp_path: Path):
+    """Fixed columns; a snapshot's win rate at its step; a policy that is not trained is one empty row."""
+    for name, row in {"ppo": {"loss": 2.0, "kl": 0.5, "score": 1.5}, "dpo": {"loss": 0.5, "accuracy": 0.75}}.items():
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "metrics.jsonl", [{"step": step, **row, "extra": 9} for step in (1, 2)])
+    judged = [
+        {"policy": "sft", "step": 0},
+        {"policy": "ppo", "step": 2, "win_rate_vs_sft": {"value": 0.625}},
+        {"policy": "dpo", "step": 1, "win_rate_vs_sft": {"value": 0.25}},
+    ]
+    write_jsonl(tmp_path / "snapshots.jsonl", judged)
+    rows = curve_rows(["ppo", "dpo", "best_of_n"], tmp_path, tmp_path / "snapshots.jsonl")
+    write_csv(tmp_path / "curves.csv", rows)
+    assert (tmp_path / "curves.csv").read_text().splitlines() == [
+        "policy,step,loss,kl,score,accuracy,response_length,win_rate_vs_sft",
+        "ppo,1,2.0,0.5,1.5,,,",
+        "ppo,2,2.0,0.5,1.5,,,0.625",
+        "dpo,1,0.5,,,0.75,,0.25",
+        "dpo,2,0.5,,,0.75,,",
+        "best_of_n,0,,,,,,",
+    ]

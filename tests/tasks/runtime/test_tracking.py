@@ -1,0 +1,160 @@
+"""MLflow runs on a real store: the step of a metric, and runs of processes that were killed."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow.exceptions import MlflowException
+
+from tasks.params.schema import ROOT, load_params
+from tasks.runtime import tracking
+from tasks.runtime.stage import Stage, _stage_key
+from tasks.runtime.tracking import StageRun
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+from tasks.runtime.tracking import StageRun
+run = StageRun("sft", "key", Path("key")).__enter__()
+print(run.run_id, flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A folder with a store in it, made once: the tables of a new one take seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        for name in ("RLHF_ROOT", "RLHF_PARENT_RUN_ID", "RLHF_FLOW_RUN_ID"):
+            patch.delenv(name, raising=False)
+        tracking.experiment_id(tracking.client())
+        yield folder
+
+
+@pytest.fixture
+def folder(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def writer(folder: Path) -> tuple["subprocess.Popen[str]", str]:
+    """A process that has begun a stage's run, and the run's id."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return process, process.stdout.readline().strip()
+
+
+def test_every_metric_stands_at_its_step(folder, capsys):
+    """Through the report of a training loop, as a loop calls it: (metrics, step, total, tokens)."""
+    with StageRun("sft", "key", folder / "key") as run:
+        stage = Stage("sft", load_params(ROOT / "params.yaml"), {}, {}, "key", run)
+        report = stage.training_run().report
+        for step, loss in ((1, 4.0), (2, 3.0), (3, 2.5)):
+            report({"loss": loss}, step, 3, 10)
+        stage.log({"rows": 7.0})
+    assert "continues" not in capsys.readouterr().err
+    history = run.client.get_metric_history(run.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 4.0), (2, 3.0), (3, 2.5)]
+    assert [point.step for point in run.client.get_metric_history(run.run_id, "rows")] == [0]
+
+
+def test_a_resumed_training_says_where_it_continues(folder, capsys):
+    with StageRun("sft", "key", folder / "key") as run:
+        report = Stage("sft", load_params(ROOT / "params.yaml"), {}, {}, "key", run).training_run().report
+        report({"loss": 4.0}, 51, 60, 10)
+    assert "sft          continues at step 51 of 60, from its last saved state\n" in capsys.readouterr().err
+
+
+def test_run_of_a_killed_process_is_closed_and_tagged_and_a_live_one_is_left(folder):
+    process, run_id = writer(folder)
+    client = tracking.client()
+    with process:
+        assert tracking.close_interrupted(client) == []
+        assert client.get_run(run_id).info.status == "RUNNING"
+        process.send_signal(signal.SIGKILL)
+    assert tracking.close_interrupted(client) == [run_id]
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["interrupted"]) == ("KILLED", "true")
+    assert run.info.end_time is not None
+    assert tracking.close_interrupted(client) == []
+
+
+def test_next_stage_closes_it_and_the_same_stage_takes_it_up(folder, monkeypatch):
+    process, run_id = writer(folder)
+    with process:
+        process.send_signal(signal.SIGKILL)
+    with StageRun("prepare", "other", folder / "other") as other:
+        assert other.run_id != run_id
+        assert other.client.get_run(run_id).info.status == "KILLED"
+    monkeypatch.setenv("RLHF_PARENT_RUN_ID", other.run_id)
+    with StageRun("sft", "key", folder / "key") as run:
+        assert run.run_id == run_id
+        again = run.client.get_run(run_id)
+        assert again.info.status == "RUNNING"
+        assert "interrupted" not in again.data.tags
+        assert again.data.tags["writer_pid"] == str(os.getpid())
+        assert again.data.tags["mlflow.parentRunId"] == other.run_id  # the run that it now belongs to
+        assert tracking.close_interrupted(run.client) == []
+    assert run.client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_outputs_that_are_used_again_keep_their_run(folder):
+    """Killed between the end of the work and the end of the run: nothing is left to do but to close it."""
+    process, run_id = writer(folder)
+    with process:
+        process.send_signal(signal.SIGKILL)
+    client = tracking.client()
+    tracking.close_interrupted(client)
+    StageRun("sft", "key", folder / "key").restore()
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert "interrupted" not in run.data.tags
+    StageRun("sft", "none", folder / "none").restore()  # no run is known: nothing happens
+    (folder / "key/mlflow_run_id").write_text("0" * 32)
+    StageRun("sft", "key", folder / "key").restore()  # of another store
+    with pytest.raises(MlflowException):
+        client.get_run("0" * 32)
+
+
+def test_a_process_is_known_by_its_start_too(folder):
+    """The number of a killed process is given again, to any program."""
+    tags = tracking.writer_tags()
+    assert tracking.is_writer_alive(tags)
+    assert not tracking.is_writer_alive({**tags, "writer_started": str(psutil.Process().create_time() - 60)})
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    assert ended.wait() == 0
+    assert not tracking.is_writer_alive({**tags, "writer_pid": str(ended.pid)})
+
+
+def test_runs_of_other_hosts_are_left_alone(folder, monkeypatch):
+    process, run_id = writer(folder)
+    with process:
+        process.send_signal(signal.SIGKILL)
+    client = tracking.client()
+    client.set_tag(run_id, "writer_host", "elsewhere")
+    assert tracking.close_interrupted(client) == []
+    assert client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_key_of_a_stage_tells_inputs_parameters_and_stages_apart():
+    """Without the inputs, other data would be trained on from the state, or given the outputs, of the old."""
+    base = _stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"})
+    assert base == _stage_key("sft", {"sft": {"epochs": 1}}, {"models/base": "bb.dir", "data/prepared": "aa.dir"})
+    others = [
+        _stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "cc.dir", "models/base": "bb.dir"}),
+        _stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir"}),
+        _stage_key("sft", {"sft": {"epochs": 2}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"}),
+        _stage_key("base", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"}),
+    ]
+    assert len({base, *others}) == 5

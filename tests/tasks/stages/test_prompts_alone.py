@@ -1,0 +1,135 @@
+"""Prompts alone through every stage, and what is refused before a run on them: real stages in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, PartialState
+from safetensors.torch import load_file
+
+import tiny
+from checkout import git, make_checkout
+from flows.run.changes import Changes, require_inputs
+from rlhf_core.common.errors import UserError
+from rlhf_core.models.bpe import train_tokenizer
+from rlhf_core.models.store import save_policy
+from rlhf_core.models.tokens import ready_tokenizer
+from tasks.files.jsonl import read_jsonl, write_jsonl
+from tasks.reporting.comparison import curve_rows
+from tasks.stages.base import base
+from tasks.stages.collect import collect
+from tasks.stages.evaluate import evaluate
+from tasks.stages.policy import policy
+from tasks.stages.prepare import prepare
+from tasks.stages.report import report
+from tasks.stages.reward import reward
+from tasks.stages.sft import sft
+
+PROMPTS = [f"prompt number {number}" for number in range(40)]
+CHANGES = {
+    "model": {"path": "pretrained"},
+    "prepare": {"format": "prompts", "path": "prompts.jsonl", "max_response_tokens": 8},
+    "policy": {"algorithms": ["grpo"], "rewards": [{"name": "length", "weight": -1.0}]},
+}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A checkout with 40 prompts and a model of the user's own, in which every stage has run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RLHF_PARENT_RUN_ID", "RLHF_FLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RLHF_ROOT"):
+            patch.delenv(name, raising=False)
+        patch.setenv("DVC_NO_ANALYTICS", "1")
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        folder = make_checkout(tmp_path_factory.mktemp("prompts"), CHANGES)
+        patch.chdir(folder)
+        write_jsonl(Path("prompts.jsonl"), [{"prompt": text} for text in [*PROMPTS, PROMPTS[0], " "]])
+        tokenizer = ready_tokenizer(train_tokenizer(PROMPTS, 300))
+        model = tiny.rotary(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=tokenizer.eos_token_id)
+        save_policy(model, tokenizer, Path("pretrained"), max_new_tokens=8)
+        git(folder, "add", "-A")
+        git(folder, "commit", "-qm", "data")
+        for stage in (prepare, base, sft, collect, reward, lambda: policy("grpo"), evaluate, report):
+            stage()
+        yield folder
+        AcceleratorState._reset_state(reset_partial_state=True)
+        PartialState._reset_state()
+
+
+def test_prompts_are_split_and_counted(checkout):
+    """Shares 0.8, 0.1, 0.1 of 40 different prompts; there is nothing to imitate, so no demonstrations."""
+    prepared = checkout / "data/prepared"
+    assert {file.stem: len(read_jsonl(file)) for file in sorted(prepared.glob("*.jsonl"))} == {
+        "prompts_development": 4,
+        "prompts_test": 4,
+        "prompts_train": 32,
+    }
+    assert set(read_jsonl(prepared / "prompts_test.jsonl")[0]) == {"prompt"}
+    card = json.loads((prepared / "card.json").read_text())
+    assert (card["kind"], card["read"], card["dropped"]) == ("prompts", 42, {"duplicate": 1, "empty prompt": 1})
+    assert (card["unused_rows"], card["response_tokens"]) == ([], {"bins": []})
+    assert card["prompt_tokens"]["min"] > 0
+
+
+def test_the_model_is_taken_as_it_is(checkout):
+    own, start = (load_file(checkout / name / "model.safetensors") for name in ("pretrained", "models/sft"))
+    assert own.keys() == start.keys()
+    assert all(torch.equal(own[name], start[name]) for name in own)
+
+
+def test_the_policy_learns_from_a_reward_that_needs_no_data(checkout):
+    curve = read_jsonl(checkout / "models/policies/grpo/metrics.jsonl")
+    assert curve
+    assert all(row["score"] == pytest.approx(-row["response_length"]) for row in curve)
+
+
+def test_nothing_is_judged_and_the_rest_is_reported(checkout):
+    figures = json.loads((checkout / "reports/report.json").read_text())
+    grpo = figures["policies"]["grpo"]
+    assert (grpo["win_rate_vs_sft"], grpo["win_rate_vs_reference"], grpo["judge_score"]) == (None, None, None)
+    assert grpo["best_snapshot"] is None
+    assert grpo["reward"] == pytest.approx(-grpo["mean_length"])
+    assert grpo["kl"] >= 0
+    assert figures["judge"] == "nothing (the data holds no feedback, answers or gold)"
+    assert figures["no_reward_model"] == "no preferences: the data holds none"
+    page = (checkout / "reports/report.html").read_text()
+    assert "No policy was judged against the SFT model." in page
+    samples = read_jsonl(checkout / "evaluation/samples.jsonl")
+    assert set(samples[0]["responses"]) == {"sft", "grpo"}
+    rows = curve_rows(["grpo"], checkout / "models/policies", checkout / "evaluation/snapshots.jsonl")
+    assert {row["win_rate_vs_sft"] for row in rows} == {None}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model.path": "helpdesk/model.json"}, "from scratch, and the data is prompts alone"),
+        ({"policy.rewards": [{"name": "model"}]}, "policy.rewards names model, and from prompts data no reward model"),
+        (
+            {"policy.rewards": [{"name": "exact_answer"}]},
+            "policy.rewards names exact_answer, and the data has no answers",
+        ),
+        ({"policy.algorithms": ["grpo", "dpo"]}, "policy.algorithms names dpo, which learns from feedback"),
+        ({"policy.algorithms": ["kto"]}, "policy.algorithms names kto, which learns from feedback"),
+        ({"policy.algorithms": ["ppo"]}, "policy.algorithms names ppo, whose critic starts from the reward model"),
+    ],
+)
+def test_what_prompts_give_no_ground_for_is_refused_before_a_run(checkout, overrides, message):
+    require_inputs(Changes().resolve(checkout).params, checkout)
+    with pytest.raises(UserError, match=message):
+        require_inputs(Changes(overrides=overrides).resolve(checkout).params, checkout)
+
+
+def test_stage_prepare_refuses_to_train_from_scratch_on_prompts(checkout):
+    text = (checkout / "params.yaml").read_text()
+    raw = yaml.safe_load(text)
+    raw["model"]["path"] = "helpdesk/model.json"
+    (checkout / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    try:
+        with pytest.raises(UserError, match="there is no text to train on"):
+            prepare()
+    finally:
+        (checkout / "params.yaml").write_text(text)
