@@ -16,30 +16,29 @@ from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 
 from tools.mutants.copies import Result, make_copy, run_tests, try_fault
-from tools.mutants.fault import Planted, numbered
+from tools.mutants.fault import Module, Planted, numbered
 from tools.mutants.faults import MODULES
 from tools.mutants.page import section
 from tools.sections import write_section
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "proof.md"
 WORKERS = 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Plant the chosen faults; 0 if all were noticed."""
+def main(arguments: Sequence[str] | None = None, modules: Sequence[Module] = MODULES, root: Path = ROOT) -> int:
+    """Plant the chosen faults of `modules` in copies of `root`; 0 if all were noticed."""
     parser = argparse.ArgumentParser(prog="python -m tools.mutants", description="Plant faults and run their tests.")
     parser.add_argument("chosen", nargs="*", metavar="NUMBER|PATH", help="faults to plant; all where none is named")
     parser.add_argument("--list", action="store_true", help="print the faults and plant none")
     options = parser.parse_args(arguments)
-    faults = numbered(MODULES)
+    faults = numbered(modules)
     chosen = [fault for fault in faults if not options.chosen or is_chosen(fault, options.chosen)]
     if options.list or not chosen:
         _say("\n".join(map(str, chosen)) or f"no fault is called {' '.join(options.chosen)}")
         return int(not chosen)
-    results = plant_all(ROOT, chosen)
+    results = plant_all(root, chosen)
     if results is not None and chosen == faults:
-        write_section(PAGE, "planted faults", section(results))
+        write_section(root / "docs" / "proof.md", "planted faults", section(results))
         _say("wrote docs/proof.md")
     return int(results is None or not all(result.is_noticed for result in results))
 
