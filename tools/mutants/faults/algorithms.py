@@ -202,7 +202,7 @@ MODULES = [
             f"{CREDIT} {METHODS}",
             20,
         ),
-        Fault("PPO.needs", '"critic", "entropy"', '"critic"', "no entropies to log", METHODS),
+        Fault("PPO.needs", "entropies=True", "entropies=False", "no entropies to log", METHODS),
     ),
     Module(
         "rlhf_core/algorithms/ppo_penalty.py",

@@ -177,7 +177,7 @@ MODULES = [
     Module(
         "flows/commands/memory.py",
         COMMANDS,
-        Fault("_policy", '2 if "critic" in needs else 1', "1", "the critic needs no memory"),
+        Fault("_policy", "2 if needs.critic else 1", "1", "the critic needs no memory"),
         Fault("_policy", "frozen += 1", "frozen += 0", "π_old needs no memory"),
     ),
     Module(
