@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "support", "..")]
+sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "support", ".."))
 
 from oracle import page
 from oracle.page import Row
