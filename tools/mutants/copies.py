@@ -9,14 +9,19 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 from tools.mutants.fault import OutdatedError, Planted, planted
 
+ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 300.0  # seconds for the tests of one fault
 FAILED = 1  # pytest's exit code where tests ran and failed; any other is no verdict
 UNMARKED = "not slow and not browser and not data"
 KILLED, SURVIVED, TIMED_OUT, OUTDATED, BROKEN = "killed", "SURVIVED", "timed out", "OUTDATED", "BROKEN"
+
+SERVER = get_context("forkserver")
+SERVER.set_forkserver_preload(["pytest", "torch", "transformers", "accelerate", "pydantic", "yaml"])
 
 
 @dataclass(frozen=True)
@@ -52,26 +57,36 @@ def make_copy(root: Path, folder: Path) -> Path:
 def run_tests(copy: Path, tests: Sequence[str], timeout: float = TIMEOUT) -> tuple[int | None, str]:
     """Exit code and output of pytest on a copy, up to the first failure; None where it did not end in time.
 
-    Bytecode is not written: Python would take a stale file for the source of a fault of equal size.
+    The process is a fork of a server that has imported the libraries: importing torch takes longer than most tests.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", UNMARKED, *tests],
-        cwd=copy,
-        env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
+    log = copy.with_name(f"{copy.name}.log")
+    process = SERVER.Process(target=_become_pytest, args=(copy, log, list(tests)))
+    process.start()
+    process.join(timeout)
+    if process.exitcode is None:
+        assert process.pid is not None
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.join()
         return None, ""
-    return process.returncode, output
+    return process.exitcode, log.read_text(encoding="utf-8", errors="replace")
+
+
+def _become_pytest(copy: Path, log: Path, tests: list[str]) -> None:
+    """Run tests in a copy, as if nothing of this project had been imported."""
+    os.setsid()
+    with log.open("wb") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(1, 2)
+    os.chdir(copy)
+    # Bytecode is not written: Python would take a stale file for the source of a fault of equal size.
+    sys.dont_write_bytecode = True
+    os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    sys.path[:] = [str(copy), *(entry for entry in sys.path if entry and Path(entry) != ROOT)]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tools"]:
+        del sys.modules[name]
+    import pytest
+
+    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", UNMARKED, *tests])))
 
 
 def try_fault(copy: Path, fault: Planted, timeout: float = TIMEOUT) -> Result:

@@ -147,6 +147,14 @@ MODULES = [
         ),
     ),
     Module(
+        "tasks/data/data_card.py",
+        DATA,
+        Fault("data_card", "if any(overlap.values()):", "if False:", "a prompt in two splits"),
+        Fault("_overlap", "prompts[a] & prompts[b]", "prompts[a] - prompts[b]", "differences counted as overlap"),
+        Fault("_unused", "if row.responses and not any", "if row.responses and any", "used rows listed as unused"),
+        Fault("length_summary", "low, high = high + 1, 2 * high", "low, high = high, 2 * high", "edges counted twice"),
+    ),
+    Module(
         "tasks/common/rows.py",
         FORMS,
         Fault(
