@@ -23,7 +23,7 @@ from flows.run.form import Form, chosen
 from flows.run.graph import Stage, read_graph, select
 from flows.run.lineage import comparison_markdown, figures, terms_of
 from flows.run.stages import StageRunner
-from flows.run.workspace import open_workspace
+from flows.run.workspace import open_workspace, plan
 from flows.servers import services, supervise
 from flows.servers.settings import find_root
 from rlhf_core.common.errors import UserError
@@ -409,6 +409,7 @@ def test_name_of_an_experiment_is_taken_once(scratch: Path) -> None:
         workspace.finish(["prepare", "sft"])
     with pytest.raises(UserError, match="already is an experiment mine"), open_workspace(scratch, changes, "mine"):
         pass
+    assert plan(scratch, changes, "other").name == "other"
 
 
 @pytest.mark.parametrize("name", ["a b", "../x", "", "x.lock", "-x", "a..b"])

@@ -20,8 +20,12 @@ FAILED = 1  # pytest's exit code where tests ran and failed; any other is no ver
 UNMARKED = "not slow and not browser and not data"
 KILLED, SURVIVED, TIMED_OUT, OUTDATED, BROKEN = "killed", "SURVIVED", "timed out", "OUTDATED", "BROKEN"
 
+LIBRARIES = [  # that most tests import, and whose import takes longer than most tests
+    "pytest", "pydantic", "torch._dynamo", "accelerate", "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2",
+]  # fmt: skip
 SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "torch", "transformers", "accelerate", "pydantic", "yaml"])
+SERVER.set_forkserver_preload(LIBRARIES)
 
 
 @dataclass(frozen=True)

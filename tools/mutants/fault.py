@@ -27,6 +27,11 @@ class Module:
         self.path, self.tests, self.faults = path, tests, faults
 
 
+def tests_of(path: str, *names: str) -> str:
+    """Single tests of one file, for a fault or a module."""
+    return " ".join(f"{path}::test_{name}" for name in names)
+
+
 @dataclass(frozen=True)
 class Planted:
     """A fault with its number in the list, its file and its tests."""

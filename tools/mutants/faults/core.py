@@ -581,7 +581,7 @@ MODULES = [
     Module(
         "rlhf_core/loops/common/run.py",
         LOOPS,
-        Fault("is_mark", "(step - 1) * marks", "step * marks - 1", "marks at every step"),
+        Fault("is_mark", "(step - 1) * marks", "step * marks - 1", "marks lost where steps cannot be divided evenly"),
         Fault(
             "minibatch_indices",
             "shuffled(count, epoch, seed, name)",

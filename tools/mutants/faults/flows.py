@@ -1,6 +1,6 @@
 """Faults in flows: commands, runs, servers."""
 
-from tools.mutants.fault import Fault, Module
+from tools.mutants.fault import Fault, Module, tests_of
 
 LOCKS = "tests/flows/test_locks.py"
 GUARD = "tests/flows/test_guard.py"
@@ -34,12 +34,6 @@ MODULES = [
         GUARD,
         Fault("login", '0o600), "w"', '0o644), "w"', "a password that others can read"),
         Fault("login", "secrets.token_urlsafe(24)", '"rlhf"', "a password that anyone can guess"),
-        Fault(
-            "login",
-            "os.link(new, path)",
-            "new.replace(path); new.touch()",
-            "processes that start together disagree on the password",
-        ),
         Fault(
             "set_environment",
             'if "PREFECT_API_URL" not in os.environ:',
@@ -94,7 +88,7 @@ MODULES = [
     ),
     Module(
         "flows/run/graph.py",
-        FLOWS,
+        tests_of(FLOWS, "only_takes_what_the_stage_needs", "graph_is_dvcs", "unknown_stage_names_the_nearest"),
         Fault("select", "wanted.update(stage.upstream)", "pass", "a stage without what it needs"),
         Fault("select", 'stage.name.split("@")[0] == only', "False", "`policy` names no stage"),
         Fault(
@@ -106,7 +100,7 @@ MODULES = [
     ),
     Module(
         "flows/run/changes.py",
-        FLOWS,
+        tests_of(FLOWS, "changes_lay_the_profile_first_then_single_values", "values_as_they_stand_are_no_change"),
         Fault(
             "Changes.resolve",
             "raw = apply_overrides(raw, self.overrides)",
@@ -117,7 +111,7 @@ MODULES = [
     ),
     Module(
         "flows/run/stages.py",
-        FLOWS,
+        tests_of(FLOWS, "users_mistake_is_told_from_a_bug", "stop_kills_the_stage_with_all_it_started"),
         Fault(
             "_kill_group", "os.killpg(process.pid, signal.SIGKILL)", "process.kill()", "what a stage started lives on"
         ),
@@ -131,14 +125,19 @@ MODULES = [
     ),
     Module(
         "flows/servers/supervise.py",
-        FLOWS,
+        tests_of(FLOWS, "stage_dies_with_whoever_started_it"),
         Fault(
             "main", "prctl(PR_SET_PDEATHSIG, signal.SIGTERM)", "prctl(PR_SET_PDEATHSIG, 0)", "stages outlive the run"
         ),
     ),
     Module(
         "flows/run/workspace.py",
-        FLOWS,
+        tests_of(
+            FLOWS,
+            "edits_and_untracked_files_go_along",
+            "failed_run_is_taken_up_again_by_the_same_run_alone",
+            "name_of_an_experiment_is_taken_once",
+        ),
         Fault("plan", 'edits = git(root, "diff", "HEAD", "--binary")', 'edits = b""', "the user's edits left out"),
         Fault("_refuse_other", "known.read_text() != fingerprint", "False", "a run taken up with other parameters"),
         Fault("_experiment_refs", "== [name]", "!= []", "another experiment of any name"),

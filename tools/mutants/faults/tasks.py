@@ -1,6 +1,6 @@
 """Faults in tasks: parameters, data, files, what runs around stages, the stages, and the report."""
 
-from tools.mutants.fault import Fault, Module
+from tools.mutants.fault import Fault, Module, tests_of
 
 PARAMS = "tests/tasks/params/test_params.py"
 DATA = "tests/tasks/data/test_data.py"
@@ -244,48 +244,48 @@ MODULES = [
             ' or marker["files"] != _sizes(folder)',
             "",
             "half-written outputs taken as whole",
-            f"{FINISHED}::test_nothing_half_written_is_taken_for_finished",
+            tests_of(FINISHED, "nothing_half_written_is_taken_for_finished"),
         ),
         Fault(
             "sweep_superseded",
             'found["stage"] == stage',
             "True",
             "outputs of other stages deleted",
-            f"{FINISHED}::test_a_newer_key_of_the_same_stage_supersedes",
+            tests_of(FINISHED, "a_newer_key_of_the_same_stage_supersedes"),
         ),
         Fault(
             "holding",
             "    if handle is None:\n",
             "    if False:\n",
             "two processes in one stage",
-            f"{FINISHED}::test_one_process_works_in_a_key",
+            tests_of(FINISHED, "one_process_works_in_a_key"),
         ),
         Fault(
             "place",
             "shutil.copytree(source, new, copy_function=_link)",
             "shutil.copytree(source, new)",
             "outputs copied, not linked",
-            f"{FINISHED}::test_outputs_are_hard_links_and_replace_what_was_there",
+            tests_of(FINISHED, "outputs_are_hard_links_and_replace_what_was_there"),
         ),
         Fault(
             "_link",
             "shutil.copy2(source, target)",
             "raise",
             "no outputs where links are impossible",
-            f"{FINISHED}::test_outputs_are_copies_where_there_are_no_hard_links",
+            tests_of(FINISHED, "outputs_are_copies_where_there_are_no_hard_links"),
         ),
         Fault(
             "mark_finished",
             '    shutil.rmtree(folder / "state", ignore_errors=True)\n',
             "",
             "training states left behind",
-            f"{FINISHED}::test_kills_in_a_step_and_after_the_last_one",
+            tests_of(FINISHED, "kills_in_a_step_and_after_the_last_one"),
             37,
         ),
     ),
     Module(
         "tasks/runtime/hold.py",
-        f"{FINISHED}::test_one_process_works_in_a_key",
+        tests_of(FINISHED, "one_process_works_in_a_key"),
         Fault("hold", "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "the lock not taken"),
         Fault("hold", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", "a lock that several hold"),
     ),
