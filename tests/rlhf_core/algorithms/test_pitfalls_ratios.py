@@ -135,6 +135,18 @@ def test_pitfall_11_temperature_divides_all_logits_alike(accelerator, tokenizer,
     assert (ref - new).abs().max() > 0.1  # the reference is another model
 
 
+def test_pitfall_11_temperature_divides_both_sides_of_the_exact_kl(family):
+    """From logits / 0.5 of policy and reference; its gradient reaches the policy."""
+    policy, reference = family(0), family(1)
+    batch = collate(tiny.examples(3), PAD)
+    found = policy_outputs(policy, batch, temperature=0.5, reference=reference).exact_kl
+    logprobs, ref = ((response_logits(model, batch) / 0.5).log_softmax(-1) for model in (policy, reference))
+    expected = (logprobs.exp() * (logprobs - ref)).sum(-1) * batch.response_mask
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    (gradient,) = torch.autograd.grad(found.sum(), policy.lm_head.weight)
+    assert gradient.abs().max() > 0.01
+
+
 def test_pitfall_11_sampling_at_another_temperature_than_training_raises(accelerator, tokenizer, tmp_path):
     config = OnlineConfig(rollout_size=4, minibatch_size=4, temperature=0.7)
     models = Models(tiny.rotary(), tiny.rotary(), None, tokenizer)

@@ -49,13 +49,17 @@ def loss_of(algorithm, scores, batch):
 
 
 def test_bradley_terry_label_and_margin():
-    """d = log 3: σ(d) = ¾. Label 1: -log ¾; 0: -log ¼; ½: their mean. A margin of log 3 takes d away: log 2."""
+    """d = log 3: σ(d) = ¾. Label 1: -log ¾; 0: -log ¼; ½: their mean. A margin of log 3 takes d away: log 2.
+
+    It is subtracted in both directions: σ(-2 log 3) = 1/10.
+    """
     three = torch.tensor([math.log(3)])
     zero = torch.zeros(1)
     close(bradley_terry(three, zero), [math.log(4 / 3)])
     close(bradley_terry(three, zero, label=0.0), [math.log(4)])
     close(bradley_terry(three, zero, label=0.5), [(math.log(4 / 3) + math.log(4)) / 2])
     close(bradley_terry(three, zero, margin=math.log(3)), [math.log(2)])
+    close(bradley_terry(three, zero, margin=math.log(3), label=0.0), [math.log(10)])
 
 
 def test_smoothing():

@@ -30,7 +30,6 @@ MODULES = [
             RATIOS,
             11,
         ),
-        Fault("token_logprobs", ".clamp(max=0.0)", "", "a log-probability above 0", RATIOS, 12),
         Fault("token_entropies", "return -(", "return (", "entropy with the wrong sign"),
         Fault("exact_kl", "(logprobs.exp() *", "(ref_logprobs.exp() *", "KL weighted by the reference"),
         Fault("_full_precision", "tensor.float()", "tensor", "log-probabilities computed in bf16", RATIOS, 12),
@@ -118,7 +117,7 @@ MODULES = [
         ),
         Fault("gae", "gamma * next_value", "next_value", "discount left out of the TD residual"),
         Fault("gae", "gamma * lam * following", "gamma * following", "λ left out"),
-        Fault("gae", "* response_mask[:, t]", "", "credit from padding"),
+        Fault("gae", "    values = values * response_mask\n", "", "the value after the last token"),
         Fault("gae", "(advantages + values)", "advantages", "the critic fitted to advantages"),
         Fault(
             "with_gae",
@@ -202,6 +201,7 @@ MODULES = [
             "torch.special.ndtr(margin) if normal else margin.sigmoid()",
             "margin.sigmoid()",
             "calibration by the wrong link",
+            "tests/tasks/stages/test_reward_stage.py::test_thurstones_probabilities_are_normal",
         ),
         Fault("expected_calibration_error", "(gap.abs() *", "(gap *", "errors of opposite sign cancel"),
         Fault("distinct_n", "len(words) - n + 1", "len(words) - n", "the last n-gram left out"),
@@ -209,7 +209,7 @@ MODULES = [
     ),
     Module(
         "rlhf_core/common/batch.py",
-        TOKENS,
+        "tests/rlhf_core/common/test_batch.py",
         Fault(
             "collate",
             "input_ids = torch.full((len(examples), prompt_width + response_width), pad_id)",
@@ -230,9 +230,8 @@ MODULES = [
             'float("nan")',
             "0.0",
             "what was not computed is taken for 0",
-            f"{RATIOS} {ON_POLICY} {LOOPS}",
         ),
-        Fault("Rollout.token_weights", " * self.row_weights[:, None]", "", "enumerated rows counted alike", ON_POLICY),
+        Fault("Rollout.token_weights", " * self.row_weights[:, None]", "", "enumerated rows counted alike"),
     ),
     Module(
         "rlhf_core/common/seeding.py",
@@ -298,7 +297,7 @@ MODULES = [
             "exact_kl(logits, ref_logits, temperature)",
             "exact_kl(logits.detach(), ref_logits, temperature)",
             "KL penalty without a gradient",
-            METHODS,
+            RATIOS,
         ),
         Fault(
             "response_kl",
@@ -345,14 +344,6 @@ MODULES = [
             "sampling at another temperature",
             RATIOS,
             9,
-        ),
-        Fault(
-            "Sampler._generation_config",
-            "eos_token_id=list(self.stop_tokens)",
-            "eos_token_id=self.stop_tokens[0]",
-            "generation goes on behind a stop token",
-            TOKENS,
-            8,
         ),
         Fault(
             "Sampler._generate",
