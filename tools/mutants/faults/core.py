@@ -1,6 +1,6 @@
 """Faults in the mathematics, models, scoring, feedback and loops of rlhf_core."""
 
-from tools.mutants.fault import Fault, Module
+from tools.mutants.fault import Fault, Module, tests_of
 
 LOSSES = "tests/rlhf_core/maths/test_losses.py"
 CREDIT = "tests/rlhf_core/algorithms/test_pitfalls_credit.py"
@@ -14,6 +14,23 @@ ONLINE = "tests/rlhf_core/loops/test_online_loop.py"
 RUNS = "tests/rlhf_core/loops/test_pitfalls_runs.py"
 PREFLIGHT = "tests/rlhf_core/loops/test_preflight.py"
 TRUST = "tests/rlhf_core/loops/test_trust_region.py"
+STORE = "tests/rlhf_core/models/test_store.py"
+ENSEMBLES = tests_of(
+    "tests/tasks/stages/test_reward_stage.py",
+    "aggregates",
+    "an_ensemble_is_centred_and_scaled_as_one_and_comes_back_from_disk",
+)
+JUDGES = tests_of(
+    "tests/tasks/stages/test_evaluate.py",
+    "both_sides_are_scored_in_one_call_pairs_adjacent_whatever_the_order",
+    "a_tie_is_a_small_difference_in_standard_deviations_of_all_scores",
+    "identical_ids_tie_even_where_scores_differ",
+)
+TEMPERED_KL = tests_of(
+    "tests/tasks/stages/test_evaluate.py",
+    "kl_of_tempered_distributions_by_hand",
+    "kl_along_responses_is_that_of_whole_responses_at_the_same_temperature",
+)
 PANEL = "tests/rlhf_core/feedback/test_annotators.py"
 FORMS = "tests/rlhf_core/feedback/test_feedback_forms.py"
 KILL = "tests/tasks/runtime/test_kill_resume.py"
@@ -304,7 +321,7 @@ MODULES = [
             "exact_kl(response_logits(policy, batch), response_logits(reference, batch), temperature)",
             "exact_kl(response_logits(policy, batch) / temperature, response_logits(reference, batch))",
             "the reference not tempered",
-            "tests/tasks/stages/test_evaluate.py",
+            TEMPERED_KL,
             33,
         ),
         Fault(
@@ -429,7 +446,7 @@ MODULES = [
             "        temperature=temperature,\n",
             "",
             "the training temperature forgotten",
-            "tests/tasks/stages/test_evaluate.py",
+            STORE,
         ),
         Fault(
             "stop_tokens",
@@ -450,7 +467,7 @@ MODULES = [
     ),
     Module(
         "rlhf_core/models/ensembles.py",
-        "tests/tasks/stages/test_reward_stage.py",
+        ENSEMBLES,
         Fault("aggregate", "scores.amin(0)", "scores.amax(0)", "best case in place of the worst"),
         Fault("aggregate", "correction=0", "correction=1", "sample std in place of 1/M"),
         Fault(
@@ -468,7 +485,7 @@ MODULES = [
     ),
     Module(
         "rlhf_core/scoring/judges.py",
-        f"{LOSSES} tests/tasks/stages/test_evaluate.py",
+        f"{LOSSES} {JUDGES}",
         Fault(
             "win_rate",
             "judge.prefer(prompts, opponent, policy)",
@@ -483,7 +500,7 @@ MODULES = [
             "list(one.ids) == list(two.ids) or",
             "",
             "equal responses do not tie",
-            "tests/tasks/stages/test_evaluate.py",
+            JUDGES,
             32,
         ),
         Fault(
@@ -491,7 +508,7 @@ MODULES = [
             "_content(one) > _content(two)",
             "False",
             "the order of presentation decides",
-            "tests/tasks/stages/test_evaluate.py",
+            JUDGES,
             32,
         ),
     ),
@@ -684,13 +701,6 @@ MODULES = [
             "Adam's moments lost at a resume",
             KILL,
             25,
-        ),
-        Fault(
-            "train_offline",
-            "run.seed, run.name, accelerator.process_index, step)",
-            "run.seed, run.name, accelerator.process_index)",
-            "each step draws the same numbers",
-            ONLINE,
         ),
         Fault(
             "evaluate_offline",

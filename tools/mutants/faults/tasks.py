@@ -187,19 +187,18 @@ MODULES = [
     ),
     Module(
         "tasks/common/best_of_n.py",
-        EVALUATE,
+        tests_of(EVALUATE, "best_of_n_keeps_the_first_of_the_best"),
         Fault("best_of_n", "argmax(-1)", "argmin(-1)", "the worst of N"),
         Fault("best_of_n", "responses[row * count + choice]", "responses[row + choice]", "another prompt's response"),
     ),
     Module(
         "tasks/common/sampling.py",
-        EVALUATE,
+        "tests/tasks/common/test_sampling.py",
         Fault(
             "sample_responses",
             "    seed_everything(*stream)\n",
             "",
             "samples depend on what ran before",
-            f"{EVALUATE} {REWARD}",
         ),
     ),
     Module(
