@@ -147,6 +147,17 @@ def test_lists_are_drawn_independently_and_prefixes_agree():
     assert small.prompts_test == large.prompts_test
 
 
+def test_lists_do_not_repeat_each_other():
+    """With one stream for all, the training prompts would be those of the demonstrations, in the same order."""
+    desk = generate(WORLD, 0, threads=200, demonstrations=200, prompts_train=200)
+    threads, demonstrations, prompts = (
+        {row["prompt"][0]["content"] for row in rows}
+        for rows in (desk.threads, desk.demonstrations, desk.prompts_train)
+    )
+    for one, other in ((threads, demonstrations), (demonstrations, prompts)):
+        assert len(one & other) < 20
+
+
 def test_held_out_combinations_are_disjoint():
     """24 names x 16 products x 6 issues = 2304; a fifth is 461 (460.8 rounded): 230 development and 231 test."""
     cases = {

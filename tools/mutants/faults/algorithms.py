@@ -269,6 +269,12 @@ MODULES = [
             "margins of rows ignored",
         ),
         Fault(
+            "BradleyTerry.losses",
+            "smoothed(batch.labels[0::2], self.label_smoothing)",
+            "batch.labels[0::2]",
+            "smoothing ignored",
+        ),
+        Fault(
             "pair_statistics",
             "label == 0.5, 0.5, right",
             "label == 0.5, right, 0.5",
