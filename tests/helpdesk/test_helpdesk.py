@@ -286,6 +286,11 @@ def test_rubric_on_wrong_name_product_and_trouble():
     assert gold_score(WORLD, LATE_OVEN, reply) == pytest.approx(2.5)
 
 
+def test_a_second_product_is_not_the_right_one():
+    reply = "Dear Emma, I see that your oven has not arrived. I see that your kettle has not arrived."
+    assert features(WORLD, LATE_OVEN, reply)["right_product"] == 0
+
+
 @pytest.mark.parametrize(
     ("opening", "fits"),
     [
