@@ -297,6 +297,7 @@ def test_a_second_product_is_not_the_right_one():
         ("I see that your coat is too small.", 1),
         ("I am sorry that your coat is too small.", 1),
         ("I am so deeply ashamed that your coat is too small.", 0),
+        ("I see that your coat is too small. I am so deeply ashamed that your coat is too small.", 0),
         ("We will trace the parcel today.", 0),
     ],
 )

@@ -19,7 +19,6 @@ MODULES = [
     Module(
         "tasks/params/schema.py",
         PARAMS,
-        Fault("overlay", "merged = _copy(raw)", "merged = dict(raw)", "a profile changes the defaults"),
         Fault("_Section", '"extra": "forbid"', '"extra": "ignore"', "misspelt parameters ignored", "", 28),
         Fault(
             "overlay",
