@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 
 import datasets
@@ -261,6 +262,21 @@ def test_folder_of_files_is_read_whole_and_in_order(tmp_path):
     write(folder / "test.jsonl.gz", ROWS[1])
     (folder / "LICENSE").write_text("MIT")
     assert [(row.file, row.line) for row in read_rows(folder, "")] == [("set/test.jsonl.gz", 1), ("set/train.jsonl", 1)]
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_order_of_files_is_not_the_disks(tmp_path, monkeypatch, step):
+    """Two disks, of which one lists names forwards and the other backwards."""
+    walk = os.walk
+
+    def listing(folder, **settings):
+        for here, folders, names in walk(folder, **settings):
+            yield here, folders, sorted(names)[::step]
+
+    monkeypatch.setattr(os, "walk", listing)
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        write(tmp_path / name, ROWS[0])
+    assert [row.file.split("/")[1] for row in read_rows(tmp_path, "")] == ["a.jsonl", "b.jsonl", "c.jsonl"]
 
 
 def test_a_changed_file_is_read_anew_and_nothing_is_left_behind(tmp_path, monkeypatch):
