@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, PartialState
 from transformers import AutoModelForCausalLM
 
 import tiny
@@ -80,24 +79,16 @@ def probability(table, last, token, temperature=1.0):
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
+def checkout(module_patch, tmp_path_factory):
     """A checkout with prepared data and every model that the stage needs, made by hand."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RLHF_PARENT_RUN_ID", "RLHF_FLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RLHF_ROOT"):
-            patch.delenv(name, raising=False)
-        patch.setenv("DVC_NO_ANALYTICS", "1")
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        AcceleratorState._reset_state(reset_partial_state=True)
-        changes = {
-            "prepare": {"answer_pattern": "(.+)$", "max_response_tokens": LONGEST},
-            "evaluate": {"prompts": TESTS, "development_prompts": DEVELOPMENT, "samples": TESTS},
-        }
-        folder = make_checkout(tmp_path_factory.mktemp("judged"), changes)
-        patch.chdir(folder)
-        make_inputs()
-        yield folder
-        AcceleratorState._reset_state(reset_partial_state=True)
-        PartialState._reset_state()
+    changes = {
+        "prepare": {"answer_pattern": "(.+)$", "max_response_tokens": LONGEST},
+        "evaluate": {"prompts": TESTS, "development_prompts": DEVELOPMENT, "samples": TESTS},
+    }
+    folder = make_checkout(tmp_path_factory.mktemp("judged"), changes)
+    module_patch.chdir(folder)
+    make_inputs()
+    return folder
 
 
 def make_inputs():

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, PartialState
 from transformers import AutoModelForSequenceClassification
 
 import tiny
@@ -44,19 +43,6 @@ from tools.closure import ROOT
 
 SHORT = {"base": {"max_steps": 2}, "sft": {"max_steps": 2}}
 FEEDBACK, REWARD = Path("data/feedback"), Path("models/reward")
-
-
-@pytest.fixture(scope="module")
-def module_patch():
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RLHF_PARENT_RUN_ID", "RLHF_FLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RLHF_ROOT"):
-            patch.delenv(name, raising=False)
-        patch.setenv("DVC_NO_ANALYTICS", "1")
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        AcceleratorState._reset_state(reset_partial_state=True)
-        yield patch
-        AcceleratorState._reset_state(reset_partial_state=True)
-        PartialState._reset_state()
 
 
 @pytest.fixture(scope="module")
