@@ -75,6 +75,7 @@ class UncheckedPPO(PPO):
         """Refuse nothing."""
 
 
+@pytest.mark.pitfall(17)
 def test_k1_in_the_loss_has_no_expected_gradient():
     """With it or without it the expected gradient of PPO's loss is the same; k3's is another."""
     settings = {"kl_in": "loss", "whiten_advantages": False}
@@ -87,6 +88,7 @@ def test_k1_in_the_loss_has_no_expected_gradient():
     assert (with_k3 - without).norm() > 0.1
 
 
+@pytest.mark.pitfall(17)
 @pytest.mark.parametrize("name", ["RLOO, G = 2", "online DPO, soft labels"])
 def test_sampled_gradients_agree_with_the_enumerated_one(name):
     assert largest_z(METHODS[name]) < 4

@@ -309,6 +309,7 @@ def test_weights_that_are_not_finite_are_named(model, value, dtype):
     assert refused(new_scalar_model, model).startswith(expected)
 
 
+@pytest.mark.pitfall(26)
 def test_a_tensor_that_would_be_filled_with_random_numbers_is_named(model):
     edit_tensors(model, lambda tensors: {k: v for k, v in tensors.items() if k != "lm_head.weight"})
     assert refused(load_policy, model) == (
