@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 import tiny
 from checkout import make_checkout
 from rlhf_core.common.batch import Example, collate
+from rlhf_core.loops.online import OnlineTraining
 from rlhf_core.models.ensembles import load_reward_model
 from rlhf_core.models.forward import response_kl, response_logprobs, scores
 from rlhf_core.models.sampling import Sampler
@@ -336,6 +337,34 @@ def expected_scores(path, words, *, ended):
         with torch.no_grad():
             found.append(scores(model, collate([Example([tiny.USER, *content, ASSISTANT], response)], PAD)))
     return torch.cat(found)
+
+
+@pytest.mark.pitfall(21)
+def test_the_policy_stages_critic_is_the_reward_model_with_its_centring(checkout, with_models, monkeypatch):
+    """Every weight, offset 0.25 and scale 0.5; models/sft has other weights."""
+    reward = load_reward_model("models/reward")
+    reward.set_normalisation(0.25, 0.5)
+    save_scalar_model(reward, tiny.tiny_tokenizer(), Path("models/reward"))
+    built = []
+
+    def stop(training):
+        built.append(training)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OnlineTraining, "train", stop)
+    unchanged = (checkout / "params.yaml").read_text()
+    changes = {"policy": {"algorithms": ["ppo"], "rewards": [{"name": "length", "weight": -0.1}]}}
+    (checkout / "params.yaml").write_text(yaml.safe_dump(overlay(yaml.safe_load(unchanged), changes), sort_keys=False))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            policy("ppo")
+    finally:
+        (checkout / "params.yaml").write_text(unchanged)
+    critic = built[0].critic
+    assert (critic.offset, critic.scale) == (0.25, 0.5)
+    expected = reward.state_dict()
+    assert critic.state_dict().keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in critic.state_dict().items())
 
 
 @pytest.mark.pitfall(33)
