@@ -249,7 +249,7 @@ def without_dropout(config: PretrainedConfig) -> PretrainedConfig:
     """Set every dropout probability of a config to 0.
 
     RLHF compares log-probabilities of two forward passes; dropout makes the ratio of equal policies differ from 1
-    (pitfall 10; Huang et al. 2024, arXiv:2403.17031).
+    (docs/pitfalls.md, 10; Huang et al. 2024, arXiv:2403.17031).
     """
     for name, value in vars(config).items():
         if isinstance(value, PretrainedConfig):  # composite models keep a config for each part
