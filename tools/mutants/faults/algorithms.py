@@ -4,8 +4,8 @@ from tools.mutants.fault import Fault, Module
 
 OFFLINE = "tests/rlhf_core/algorithms/test_algorithms_offline.py"
 ON_POLICY = "tests/rlhf_core/algorithms/test_algorithms_onpolicy.py"
-METHODS = "tests/rlhf_core/algorithms/test_pitfalls_methods.py"
-CREDIT = "tests/rlhf_core/algorithms/test_pitfalls_credit.py"
+METHODS = "tests/rlhf_core/loops/test_every_method.py"
+CREDIT = "tests/rlhf_core/algorithms/test_credit.py"
 REWARD_LOSSES = "tests/rlhf_core/algorithms/test_reward_losses.py"
 
 MODULES = [

@@ -3,29 +3,23 @@
 from tools.mutants.fault import Fault, Module, tests_of
 
 LOSSES = "tests/rlhf_core/maths/test_losses.py"
-CREDIT = "tests/rlhf_core/algorithms/test_pitfalls_credit.py"
-RATIOS = "tests/rlhf_core/algorithms/test_pitfalls_ratios.py"
-TOKENS = "tests/rlhf_core/models/test_pitfalls_tokens.py"
+CREDIT = "tests/rlhf_core/algorithms/test_credit.py"
+RATIOS = "tests/rlhf_core/loops/test_ratios.py"
+TOKENS = "tests/rlhf_core/models/test_tokens.py"
+FORWARD = "tests/rlhf_core/models/test_forward.py"
+SAMPLING = "tests/rlhf_core/models/test_sampling.py"
+PORTABLE = "tests/rlhf_core/models/test_portable.py"
 REWARD_LOSSES = "tests/rlhf_core/algorithms/test_reward_losses.py"
 ON_POLICY = "tests/rlhf_core/algorithms/test_algorithms_onpolicy.py"
-METHODS = "tests/rlhf_core/algorithms/test_pitfalls_methods.py"
+METHODS = "tests/rlhf_core/loops/test_every_method.py"
 LOOPS = "tests/rlhf_core/loops/test_loops.py"
 ONLINE = "tests/rlhf_core/loops/test_online_loop.py"
-RUNS = "tests/rlhf_core/loops/test_pitfalls_runs.py"
+RUNS = "tests/rlhf_core/loops/test_runs.py"
 PREFLIGHT = "tests/rlhf_core/loops/test_preflight.py"
 TRUST = "tests/rlhf_core/loops/test_trust_region.py"
 STORE = "tests/rlhf_core/models/test_store.py"
-ENSEMBLES = tests_of(
-    "tests/tasks/stages/test_reward_stage.py",
-    "aggregates",
-    "an_ensemble_is_centred_and_scaled_as_one_and_comes_back_from_disk",
-)
-JUDGES = tests_of(
-    "tests/tasks/stages/test_evaluate.py",
-    "both_sides_are_scored_in_one_call_pairs_adjacent_whatever_the_order",
-    "a_tie_is_a_small_difference_in_standard_deviations_of_all_scores",
-    "identical_ids_tie_even_where_scores_differ",
-)
+ENSEMBLES = "tests/rlhf_core/models/test_ensembles.py"
+JUDGES = "tests/rlhf_core/scoring/test_judges.py"
 TEMPERED_KL = tests_of(
     "tests/tasks/stages/test_evaluate.py",
     "kl_of_tempered_distributions_by_hand",
@@ -33,7 +27,7 @@ TEMPERED_KL = tests_of(
 )
 PANEL = "tests/rlhf_core/feedback/test_annotators.py"
 FORMS = "tests/rlhf_core/feedback/test_feedback_forms.py"
-KILL = "tests/tasks/runtime/test_kill_resume.py"
+KILL = "tests/rlhf_core/loops/test_kill_resume.py"
 
 MODULES = [
     Module(
@@ -49,7 +43,7 @@ MODULES = [
         ),
         Fault("token_entropies", "return -(", "return (", "entropy with the wrong sign"),
         Fault("exact_kl", "(logprobs.exp() *", "(ref_logprobs.exp() *", "KL weighted by the reference"),
-        Fault("_full_precision", "tensor.float()", "tensor", "log-probabilities computed in bf16", RATIOS, 12),
+        Fault("_full_precision", "tensor.float()", "tensor", "log-probabilities computed in bf16", LOSSES, 12),
         Fault(
             "smoothed",
             "(1 - label) * smoothing",
@@ -238,7 +232,7 @@ MODULES = [
             "start = prompt_width - len(example.prompt_ids)",
             "start = 0",
             "prompts not beside their responses",
-            TOKENS,
+            FORWARD,
             1,
         ),
         Fault("collate", "if len(ids) == 0:", "if len(ids) < 0:", "rows without a response", TOKENS, 5),
@@ -283,16 +277,16 @@ MODULES = [
     ),
     Module(
         "rlhf_core/models/forward.py",
-        TOKENS,
+        FORWARD,
         Fault(
             "position_ids",
             "attention_mask.cumsum(-1) - 1",
             "attention_mask.cumsum(-1)",
             "positions off by one",
-            TOKENS,
+            FORWARD,
             1,
         ),
-        Fault("response_logits", "logits[:, -keep:-1]", "logits[:, -keep + 1 :]", "logits of the next token", TOKENS),
+        Fault("response_logits", "logits[:, -keep:-1]", "logits[:, -keep + 1 :]", "logits of the next token", FORWARD),
         Fault(
             "policy_outputs",
             "token_entropies(logits, temperature)",
@@ -306,7 +300,7 @@ MODULES = [
             "exact_kl(logits, ref_logits, temperature)",
             "exact_kl(logits, ref_logits)",
             "KL of another temperature",
-            RATIOS,
+            FORWARD,
             11,
         ),
         Fault(
@@ -314,7 +308,7 @@ MODULES = [
             "exact_kl(logits, ref_logits, temperature)",
             "exact_kl(logits.detach(), ref_logits, temperature)",
             "KL penalty without a gradient",
-            RATIOS,
+            FORWARD,
         ),
         Fault(
             "response_kl",
@@ -329,7 +323,7 @@ MODULES = [
             "[:, -batch.response_length - 1 : -1]",
             "[:, -batch.response_length :]",
             "the value after its token",
-            TOKENS,
+            FORWARD,
             7,
         ),
         Fault(
@@ -337,21 +331,23 @@ MODULES = [
             "(columns * batch.attention_mask).argmax(-1, keepdim=True)",
             "(columns * (batch.input_ids != batch.input_ids[:, -1:])).argmax(-1, keepdim=True)",
             "the score one token before the end",
-            TOKENS,
+            FORWARD,
             7,
         ),
     ),
     Module(
         "rlhf_core/models/sampling.py",
-        TOKENS,
-        Fault("Sampler.ended", "in self.stop_tokens", "== self.stop_tokens[0]", "one stop token of several", TOKENS, 8),
-        Fault("Sampler._until_end", "ids[: position + 1]", "ids[:position]", "the end token cut off", TOKENS, 3),
+        SAMPLING,
+        Fault(
+            "Sampler.ended", "in self.stop_tokens", "== self.stop_tokens[0]", "one stop token of several", SAMPLING, 8
+        ),
+        Fault("Sampler._until_end", "ids[: position + 1]", "ids[:position]", "the end token cut off", SAMPLING, 3),
         Fault(
             "Sampler._generation_config",
             '"top_k": 0',
             '"top_k": 5',
             "samples from a truncated distribution",
-            RATIOS,
+            SAMPLING,
             29,
         ),
         Fault(
@@ -359,7 +355,7 @@ MODULES = [
             '"temperature": self.temperature',
             '"temperature": 1.0',
             "sampling at another temperature",
-            RATIOS,
+            f"{SAMPLING} {RATIOS}",
             9,
         ),
         Fault(
@@ -367,7 +363,7 @@ MODULES = [
             "policy.generation_config, GenerationConfig()",
             "policy.generation_config, policy.generation_config",
             "the model's own penalties bend the samples",
-            RATIOS,
+            SAMPLING,
             29,
         ),
     ),
@@ -409,14 +405,14 @@ MODULES = [
     Module(
         "rlhf_core/models/store.py",
         RUNS,
-        Fault("without_dropout", "setattr(config, name, 0.0)", "pass", "dropout in a forward pass", RATIOS, 10),
-        Fault("ScalarModel.forward", " / self.scale", "", "the scale of a reward model lost", RUNS, 26),
+        Fault("without_dropout", "setattr(config, name, 0.0)", "pass", "dropout in a forward pass", FORWARD, 10),
+        Fault("ScalarModel.forward", " / self.scale", "", "the scale of a reward model lost", PORTABLE, 26),
         Fault(
             "ScalarModel.forward",
             "(scalars - self.offset)",
             "scalars",
             "the centring of a reward model lost",
-            f"{RUNS} {CREDIT}",
+            f"{PORTABLE} {CREDIT}",
             21,
         ),
         Fault(
@@ -453,7 +449,7 @@ MODULES = [
             "[tokenizer.eos_token_id, *listed]",
             "[tokenizer.eos_token_id]",
             "the model's other stop tokens ignored",
-            TOKENS,
+            SAMPLING,
             8,
         ),
         Fault(
@@ -485,31 +481,28 @@ MODULES = [
     ),
     Module(
         "rlhf_core/scoring/judges.py",
-        f"{LOSSES} {JUDGES}",
+        JUDGES,
         Fault(
             "win_rate",
             "judge.prefer(prompts, opponent, policy)",
             "judge.prefer(prompts, policy, opponent)",
             "judged in one order",
-            LOSSES,
         ),
         Fault("win_rate", "(a + b) / 2 for a, b", "a for a, b", "one of two verdicts counted", LOSSES),
-        Fault("ScoreJudge.prefer", "0.5 if is_tie", "1.0 if is_tie", "ties won", LOSSES, 32),
+        Fault("ScoreJudge.prefer", "0.5 if is_tie", "1.0 if is_tie", "ties won"),
         Fault(
             "ScoreJudge.prefer",
             "list(one.ids) == list(two.ids) or",
             "",
             "equal responses do not tie",
-            JUDGES,
-            32,
+            pitfall=32,
         ),
         Fault(
             "ScoreJudge.prefer",
             "_content(one) > _content(two)",
             "False",
             "the order of presentation decides",
-            JUDGES,
-            32,
+            pitfall=32,
         ),
     ),
     Module(

@@ -161,7 +161,7 @@ MODULES = [
             'row.get(f"{side}_tokens") or encode_response(tokenizer, row[side])',
             "encode_response(tokenizer, row[side])",
             "sampled ids encoded anew",
-            "tests/rlhf_core/models/test_pitfalls_tokens.py",
+            "tests/rlhf_core/models/test_tokens.py",
             2,
         ),
         Fault("preference_units", "label=1.0 - label", "label=label", "both sides have one label", TABLES),
@@ -181,7 +181,7 @@ MODULES = [
             "Example(ids[:1], ids[1:])",
             "Example(ids[:2], ids[2:])",
             "a token of raw text not trained",
-            "tests/rlhf_core/models/test_pitfalls_tokens.py",
+            "tests/rlhf_core/models/test_tokens.py",
         ),
     ),
     Module(
