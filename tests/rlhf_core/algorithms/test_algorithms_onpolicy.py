@@ -57,6 +57,8 @@ def test_returns_to_go():
 def test_leave_one_out():
     """Of 1, 2, 6: (2 + 6)/2, (1 + 6)/2, (1 + 2)/2. Of three equal ones exactly themselves."""
     close(leave_one_out(torch.tensor([1.0, 2.0, 6.0, 0.7, 0.7, 0.7]), 3), [4, 3.5, 1.5, 0.7, 0.7, 0.7])
+    equal = torch.full((3,), 0.7)  # the sum less one of them, halved, is 0.69999993 in float32
+    assert leave_one_out(equal, 3).tolist() == equal.tolist()
     with pytest.raises(ValueError, match="3 rows are not groups of 2"):
         leave_one_out(torch.ones(3), 2)
 
