@@ -111,6 +111,7 @@ def test_a_transcript_that_ends_with_the_human_has_no_response(tmp_path):
         ({"prompt": "Why?", "completion": "So."}, [USER]),
         ({"prompt": [USER], "completion": [reply("So.")]}, [USER]),
         ({"messages": [SYSTEM, USER, reply("So.")]}, [SYSTEM, USER]),
+        ({"messages": [SYSTEM, USER, reply("So.")], "system": "Be long."}, [SYSTEM, USER]),  # one system turn
         ({"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}, [USER]),
         ({"instruction": "Add.", "input": "1 and 2", "output": "So."}, [{"role": "user", "content": "Add.\n1 and 2"}]),
         (
