@@ -1,5 +1,8 @@
-"""The list of planted faults, one file for each package."""
+"""The list of planted faults, one file for each part of the project."""
 
-from tools.mutants.faults import algorithms, core, flows, helpdesk, tasks
+from tools.mutants.faults import algorithms, data, flows, helpdesk, judging, loops, maths, models, stages
 
-MODULES = [*core.MODULES, *algorithms.MODULES, *helpdesk.MODULES, *tasks.MODULES, *flows.MODULES]
+MODULES = [
+    *maths.MODULES, *models.MODULES, *judging.MODULES, *algorithms.MODULES, *loops.MODULES,
+    *helpdesk.MODULES, *data.MODULES, *stages.MODULES, *flows.MODULES,
+]  # fmt: skip
