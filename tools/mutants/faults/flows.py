@@ -24,9 +24,9 @@ MODULES = [
         Fault("Guard._is_own", ' and scope["method"] == "GET"', "", "forms of other pages"),
         Fault(
             "_brings",
-            'headers.get("authorization", "").encode(), expected.encode()',
-            'headers.get("authorization", "").lower().encode(), expected.lower().encode()',
-            "a password in any case",
+            'hmac.compare_digest(headers.get("authorization", "").encode(), expected.encode())',
+            'expected.startswith(headers.get("authorization", ""))',
+            "the beginning of a password is enough",
         ),
     ),
     Module(
