@@ -20,7 +20,7 @@ import pytest
 from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch
 from flows.run.changes import Changes, require_inputs
 from flows.run.form import Form, chosen
-from flows.run.graph import Stage, read_graph, select
+from flows.run.graph import Stage, _in_order, read_graph, select
 from flows.run.lineage import comparison_markdown, figures, terms_of
 from flows.run.stages import StageRunner
 from flows.run.workspace import open_workspace, plan
@@ -47,6 +47,11 @@ def test_graph_is_dvcs(scratch: Path) -> None:
     assert stages[0].upstream == ()
     assert stages[2].upstream == ("sft",)
     assert stages[5].upstream == ("policy@dpo", "policy@grpo", "policy@ppo")
+
+
+def test_stages_come_after_what_they_need() -> None:
+    """Written as c, a, b, where c needs b and b needs a."""
+    assert [stage.name for stage in _in_order({"c": ("b",), "a": (), "b": ("a",)})] == ["a", "b", "c"]
 
 
 def test_graph_leaves_out_what_other_needs_imply(scratch: Path) -> None:

@@ -32,7 +32,7 @@ MODULES = [
     Module(
         "flows/servers/settings.py",
         GUARD,
-        Fault("login", '0o600), "w"', '0o644), "w"', "a password that others can read"),
+        Fault("login", "if stat.S_IMODE(path.stat().st_mode) & 0o077:", "if False:", "a password that others can read"),
         Fault("login", "secrets.token_urlsafe(24)", '"rlhf"', "a password that anyone can guess"),
         Fault(
             "set_environment",
@@ -88,7 +88,12 @@ MODULES = [
     ),
     Module(
         "flows/run/graph.py",
-        tests_of(FLOWS, "only_takes_what_the_stage_needs", "graph_is_dvcs", "unknown_stage_names_the_nearest"),
+        tests_of(
+            FLOWS,
+            "only_takes_what_the_stage_needs",
+            "stages_come_after_what_they_need",
+            "unknown_stage_names_the_nearest",
+        ),
         Fault("select", "wanted.update(stage.upstream)", "pass", "a stage without what it needs"),
         Fault("select", 'stage.name.split("@")[0] == only', "False", "`policy` names no stage"),
         Fault(
