@@ -3,19 +3,22 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+
+import psutil
 
 from tools.mutants.fault import OutdatedError, Planted, planted
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 300.0  # seconds for the tests of one fault
+MARK = "PLANTED_FAULT"  # variable in the environment of everything that tests start, so that it can be found again
 FAILED = 1  # pytest's exit code where tests ran and failed; any other is no verdict
 UNMARKED = "not slow and not browser and not data"
 KILLED, SURVIVED, TIMED_OUT, OUTDATED, BROKEN = "killed", "SURVIVED", "timed out", "OUTDATED", "BROKEN"
@@ -67,12 +70,20 @@ def run_tests(copy: Path, tests: Sequence[str], timeout: float = TIMEOUT) -> tup
     process = SERVER.Process(target=_become_pytest, args=(copy, log, list(tests)))
     process.start()
     process.join(timeout)
-    if process.exitcode is None:
-        assert process.pid is not None
-        os.killpg(process.pid, signal.SIGKILL)
+    code = process.exitcode
+    if code is None:
+        process.kill()
         process.join()
-        return None, ""
-    return process.exitcode, log.read_text(encoding="utf-8", errors="replace")
+    _kill_all(copy)
+    return code, log.read_text(encoding="utf-8", errors="replace")
+
+
+def _kill_all(copy: Path) -> None:
+    """Kill whatever the tests of a copy have started and a fault has kept from ending, in whatever session it is."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == str(copy):
+                process.kill()
 
 
 def _become_pytest(copy: Path, log: Path, tests: list[str]) -> None:
@@ -85,6 +96,7 @@ def _become_pytest(copy: Path, log: Path, tests: list[str]) -> None:
     # Bytecode is not written: Python would take a stale file for the source of a fault of equal size.
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    os.environ[MARK] = str(copy)
     sys.path[:] = [str(copy), *(entry for entry in sys.path if entry and Path(entry) != ROOT)]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tools"]:
         del sys.modules[name]

@@ -116,17 +116,13 @@ MODULES = [
     ),
     Module(
         "flows/run/stages.py",
-        tests_of(FLOWS, "users_mistake_is_told_from_a_bug", "stop_kills_the_stage_with_all_it_started"),
-        Fault(
-            "_kill_group", "os.killpg(process.pid, signal.SIGKILL)", "process.kill()", "what a stage started lives on"
-        ),
+        tests_of(FLOWS, "users_mistake_is_told_from_a_bug"),
         Fault(
             "_diagnose",
             "removeprefix(MISTAKE), True",
             "removeprefix(MISTAKE), False",
             "a user's mistake taken for a bug",
         ),
-        Fault("StageRunner.call", "if self.is_stopped:", "if False:", "stages start after the stop"),
     ),
     Module(
         "flows/servers/supervise.py",
