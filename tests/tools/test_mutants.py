@@ -5,10 +5,12 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tools.closure import ROOT
 from tools.mutants.__main__ import is_chosen, main
+from tools.mutants.copies import TIMED_OUT, make_copy, try_fault
 from tools.mutants.fault import Fault, Module, OutdatedError, numbered, planted
 from tools.mutants.faults import MODULES
 from tools.sections import write_section
@@ -72,6 +74,27 @@ def test_a_fault_of_changed_source_is_outdated(toy, capsys):
 def test_an_error_that_is_no_failed_test_kills_nothing(toy, capsys):
     assert plant(toy, Fault("LIMIT", "3", "1 / 0", "no import")) == 1
     assert "BROKEN" in capsys.readouterr().out
+
+
+WAITS = """
+
+def test_half():
+    if Scale().half(4) != 2:
+        command = [sys.executable, "-c", "import signal; signal.pause()"]
+        process = subprocess.Popen(command, start_new_session=True)
+        Path("pid").write_text(str(process.pid))
+        process.wait()
+"""
+
+
+def test_a_fault_that_never_ends_is_stopped_with_all_it_started(toy, tmp_path_factory):
+    (toy / "test_toy.py").write_text("import subprocess\nimport sys\nfrom pathlib import Path\n\n" + TESTS + WAITS)
+    copy = make_copy(toy, tmp_path_factory.mktemp("copy"))
+    (fault,) = numbered([Module("toy.py", "test_toy.py", UNNOTICED)])
+    assert try_fault(copy, fault, timeout=3.0).verdict == TIMED_OUT
+    if (copy / "pid").is_file():  # a machine under load may not have come so far
+        pid = int((copy / "pid").read_text())
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_nothing_is_planted_where_tests_fail_without_a_fault(toy, capsys):

@@ -149,9 +149,16 @@ MODULES = [
     ),
     Module(
         "tasks/files/jsonl.py",
-        f"{DATA} {ERRORS}",
+        f"tests/tasks/files/test_jsonl.py {DATA} {ERRORS}",
         Fault("read_jsonl", "islice(lines, limit), 1)", "islice(lines, limit), 0)", "lines counted from 0"),
-        Fault("write_jsonl", "ensure_ascii=False", "ensure_ascii=True", "text written as escapes"),
+        Fault("read_jsonl", "islice(lines, limit)", "lines", "the limit ignored", "tests/tasks/files/test_jsonl.py"),
+        Fault(
+            "write_jsonl",
+            "ensure_ascii=False",
+            "ensure_ascii=True",
+            "text written as escapes",
+            "tests/tasks/files/test_jsonl.py",
+        ),
     ),
     Module(
         "tasks/files/tables.py",
