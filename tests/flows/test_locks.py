@@ -100,6 +100,16 @@ def test_run_in_the_checkout_and_changed_runs_go_side_by_side(
         pass
 
 
+def test_a_folder_is_held_once(tmp_path: Path) -> None:
+    """Also where two runs have both looked and found it free."""
+    with only_one(tmp_path, "A run"):
+        with pytest.raises(UserError, match=f"pid {os.getpid()}"), only_one(tmp_path, "A run"):
+            pass
+        assert (tmp_path / "holder.json").is_file()
+    with only_one(tmp_path, "A run"):
+        pass
+
+
 def test_dvc_at_work_is_named(scratch: Path, started: list["subprocess.Popen[str]"]) -> None:
     """A real `dvc repro` in the middle of a stage, which holds its paths."""
     process = subprocess.Popen(
