@@ -297,7 +297,7 @@ MODULES = [
             "len(batch.unit_sizes)",
             "batch.rows",
             "weights by the size of rankings",
-            f"{REWARD_LOSSES} tests/tasks/stages/test_reward_stage.py",
+            REWARD_LOSSES,
         ),
     ),
     Module(

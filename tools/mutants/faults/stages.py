@@ -229,7 +229,7 @@ MODULES = [
             "folder.name not in listed",
             "folder.name in listed",
             "listed policies deleted",
-            "tests/project/test_real_pipeline.py",
+            "tests/tasks/stages/test_drop_unlisted.py",
         ),
     ),
     Module(
@@ -303,12 +303,16 @@ MODULES = [
     ),
     Module(
         "tasks/reporting/charts.py",
-        "tests/tasks/reporting/test_report.py",
+        tests_of("tests/tasks/reporting/test_report.py", "running_mean"),
         Fault("running_mean", "index + width + 1", "index + width", "a mean that leans to the left"),
     ),
     Module(
         "tasks/reporting/report_page.py",
-        "tests/tasks/reporting/test_report.py",
+        tests_of(
+            "tests/tasks/reporting/test_report.py",
+            "sampled_text_is_never_markup",
+            "outputs_that_are_not_the_reports_are_named",
+        ),
         Fault("markdown_text", '.replace("<", "&lt;")', "", "sampled text is markup"),
         Fault("_stale", '["key"] != stage["key"]', '["key"] == ""', "outputs of another run not named"),
     ),
