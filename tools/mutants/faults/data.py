@@ -1,6 +1,6 @@
 """Faults in parameters, data and files."""
 
-from tools.mutants.fault import Fault, Module
+from tools.mutants.fault import Fault, Module, tests_of
 
 PARAMS = "tests/tasks/params/test_params.py"
 DATA = "tests/tasks/data/test_data.py"
@@ -168,6 +168,22 @@ MODULES = [
             "for row in rows for key in row",
             "for row in rows[:1] for key in row",
             "columns of later rows lost",
+        ),
+    ),
+    Module(
+        "tasks/data/kinds.py",
+        tests_of("tests/rlhf_core/scoring/test_rewards.py", "terms_that_the_data_gives_no_ground_for"),
+        Fault(
+            "check_rewards",
+            '_need_feedback(kind, "policy.rewards names model")',
+            "pass",
+            "a reward model of no feedback",
+        ),
+        Fault(
+            "check_rewards",
+            '"exact_answer" in names and kind != ANSWERS',
+            "False",
+            "answers compared that are not there",
         ),
     ),
 ]

@@ -72,7 +72,6 @@ MODULES = [
             "(found := holder(folder)) is False",
             "a second run is not refused before it starts",
         ),
-        Fault("require_no_dvc", "found := _dvc_holder(checkout)", "found := None", "dvc at work beside a run"),
         Fault(
             "_dvc_process",
             'psutil.STATUS_ZOMBIE and ("dvc" in line or line.endswith(command))',
@@ -188,5 +187,14 @@ MODULES = [
         ),
         Fault("_size", "len(found) == found[0].st_nlink", "True", "files in DVC's cache counted"),
         Fault("_state", "(folder / FAILED).is_file()", "False", "a failed run called interrupted"),
+    ),
+    Module(
+        "flows/run/lineage.py",
+        tests_of(FLOWS, "terms_of_a_win_rate", "comparison_puts_the_best_first"),
+        Fault("terms_of", 'if report.get("judge_model"):', "if False:", "judges told apart by name alone"),
+        Fault("terms_of", "hashlib.sha256(test.read_bytes())", 'hashlib.sha256(b"")', "any test prompts are alike"),
+        Fault(
+            "comparison_markdown", "ranked(policies).items()", "policies.items()", "policies in the order of training"
+        ),
     ),
 ]

@@ -222,4 +222,14 @@ MODULES = [
             "an ensemble loaded with another aggregate",
         ),
     ),
+    Module(
+        "rlhf_core/models/checkpoint.py",
+        "tests/rlhf_core/models/test_checkpoint.py",
+        Fault("_header", "if begin != end:", "if False:", "bytes that belong to no tensor"),
+        Fault("_refuse_code", 'if "auto_map" in config:', "if False:", "code that comes with a model"),
+        Fault(
+            "_check_tokenizer", "if beyond and beyond != {pad: rows}:", "if False:", "the tokenizer of another model"
+        ),
+        Fault("_embedding_rows", "width not in (None, shape[1])", "False", "the config of another model"),
+    ),
 ]

@@ -316,4 +316,9 @@ MODULES = [
         Fault("markdown_text", '.replace("<", "&lt;")', "", "sampled text is markup"),
         Fault("_stale", '["key"] != stage["key"]', '["key"] == ""', "outputs of another run not named"),
     ),
+    Module(
+        "tasks/common/source.py",
+        tests_of("tests/tasks/stages/test_stage_errors.py", "a_hub_id_that_is_not_pinned"),
+        Fault("require_pinned", "not name or not revision", "not name", "a model that may change"),
+    ),
 ]
