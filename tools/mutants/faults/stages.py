@@ -248,6 +248,7 @@ MODULES = [
             'seed_everything(stage.params.run.seed, "reward", name, "weights")',
             'seed_everything(stage.params.run.seed, "reward", "weights")',
             "members of an ensemble start alike",
+            tests_of(REWARD, "members_of_an_ensemble_start_from_heads_of_their_own"),
         ),
         Fault(
             "_native_metrics",
