@@ -272,9 +272,15 @@ MODULES = [
             '(judgement.choice == "A") == (first > second)',
             '(judgement.choice == "A") == (first < second)',
             "disagreement called agreement",
-            f"{FORMS} {REWARD}",
+            "tests/tasks/stages/test_agreement.py",
         ),
-        Fault("_agreement_with_gold", 'judgement.choice != "tie" and ', "", "ties counted as B", f"{FORMS} {REWARD}"),
+        Fault(
+            "_agreement_with_gold",
+            'judgement.choice != "tie" and ',
+            "",
+            "ties counted as B",
+            "tests/tasks/stages/test_agreement.py",
+        ),
     ),
     Module(
         "tasks/reporting/findings.py",
