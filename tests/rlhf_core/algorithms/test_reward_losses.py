@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from rlhf_core.algorithms.reward.ranking import BestOfNChoice, PlackettLuce, RankingPairs, ranked_pairs
 
 from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
 from rlhf_core.algorithms.reward.likert import Likert
-from rlhf_core.algorithms.reward.ranking import BestOfNChoice, PlackettLuce, RankingPairs, ranked_pairs
 from rlhf_core.algorithms.reward.thurstone import Thurstone
 from rlhf_core.common.batch import Example, Outputs, collate_units
 from rlhf_core.common.errors import UserError
