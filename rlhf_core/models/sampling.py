@@ -74,7 +74,7 @@ class LocalSampler:
     ) -> list[Response]:
         """One response per prompt, as in Sampler."""
         drawn = self.token_ids(policy, [prompt.ids for prompt in prompts], report)
-        return [Response(ids, decode_response(tokenizer, ids), ids[-1] in self.stop_tokens) for ids in drawn]
+        return [Response(ids, decode_response(tokenizer, ids), self.ended(ids)) for ids in drawn]
 
     @torch.no_grad()
     def token_ids(
@@ -89,6 +89,10 @@ class LocalSampler:
             drawn += self._generate(policy, prompts[start : start + self.rows])
             report(len(drawn) - start)
         return drawn
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether a response ends with an end token, any of them."""
+        return ids[-1] in self.stop_tokens
 
     def _generate(self, policy: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         width = max(len(prompt) for prompt in prompts)

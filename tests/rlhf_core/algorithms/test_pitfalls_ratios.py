@@ -13,7 +13,7 @@ from rlhf_core.common.batch import Example, collate
 from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
 from rlhf_core.maths.losses import token_entropies, token_logprobs
 from rlhf_core.models.forward import policy_outputs, response_logits, scores, values
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import load_policy, load_scalar_model, new_scalar_model, save_policy, save_scalar_model
 from rlhf_core.scoring.rewards import WeightedSum
 from tiny import END, PAD
@@ -35,7 +35,7 @@ def training(accelerator, tokenizer, folder, policy, algorithm, critic=None, tem
         algorithm,
         WeightedSum([("count", 1.0, count_of_a)]),
         tiny.prompts_of(["a", "b c", "d e f a", "b b c"] * 2),
-        Sampler(5, (END,), PAD, temperature),
+        LocalSampler(5, (END,), PAD, temperature),
         config,
         tiny.quiet_run(folder),
     )
@@ -66,7 +66,7 @@ def test_pitfall_09_and_pitfall_29_sampling_follows_the_logprobs_that_are_traine
     policy.generation_config = own
     torch.manual_seed(0)
     draws = 20_000
-    responses = Sampler(1, (END,), PAD, 0.7, rows=draws).responses(policy, [[6, 8]] * draws)
+    responses = LocalSampler(1, (END,), PAD, 0.7, rows=draws).token_ids(policy, [[6, 8]] * draws)
     found = torch.bincount(torch.tensor(responses)[:, 0], minlength=tiny.VOCABULARY) / draws
     batch = collate([Example([6, 8], [token]) for token in range(tiny.VOCABULARY)], PAD)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_pitfall_11_sampling_at_another_temperature_than_training_raises(acceler
             GRPO(group_size=2),
             WeightedSum([]),
             tiny.prompts_of(["a", "b"]),
-            Sampler(4, (END,), PAD, 1.0),
+            LocalSampler(4, (END,), PAD, 1.0),
             config,
             tiny.quiet_run(tmp_path),
         )

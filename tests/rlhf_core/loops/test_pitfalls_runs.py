@@ -20,9 +20,9 @@ from rlhf_core.loops.common.update import GradientStep, OptimizerConfig
 from rlhf_core.loops.offline import OfflineConfig, train_offline
 from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
 from rlhf_core.models.forward import policy_outputs, scores
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import load_policy, load_scalar_model, new_scalar_model, save_policy, save_scalar_model
-from rlhf_core.scoring.rewards import ModelReward, Sampled, WeightedSum
+from rlhf_core.scoring.rewards import ModelReward, WeightedSum
 from tasks.params.schema import ROOT, apply_overrides, read_yaml, validate
 from tiny import END, PAD
 
@@ -39,7 +39,7 @@ def online(accelerator, tokenizer, folder, algorithm, reward, **changes):
         algorithm,
         WeightedSum([("one", 1.0, reward)]),
         tiny.prompts_of(["a", "b c", "d e f a", "b b c"]),
-        Sampler(4, (END,), PAD),
+        LocalSampler(4, (END,), PAD),
         OnlineConfig(**settings),
         tiny.quiet_run(folder / "resume"),
     )
@@ -169,12 +169,12 @@ def test_pitfall_27_a_score_does_not_depend_on_its_batch(family, tmp_path, token
     save_policy(family(), tokenizer, tmp_path, max_new_tokens=4)
     model, rows = new_scalar_model(tmp_path), tiny.examples()
     batch = collate(rows, PAD)
-    sampled = Sampled(batch, torch.ones(6, dtype=torch.bool), [], [])
+    responses = tiny.responses_of([row.prompt_ids for row in rows], [row.response_ids for row in rows])
     with torch.no_grad():
         together = scores(model, batch)
         alone = torch.cat([scores(model, collate([row], PAD)) for row in rows])
         reverse = scores(model, collate(rows[::-1], PAD)).flip(0)
-    for other in (alone, reverse, ModelReward(model, rows=2)(sampled)):
+    for other in (alone, reverse, ModelReward(model, rows=2)(responses)):
         torch.testing.assert_close(other, together, atol=1e-5, rtol=0)
 
 

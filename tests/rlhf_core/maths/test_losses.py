@@ -20,8 +20,8 @@ from rlhf_core.maths.losses import (
 )
 from rlhf_core.maths.metrics import bootstrap_mean, correlation, distinct_n, expected_calibration_error, pair_metrics
 from rlhf_core.maths.reductions import fixed_length, sequence_mean, sequence_sum, token_mean, unit_mean
-from rlhf_core.models.tokens import Prompt
-from rlhf_core.scoring.judges import Answer, ScoreJudge, WinRate, win_rate
+from rlhf_core.scoring.judges import ScoreJudge, WinRate, win_rate
+from tiny import responses_of
 
 MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
 LOG2, LOG3 = math.log(2), math.log(3)
@@ -240,8 +240,8 @@ def test_bootstrap_mean():
 # judges
 
 
-def length_scores(prompts, answers):
-    return [float(len(answer.ids)) for answer in answers]
+def length_scores(answers):
+    return answers.batch.lengths.tolist()
 
 
 class FirstIsBetter:
@@ -249,30 +249,27 @@ class FirstIsBetter:
 
     name = "position"
 
-    def prefer(self, prompts, first, second):
-        return [1.0] * len(prompts)
+    def prefer(self, first, second):
+        return [1.0] * len(first)
 
 
 def answers(*lengths):
-    return [Answer("text", [1] * length) for length in lengths]
-
-
-PROMPTS = [Prompt([], [1])] * 4
+    return responses_of([[1]] * len(lengths), [[1] * length for length in lengths])
 
 
 def test_score_judge():
     judge = ScoreJudge("length", length_scores)
-    assert judge.prefer(PROMPTS, answers(2, 1, 3, 1), answers(1, 2, 3, 1)) == [1.0, 0.0, 0.5, 0.5]
+    assert judge.prefer(answers(2, 1, 3, 1), answers(1, 2, 3, 1)) == [1.0, 0.0, 0.5, 0.5]
 
 
 def test_win_rate_counts_ties_half():
     """Won, won, tied, lost: 2.5 of 4. Both orders agree, and the interval lies around the value."""
-    found = win_rate(ScoreJudge("length", length_scores), PROMPTS, answers(2, 2, 2, 1), answers(1, 1, 2, 2), 2000, 0)
+    found = win_rate(ScoreJudge("length", length_scores), answers(2, 2, 2, 1), answers(1, 1, 2, 2), 2000, 0)
     assert (found.value, found.n, found.judge) == (0.625, 4, "length")
     assert 0 <= found.low < 0.625 < found.high <= 1
 
 
 def test_win_rate_cancels_position_bias():
     """Whoever is shown first wins: every prompt is won once and lost once, so ½ without spread."""
-    found = win_rate(FirstIsBetter(), PROMPTS, answers(1, 1, 1, 1), answers(1, 1, 1, 1), 200, 0)
+    found = win_rate(FirstIsBetter(), answers(1, 1, 1, 1), answers(1, 1, 1, 1), 200, 0)
     assert found == WinRate(0.5, 0.5, 0.5, 4, "position")
