@@ -15,7 +15,7 @@ PROCESS = 0.7e9  # bytes of a stage's process before it loads a model: torch, tr
 TRAINED, FROZEN = 20, 4  # bytes a weight
 WIDTHS_KEPT = 32  # values a layer keeps for each token and each unit of width
 LOGIT_COPIES = 2  # logits and their log-softmax
-SAMPLED_ROWS = 128  # rlhf_core.models.sampling.Sampler.rows
+SAMPLED_ROWS = 128  # rlhf_core.models.sampling.LocalSampler.rows
 
 
 @dataclass(frozen=True)

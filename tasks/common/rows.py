@@ -4,7 +4,6 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -47,8 +46,8 @@ def preference_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int 
         prompt = encode_prompt(tokenizer, row["prompt"])
         sides = [row.get(f"{side}_tokens") or encode_response(tokenizer, row[side]) for side in ("chosen", "rejected")]
         label, margin = row.get("label", 1.0), row.get("margin", math.nan)
-        chosen = Example(prompt, sides[0], label=label, margin=margin)
-        units.append((chosen, Example(prompt, sides[1], label=1.0 - label, margin=margin)))
+        chosen = Example(prompt, sides[0], preference=label, margin=margin)
+        units.append((chosen, Example(prompt, sides[1], preference=1.0 - label, margin=margin)))
     return units
 
 
@@ -70,18 +69,18 @@ def rating_scale(path: Path) -> tuple[float, float]:
 
 
 def rating_units(path: Path, tokenizer: PreTrainedTokenizerBase, mean: float, std: float) -> list[Unit]:
-    """Rows {"prompt", "response", "score"} as units of one example; labels are (score - mean) / std."""
-    return [(_response(row, tokenizer, (row["score"] - mean) / std),) for row in read_jsonl(path)]
+    """Rows {"prompt", "response", "score"} as units of one example, rated (score - mean) / std."""
+    return [(_response(row, tokenizer, rating=(row["score"] - mean) / std),) for row in read_jsonl(path)]
 
 
 def ranking_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
-    """Rows {"prompt", "responses", "ranks"} as units of K examples, K from row to row its own; labels are ranks."""
+    """Rows {"prompt", "responses", "ranks"} as units of K ranked examples; K may differ between rows."""
     units: list[Unit] = []
     for row in read_jsonl(path):
         prompt = encode_prompt(tokenizer, row["prompt"])
         tokens = row.get("responses_tokens") or [encode_response(tokenizer, text) for text in row["responses"]]
         ranked = zip(tokens, row["ranks"], strict=True)
-        units.append(tuple(Example(prompt, response, label=float(place)) for response, place in ranked))
+        units.append(tuple(Example(prompt, response, rank=float(place)) for response, place in ranked))
     return units
 
 
@@ -99,8 +98,8 @@ def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase)
     if split == "train":
         if not labelled:
             raise UserError(f"{where} holds neither unpaired rows nor preferences. Set prepare.path to such data.")
-        if len({example.label for example in labelled}) < 2:
-            kind = "good" if labelled[0].label else "bad"
+        if len({example.desirable for example in labelled}) < 2:
+            kind = "good" if labelled[0].desirable else "bad"
             raise UserError(f"{where} holds {kind} responses only, and KTO needs both. Give some of the other kind.")
     if not labelled:
         return []
@@ -116,10 +115,10 @@ def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase)
 def _labelled(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     unpaired = folder / f"unpaired_{split}.jsonl"
     if unpaired.is_file() and (rows := read_jsonl(unpaired)):
-        return [_response(row, tokenizer, float(row["label"])) for row in rows]
+        return [_response(row, tokenizer, desirable=float(row["label"])) for row in rows]
     pairs = preference_units(folder / f"preferences_{split}.jsonl", tokenizer)
-    sides = [example for pair in pairs for example in pair if example.label != 0.5]
-    return [replace(example, label=float(example.label > 0.5), margin=math.nan) for example in sides]
+    sides = [example for pair in pairs for example in pair if example.preference != 0.5]
+    return [Example(side.prompt_ids, side.response_ids, desirable=float(side.preference > 0.5)) for side in sides]
 
 
 def mismatched(examples: Sequence[Example]) -> list[Example] | None:
@@ -145,9 +144,11 @@ def mismatched(examples: Sequence[Example]) -> list[Example] | None:
     return [found[index] for index in range(len(examples))]
 
 
-def _response(row: Row, tokenizer: PreTrainedTokenizerBase, label: float) -> Example:
+def _response(
+    row: Row, tokenizer: PreTrainedTokenizerBase, *, rating: float = math.nan, desirable: float = math.nan
+) -> Example:
     response = row.get("response_tokens") or encode_response(tokenizer, row["response"])
-    return Example(encode_prompt(tokenizer, row["prompt"]), response, label=label)
+    return Example(encode_prompt(tokenizer, row["prompt"]), response, rating=rating, desirable=desirable)
 
 
 def as_prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:

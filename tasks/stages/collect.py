@@ -12,12 +12,13 @@ from helpdesk.world import World
 from rlhf_core.common.seeding import stream_seed
 from rlhf_core.feedback.judgements import Judgement, agreement, cyclic_triples, pairs_from_judgements, side_by_side
 from rlhf_core.feedback.panel import Annotator, approve, judge, panel, pick, rank, rate, utility
+from rlhf_core.models.responses import Response
 from rlhf_core.models.store import load_policy, load_tokenizer
 from rlhf_core.models.tokens import Prompt
 from tasks.common.accelerator import accelerator_of
 from tasks.common.feedback import FORM, NATIVE, native_row, preferences_from
 from tasks.common.rows import as_prompts, last_user_text, prepared_kind
-from tasks.common.sampling import Response, make_sampler, sample_responses
+from tasks.common.sampling import make_sampler, sample_responses
 from tasks.files.jsonl import read_jsonl, write_jsonl
 from tasks.runtime.stage import Stage, main, open_stage, write_json
 

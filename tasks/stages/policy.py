@@ -12,7 +12,7 @@ from rlhf_core.loops.common import preflight
 from rlhf_core.loops.offline import with_ref_logprobs
 from rlhf_core.loops.online import Critic, Models, OnlineTraining
 from rlhf_core.models.ensembles import load_reward_model
-from rlhf_core.models.sampling import sampled_batch
+from rlhf_core.models.responses import Responses
 from rlhf_core.models.store import load_policy, load_scalar_model, load_tokenizer, save_policy
 from rlhf_core.models.tokens import Prompt
 from tasks.common.accelerator import accelerator_of
@@ -63,9 +63,9 @@ def checks(params: Params, name: str) -> Iterator[Check]:
         prompts = as_prompts(read_jsonl(PROMPTS, ROWS), tokenizer)
         temperature = getattr(config, "temperature", 1.0)
         sampler = make_sampler(model, tokenizer, params.prepare.max_response_tokens, temperature)
-        responses = sampler.responses(model, [prompt.ids for prompt in prompts])
-        units = [(Example(prompt.ids, ids),) for prompt, ids in zip(prompts, responses, strict=True)]
-        batch, _ = sampled_batch([prompt.ids for prompt in prompts], responses, pad)
+        sampled = sampler.responses(model, tokenizer, prompts)
+        units = [(Example(prompt.ids, response.ids),) for prompt, response in zip(prompts, sampled, strict=True)]
+        batch = Responses(prompts, sampled, pad).batch
         yield "ratio 1", partial(preflight.check_ratio, model, batch, temperature, rounding)
     rows = [example for unit in units for example in unit]
     if not rows:

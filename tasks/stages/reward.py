@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_core.algorithms.base.rankings import ordered_alike
 from rlhf_core.algorithms.base.table import reward_loss
 from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
-from rlhf_core.algorithms.reward.ranking import ordered_alike
 from rlhf_core.common.batch import Unit, collate_units
 from rlhf_core.common.errors import UserError
 from rlhf_core.common.seeding import seed_everything
@@ -21,9 +21,9 @@ from rlhf_core.loops.offline import train_offline
 from rlhf_core.maths.metrics import correlation, pair_metrics, root_mean_square
 from rlhf_core.models.ensembles import ScalarEnsemble, member_folder, save_reward_model
 from rlhf_core.models.forward import score_outputs
-from rlhf_core.models.sampling import sampled_batch
+from rlhf_core.models.responses import Responses
 from rlhf_core.models.store import ScalarModel, load_policy, load_tokenizer, new_scalar_model
-from rlhf_core.scoring.rewards import ModelReward, Sampled
+from rlhf_core.scoring.rewards import ModelReward
 from tasks.common.accelerator import accelerator_of
 from tasks.common.preflight import ROWS, Check, pad_token, prepared, require, row_checks, run_checks, tolerance
 from tasks.common.rows import (
@@ -104,7 +104,7 @@ def checks(params: Params) -> Iterator[Check]:
 
 def _check(held_out: list[Unit], judge_train: list[Unit]) -> None:
     """Whatever the loss, reward models are measured on held-out preferences, and the judge learns from some."""
-    if all(unit[0].label == 0.5 for unit in held_out):
+    if all(unit[0].preference == 0.5 for unit in held_out):
         raise UserError(
             f"{FEEDBACK}/preferences_development.jsonl holds no pair to measure the reward model on. Give more data, "
             "or raise collect.development_prompts or prepare.development_fraction."
@@ -211,7 +211,7 @@ def _pair_metrics(stage: Stage, model: ScalarModel | ScalarEnsemble, task: Task)
     """
     path = FEEDBACK / "preferences_development.jsonl"
     units = preference_units(path, load_tokenizer("data/prepared/tokenizer"))
-    untied = [index for index, unit in enumerate(units) if unit[0].label != 0.5]
+    untied = [index for index, unit in enumerate(units) if unit[0].preference != 0.5]
     scores = _scores(stage, model, [units[index] for index in untied])
     chosen, rejected = scores[0::2], scores[1::2]
     link = task.algorithm.link
@@ -229,11 +229,13 @@ def _native_metrics(stage: Stage, model: ScalarModel | ScalarEnsemble, task: Tas
     if not task.held_out or task.algorithm.data == "pairs":
         return {}
     scores = _scores(stage, model, task.held_out)
-    labels = torch.tensor([row.label for unit in task.held_out for row in unit], device=scores.device)
+    rows = [row for unit in task.held_out for row in unit]
     if task.rating_scale is not None:
-        return {"rmse": task.rating_scale[1] * root_mean_square(scores + model.offset - labels)}
+        ratings = torch.tensor([row.rating for row in rows], device=scores.device)
+        return {"rmse": task.rating_scale[1] * root_mean_square(scores + model.offset - ratings)}
+    ranks = torch.tensor([row.rank for row in rows], device=scores.device)
     sizes = [len(unit) for unit in task.held_out]
-    rankings = zip(torch.split(scores, sizes), torch.split(labels, sizes), strict=True)
+    rankings = zip(torch.split(scores, sizes), torch.split(ranks, sizes), strict=True)
     return {"ranking_accuracy": torch.stack([ordered_alike(*ranking) for ranking in rankings]).mean().item()}
 
 
@@ -247,7 +249,7 @@ def _scores(stage: Stage, model: ScalarModel | ScalarEnsemble, units: list[Unit]
     return torch.cat([score_outputs(model, part.to(device)).scores for part in parts]) * model.scale
 
 
-def _sft_responses(stage: Stage, name: str) -> Sampled:
+def _sft_responses(stage: Stage, name: str) -> Responses:
     """Responses of the SFT policy on training prompts, on which the mean reward is made 0."""
     params = stage.params
     tokenizer = load_tokenizer("data/prepared/tokenizer")
@@ -257,9 +259,7 @@ def _sft_responses(stage: Stage, name: str) -> Sampled:
     prompts = as_prompts(rows, tokenizer)
     sampler = make_sampler(policy, tokenizer, params.prepare.max_response_tokens, 1.0)
     responses = sample_responses(policy, tokenizer, prompts, sampler, (params.run.seed, f"reward/{name}/centre"))
-    batch, _ = sampled_batch([p.ids for p in prompts], [r.ids for r in responses], tokenizer.pad_token_id)
-    ended = torch.tensor([response.ended for response in responses], device=accelerator.device)
-    return Sampled(batch.to(accelerator.device), ended, prompts, [response.text for response in responses])
+    return Responses(prompts, responses, tokenizer.pad_token_id, accelerator.device)
 
 
 if __name__ == "__main__":

@@ -304,15 +304,17 @@ def test_online_dpo_labels():
     """Scores log 3 and 0: σ = ¾. A draw is 0 or 1 and complementary; argmax is 1 and warns."""
     scores = torch.tensor([math.log(3), 0.0])
     soft = OnlineDPO().targets(rollout(scores=scores), {})
-    close(soft.labels, [0.75, 0.25])
+    close(soft.preferences, [0.75, 0.25])
     torch.manual_seed(0)
-    drawn = torch.stack([OnlineDPO(labels="sampled").targets(rollout(scores=scores), {}).labels for _ in range(400)])
+    drawn = torch.stack(
+        [OnlineDPO(labels="sampled").targets(rollout(scores=scores), {}).preferences for _ in range(400)]
+    )
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     assert (drawn.sum(-1) == 1).all()
     assert drawn[:, 0].mean().item() == pytest.approx(0.75, abs=0.07)
     with pytest.warns(UserWarning, match="no finite optimum"):
         argmax = OnlineDPO(labels="argmax")
-    close(argmax.targets(rollout(scores=scores), {}).labels, [1.0, 0.0])
+    close(argmax.targets(rollout(scores=scores), {}).preferences, [1.0, 0.0])
 
 
 def test_online_dpo_loss_is_dpos_with_the_label():

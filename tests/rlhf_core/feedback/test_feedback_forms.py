@@ -15,10 +15,10 @@ from rlhf_core.common.batch import Example
 from rlhf_core.common.errors import UserError
 from rlhf_core.feedback.judgements import Judgement, agreement, pairs_from_judgements, side_by_side
 from rlhf_core.feedback.panel import EULER_GAMMA, Annotator, approve, judge, panel, pick, rank, rate, utility
+from rlhf_core.models.responses import Response
 from rlhf_core.models.tokens import Prompt
 from tasks.common.feedback import native_row, preferences_from
 from tasks.common.rows import mismatched, pair_sources, ranking_units, rating_scale, rating_units, unpaired_units
-from tasks.common.sampling import Response
 from tasks.files.jsonl import write_jsonl
 from tasks.stages.collect import Desk
 from tiny import END
@@ -115,7 +115,7 @@ def asked(form, times):
     collect = SimpleNamespace(form=form, scale=5)
     desk = SimpleNamespace(world=world, params=SimpleNamespace(collect=collect), checkpoint="key")
     count = 2 if form == "side_by_side" else 3
-    responses = [Response([number], True, f"answer {number}") for number in range(count)]
+    responses = [Response([number], f"answer {number}", ended=True) for number in range(count)]
     prompt = Prompt([{"role": "user", "content": world.prompt(split_cases(world, 0)["train"][0])}], [0])
     rng = random.Random(0)
     return [Desk.ask(desk, panel(GOLD_WEIGHTS, 1, 0)[0], prompt, responses, rng) for _ in range(times)]
@@ -259,7 +259,7 @@ def test_rating_units_hold_standardised_scores(tmp_path, tokenizer):
     mean, std = rating_scale(path)
     assert (mean, std) == pytest.approx((3.0, math.sqrt(8 / 3)))
     units = rating_units(path, tokenizer, mean, std)
-    assert [unit[0].label for unit in units] == pytest.approx([-math.sqrt(1.5), 0.0, math.sqrt(1.5)])
+    assert [unit[0].rating for unit in units] == pytest.approx([-math.sqrt(1.5), 0.0, math.sqrt(1.5)])
     assert [unit[0].response_ids for unit in units] == [[C, END], [C, END], [A]]
     write_jsonl(path, [rows[0], rows[0]])
     with pytest.raises(UserError, match="no two different scores"):
@@ -273,7 +273,7 @@ def test_ranking_units_are_as_large_as_their_rankings(tmp_path, tokenizer):
     ]
     write_jsonl(tmp_path / "rankings.jsonl", rows)
     units = ranking_units(tmp_path / "rankings.jsonl", tokenizer)
-    assert [[row.label for row in unit] for unit in units] == [[2, 1, 2], [1, 2]]
+    assert [[row.rank for row in unit] for unit in units] == [[2, 1, 2], [1, 2]]
     assert [row.response_ids for row in units[1]] == [[D], [C]]
     assert len({tuple(row.prompt_ids) for row in units[0]}) == 1
 
@@ -292,10 +292,12 @@ def test_pairs_split_into_good_and_bad_rows_where_nothing_is_unpaired(tmp_path, 
         tmp_path / "preferences_train.jsonl", [pair("a", "b", "c"), pair("b", "d", "e"), pair("c", "a", "b", label=0.5)]
     )
     units = unpaired_units(tmp_path, "train", tokenizer)
-    seen = [(good.label, good.response_ids[0], other.response_ids[0]) for good, other in units]
+    seen = [(good.desirable, good.response_ids[0], other.response_ids[0]) for good, other in units]
     assert seen == [(1, B, D), (0, C, D + 1), (1, D, B), (0, D + 1, C)]
     assert all(row.prompt_ids == other.prompt_ids for row, other in units)
-    assert all(math.isnan(row.margin) and math.isnan(other.label) for row, other in units)
+    assert all(
+        math.isnan(row.margin) and math.isnan(row.preference) and math.isnan(other.desirable) for row, other in units
+    )
 
 
 def test_unpaired_rows_come_before_pairs(tmp_path, tokenizer):
@@ -303,7 +305,10 @@ def test_unpaired_rows_come_before_pairs(tmp_path, tokenizer):
     write_jsonl(tmp_path / "preferences_development.jsonl", [])
     write_jsonl(tmp_path / "unpaired_train.jsonl", [thumb("a", "b", True), thumb("b", "c", False)])
     units = unpaired_units(tmp_path, "train", tokenizer)
-    assert [(row.label, row.response_ids[0], other.response_ids[0]) for row, other in units] == [(1, B, C), (0, C, B)]
+    assert [(row.desirable, row.response_ids[0], other.response_ids[0]) for row, other in units] == [
+        (1, B, C),
+        (0, C, B),
+    ]
     assert unpaired_units(tmp_path, "development", tokenizer) == []
 
 

@@ -10,7 +10,7 @@ import tiny
 from rlhf_core.common.batch import Example, collate
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common import preflight
-from rlhf_core.models.sampling import Sampler, sampled_batch
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import ScalarModel, new_scalar_model, save_policy
 from tasks.common.preflight import row_checks, run_checks
 
@@ -118,8 +118,8 @@ def test_pad_token_that_is_the_only_end_token():
 def sampled(policy):
     prompts = [example.prompt_ids for example in tiny.examples()]
     torch.manual_seed(0)
-    responses = Sampler(4, (tiny.END,), tiny.PAD).responses(policy, prompts)
-    return sampled_batch(prompts, responses, tiny.PAD)[0]
+    responses = LocalSampler(4, (tiny.END,), tiny.PAD).token_ids(policy, prompts)
+    return tiny.responses_of(prompts, responses).batch
 
 
 @pytest.mark.pitfall(9)

@@ -1,13 +1,14 @@
 """Exact answers: one function reads references and responses; numbers by value; patterns of users end in time."""
 
 import pytest
-import torch
 
 from rlhf_core.common.errors import UserError
+from rlhf_core.models.responses import Response, Responses
 from rlhf_core.scoring.answers import TIME_LIMIT, normal_answer, read_answer
-from rlhf_core.scoring.rewards import ExactMatch, Format, Sampled
+from rlhf_core.scoring.rewards import ExactMatch, Format
 from tasks.data.fields import Fields
 from tasks.data.formats import parse_row
+from tiny import PAD
 
 PATTERN = r"####\s*(.+)$"
 SLOW = r"((?:a|aa)+)$"  # exponential on a run of a's that does not end the line
@@ -86,7 +87,7 @@ def test_a_pattern_that_backtracks_without_end_is_named():
         with pytest.raises(UserError, match=rf"prepare.answer_pattern .* took more than {TIME_LIMIT:g} s on one text"):
             search()
     with pytest.raises(UserError, match=r"policy.rewards: pattern .* took more than"):
-        Format(r"(a|aa)+")(Sampled(None, torch.zeros(1), [], [text]))
+        Format(r"(a|aa)+")(Responses([], [Response([6], text, ended=True)], PAD))
 
 
 def test_a_wrong_pattern_is_named():

@@ -207,8 +207,8 @@ def test_labels_reach_every_loss_on_pairs(tmp_path):
     words = [WORDS[chosen.response_ids[0]] for chosen, _ in units]
     assert words == ["b", "b", "b", "c", "b", "c"]
     batch = collate_units(units, PAD)
-    batch = replace(batch, labels=batch.labels.double(), margins=batch.margins.double())
-    assert torch.equal(batch.labels[0::2], p)
+    batch = replace(batch, preferences=batch.preferences.double(), margins=batch.margins.double())
+    assert torch.equal(batch.preferences[0::2], p)
     difference = torch.ones(6, dtype=torch.float64)
     scores = torch.stack([difference, 0 * difference], -1).flatten()
     logprobs = scores[:, None] * batch.response_mask / batch.lengths[:, None]
@@ -245,5 +245,5 @@ def test_kto_leaves_ties_out_and_takes_the_better_side(tmp_path):
     )
     write_jsonl(tmp_path / "preferences_train.jsonl", files["preferences_train"])
     units = unpaired_units(tmp_path, "train", tiny_tokenizer())
-    labelled = [(WORDS[unit[0].response_ids[0]], unit[0].label) for unit in units]
+    labelled = [(WORDS[unit[0].response_ids[0]], unit[0].desirable) for unit in units]
     assert labelled == [("c", 1.0), ("b", 0.0), ("b", 1.0), ("c", 0.0)]

@@ -11,7 +11,7 @@ import transformers
 
 from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.loops.offline import OfflineConfig, with_ref_logprobs
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from tasks.common.sampling import sample_responses
 from tasks.runtime import progress as module
 from tasks.runtime.progress import INTERVAL, Lines, counted, progress, show
@@ -116,14 +116,14 @@ def test_progress_counts_items_and_ends_with_them(clock, capsys):
 def test_sampling_reports_each_batch(monkeypatch, clock, capsys):
     """5 prompts in batches of 2: three reports, a line for each since each takes an interval."""
     policy, tokenizer = rotary(), tiny_tokenizer()
-    sampler = Sampler(2, (END,), PAD, rows=2)
-    generate = Sampler._generate
+    sampler = LocalSampler(2, (END,), PAD, rows=2)
+    generate = LocalSampler._generate
 
     def slow(self, model, prompts):
         clock.now += INTERVAL
         return generate(self, model, prompts)
 
-    monkeypatch.setattr(Sampler, "_generate", slow)
+    monkeypatch.setattr(LocalSampler, "_generate", slow)
     assert len(sample_responses(policy, tokenizer, prompts_of(["a", "b", "c", "d", "e"]), sampler, (0, "x"))) == 5
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[2] for line in lines] == ["2/5", "4/5", "5/5"]

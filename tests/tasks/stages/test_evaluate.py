@@ -8,7 +8,6 @@ import json
 import math
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,10 +20,9 @@ from rlhf_core.common.batch import Example, collate
 from rlhf_core.loops.online import OnlineTraining
 from rlhf_core.models.ensembles import load_reward_model
 from rlhf_core.models.forward import response_kl, response_logprobs, scores
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import new_scalar_model, own_temperature, save_policy, save_scalar_model
 from rlhf_core.models.tokens import Prompt
-from rlhf_core.scoring.judges import Answer
 from rlhf_core.scoring.rewards import PythonReward, WeightedSum
 from tasks.common.best_of_n import BEST_OF_N, best_of_n
 from tasks.common.sampling import sample_responses
@@ -287,18 +285,18 @@ def test_equal_answers_are_ties_to_a_reward_model(checkout, with_models):
 @pytest.mark.pitfall(32)
 def test_identical_ids_tie_and_the_other_order_gives_the_mirrored_verdict(checkout, with_models):
     """59 identical pairs of 1 to 9 tokens beside one that differs in length; then 60 pairs that all differ."""
-    judge = stage.Evaluation(SimpleNamespace(params=load_params())).judge
+    judge = stage.Evaluation(load_params()).judge
     assert (judge.name, judge.tolerance) == ("second reward model", 1e-4)
     rows = tiny.examples(120, seed=3, longest=9)
-    prompts = [Prompt([], row.prompt_ids) for row in rows[:60]]
-    first = [Answer("", row.response_ids) for row in rows[:60]]
-    second = [Answer("", tuple(answer.ids)) for answer in first[:59]] + [Answer("", [A] * 12 + [END])]
+    prompts, ids = [row.prompt_ids for row in rows[:60]], [row.response_ids for row in rows]
+    first = tiny.responses_of(prompts, ids[:60])
+    second = tiny.responses_of(prompts, [*ids[:59], [A] * 12 + [END]])
     for sides in ((first, second), (second, first)):
-        verdicts = judge.prefer(prompts, *sides)
+        verdicts = judge.prefer(*sides)
         assert verdicts[:59] == [0.5] * 59
         assert verdicts[59] in (0.0, 1.0)
-    others = [Answer("", row.response_ids) for row in rows[60:]]
-    forwards, backwards = judge.prefer(prompts, first, others), judge.prefer(prompts, others, first)
+    others = tiny.responses_of(prompts, ids[60:])
+    forwards, backwards = judge.prefer(first, others), judge.prefer(others, first)
     assert {0.0, 1.0} <= set(forwards)
     assert backwards == [1 - verdict for verdict in forwards]
 
@@ -393,7 +391,7 @@ def test_best_of_n_keeps_the_first_of_the_best():
     """SFT says a, b or b c; with one point a word, b c is best where it occurs, else the first sample."""
     sft, tokenizer = bigram(SFT), tiny.tiny_tokenizer()
     prompts = [Prompt([{"role": "user", "content": "d"}], [tiny.USER, WORDS.index("d"), ASSISTANT])] * 40
-    sampler, stream, count = Sampler(LONGEST, (END,), PAD), (0, "test"), 4
+    sampler, stream, count = LocalSampler(LONGEST, (END,), PAD), (0, "test"), 4
     words = PythonReward("words", lambda prompts, responses, answers: [len(text.split()) for text in responses])
     kept, tokens = best_of_n(sft, tokenizer, prompts, sampler, WeightedSum([("words", 1.0, words)]), count, stream)
     sampled = sample_responses(sft, tokenizer, [prompt for prompt in prompts for _ in range(count)], sampler, stream)
