@@ -1,6 +1,5 @@
 """Rows on disk as training examples and prompts."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.common.batch import Example, Unit
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.tokens import Prompt, encode_prompt, encode_response
@@ -75,7 +75,7 @@ def rating_units(path: Path, tokenizer: PreTrainedTokenizerBase, mean: float, st
 
 
 def ranking_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
-    """Rows {"prompt", "responses", "ranks"} as units of K examples, K from row to row its own; labels are ranks."""
+    """Rows {"prompt", "responses", "ranks"} as units of K examples; labels are ranks. K may differ between rows."""
     units: list[Unit] = []
     for row in read_jsonl(path):
         prompt = encode_prompt(tokenizer, row["prompt"])
@@ -83,6 +83,22 @@ def ranking_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
         ranked = zip(tokens, row["ranks"], strict=True)
         units.append(tuple(Example(prompt, response, label=float(place)) for response, place in ranked))
     return units
+
+
+def reward_units(
+    data: Data, path: Path, tokenizer: PreTrainedTokenizerBase, scale: tuple[float, float] | None
+) -> list[Unit]:
+    """The rows of a file as a reward loss that learns from `data` takes them; `scale` is that of ratings.
+
+    Raises:
+        ValueError: if no reward loss learns from such data.
+    """
+    if data is Data.RATINGS:
+        return rating_units(path, tokenizer, *(scale or (0.0, 1.0)))
+    readers = {Data.PAIRS: preference_units, Data.RANKINGS: ranking_units}
+    if data not in readers:
+        raise ValueError(f"reward losses do not learn from {data}")
+    return readers[data](path, tokenizer)
 
 
 def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
@@ -153,13 +169,3 @@ def _response(row: Row, tokenizer: PreTrainedTokenizerBase, label: float) -> Exa
 def as_prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """Rows {"prompt"[, "answer"]} as prompts to sample from."""
     return [Prompt(row["prompt"], encode_prompt(tokenizer, row["prompt"]), row.get("answer")) for row in rows]
-
-
-def prepared_kind() -> str:
-    """What the prepared data is: helpdesk or the kind of the user's own rows, as `tasks.data.formats` names them."""
-    return str(json.loads(Path("data/prepared/card.json").read_text(encoding="utf-8"))["kind"])
-
-
-def last_user_text(messages: Sequence[dict[str, str]]) -> str:
-    """The content of the last message, which is the user's."""
-    return messages[-1]["content"]

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from helpdesk.rubric import gold_score
-from helpdesk.world import World
 from rlhf_core.common.batch import Batch
 from rlhf_core.common.seeding import stream_seed
 from rlhf_core.maths.metrics import bootstrap_mean, distinct_n
@@ -23,14 +21,15 @@ from rlhf_core.models.sampling import Sampler, sampled_batch
 from rlhf_core.models.store import load_policy, load_tokenizer, own_temperature
 from rlhf_core.models.tokens import Prompt, encode_response
 from rlhf_core.scoring.judges import Answer, ScoreJudge, win_rate
-from rlhf_core.scoring.rewards import ExactMatch, ModelReward, Sampled, WeightedSum
+from rlhf_core.scoring.rewards import ModelReward, Sampled, WeightedSum
 from tasks.common.accelerator import accelerator_of
 from tasks.common.best_of_n import BEST_OF_N, best_of_n
 from tasks.common.rewards import make_reward
-from tasks.common.rows import as_prompts, last_user_text, prepared_kind
+from tasks.common.rows import as_prompts
 from tasks.common.sampling import Response, make_sampler, sample_responses
 from tasks.files.jsonl import read_jsonl, write_jsonl
 from tasks.params.schema import algorithm_of, load_params
+from tasks.problems.table import prepared_problem
 from tasks.runtime.progress import counted
 from tasks.runtime.stage import Stage, main, open_stage, write_json
 
@@ -99,13 +98,9 @@ class Evaluation:
 
         Without gold, right answers and feedback there is none: reward, KL and length remain to be reported.
         """
-        prepare, kind = self.params.prepare, prepared_kind()
-        if kind == "helpdesk":
-            world = World.load(Path(prepare.path))
-            return _text_judge("gold rubric", lambda prompt, text: gold_score(world, _text(prompt), text))
-        if kind == "question_answer":
-            exact = ExactMatch(prepare.answer_pattern)
-            return _text_judge("exact match", lambda prompt, text: float(exact.correct(text, prompt.answer)))
+        judge = prepared_problem().judge(self.params.prepare)
+        if judge is not None:
+            return judge
         model = self._reward_model("models/judge")
         if model is None:
             return None
@@ -241,17 +236,6 @@ class Evaluation:
             return None
         resamples, seed = self.params.evaluate.resamples, self.params.run.seed
         return asdict(win_rate(self.judge, prompts, first, second, resamples, seed))
-
-
-def _text(prompt: Prompt) -> str:
-    return last_user_text(prompt.messages)
-
-
-def _text_judge(name: str, score: Callable[[Prompt, str], float]) -> ScoreJudge:
-    return ScoreJudge(
-        name,
-        lambda prompts, answers: [score(p, answer.text) for p, answer in zip(prompts, answers, strict=True)],
-    )
 
 
 def drop_unlisted(listed: Sequence[str]) -> None:
