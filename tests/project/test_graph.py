@@ -70,7 +70,9 @@ def test_every_named_file_exists():
 def sections_read(script: str) -> set[str]:
     """Keys of the form params.SECTION[.KEY] that a script's own text names."""
     text = (ROOT / script).read_text()
-    return set(re.findall(r"params\.((?:run|model|prepare|base|sft|sample|collect|reward|policy|evaluate)(?:\.\w+)?)", text))
+    return set(
+        re.findall(r"params\.((?:run|model|prepare|base|sft|sample|collect|reward|policy|evaluate)(?:\.\w+)?)", text)
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)
