@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +18,7 @@ from tasks.data.formats import RawRow
 from tasks.files.jsonl import write_jsonl
 from tasks.files.paths import CARD, PREPARED, TOKENIZER
 from tasks.params.schema import Params
-from tasks.problems.material import material
+from tasks.problems.material import Files, material
 from tasks.runtime.stage import main, open_stage, write_json
 
 OUT = str(PREPARED)
@@ -27,17 +28,7 @@ def prepare() -> None:
     """Build or load the data, split it by prompt, make or load the tokenizer, write the data card."""
     datasets.disable_progress_bars()
     with open_stage("prepare") as stage:
-        params = stage.params
-        source = model_source(params.model)
-        given = material(params)
-        given.problem.check_model(from_scratch=source.config is not None)
-        tokenizer = _tokenizer(source, given.texts, params.model.vocabulary)
-        cleaned = _clean(given.rows, tokenizer, params, source)
-        check_dropped(cleaned, given.max_dropped)
-        files = given.files(cleaned)
-        card = data_card(given.source, given.problem.kind, cleaned, files)
-        if source.config is not None:  # the text that the base model is trained on
-            files.setdefault("threads", files["demonstrations_train"])
+        tokenizer, files, card = _prepared(stage.params, model_source(stage.params.model))
         folder = stage.out(OUT)
         for name, rows in files.items():
             write_jsonl(folder / f"{name}.jsonl", rows)
@@ -45,6 +36,20 @@ def prepare() -> None:
         write_json(folder / CARD.name, card)
         (folder / "card.md").write_text(card_markdown(card), encoding="utf-8")
         stage.log({f"rows/{name}": float(len(rows)) for name, rows in files.items()})
+
+
+def _prepared(params: Params, source: ModelSource) -> tuple[PreTrainedTokenizerBase, Files, dict[str, Any]]:
+    """The tokenizer, the files by name, and the data card."""
+    given = material(params)
+    given.problem.check_model(from_scratch=source.config is not None)
+    tokenizer = _tokenizer(source, given.texts, params.model.vocabulary)
+    cleaned = _clean(given.rows, tokenizer, params, source)
+    check_dropped(cleaned, given.max_dropped)
+    files = given.files(cleaned)
+    card = data_card(given.source, given.problem.kind, cleaned, files)
+    if source.config is not None:  # the text that the base model is trained on
+        files.setdefault("threads", files["demonstrations_train"])
+    return tokenizer, files, card
 
 
 def _clean(rows: Sequence[RawRow], tokenizer: PreTrainedTokenizerBase, params: Params, source: ModelSource) -> Cleaned:
