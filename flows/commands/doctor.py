@@ -14,7 +14,7 @@ import psutil
 from rich.console import Console
 from rich.text import Text
 
-from flows.commands.durations import Span, count_rows, measure, span_text, together, work
+from flows.commands.durations import Span, measure, span_text, together, work
 from flows.commands.memory import FROZEN, TRAINED, ModelShape, Need, estimate, model_shape
 from flows.commands.screen import plain_table
 from flows.run.changes import Changes, require_data
@@ -25,6 +25,8 @@ from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned
 from tasks.data.readers import read_rows
 from tasks.params.schema import Params
+from tasks.problems.problem import Counts
+from tasks.problems.table import generated_problem, problem_of
 
 if TYPE_CHECKING:
     from tasks.common.preflight import Check
@@ -45,11 +47,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run: what there is to say of it, its kind, and how many rows the user gave; None if unknown."""
+    """The data of a run: what there is to say of it, and how many rows stages will see; None if unknown."""
 
     detail: str
-    kind: str = ""
-    rows: int | None = None
+    counts: Counts | None = None
 
 
 def examine(root: Path, profile: str, assignments: list[str], out: Console) -> bool:
@@ -77,18 +78,18 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console) -> b
         size = f"{shape.weights / 1e6:,.1f} M weights, {shape.layers} layers of width {shape.width}"
         findings.append(Finding("model", True, f"{size}{', trained from scratch' if is_from_scratch else ''}"))
         findings += [_memory(needs, params), _disk(root, shape, params)]
-        if data is not None and data.rows is not None and all(finding.is_ok is not False for finding in findings):
-            spans = _spans(params, data, config, is_from_scratch)
+        if data is not None and data.counts is not None and all(finding.is_ok is not False for finding in findings):
+            spans = _spans(params, data.counts, config, is_from_scratch)
             findings.append(_time(spans, params))
     except UserError as error:
         findings.append(Finding("model", False, str(error)))
     return _show(findings, needs, _free_memory(params), out, spans)
 
 
-def _spans(params: Params, data: Data, config: Any, is_from_scratch: bool) -> dict[str, Span]:
+def _spans(params: Params, counts: Counts, config: Any, is_from_scratch: bool) -> dict[str, Span]:
     """The least and the most seconds of each stage, from a short measurement on this device."""
     speed = measure(config, params, "cuda" if _on_gpu(params) else "cpu")
-    stages = work(params, count_rows(params, data.kind, data.rows or 0), is_from_scratch)
+    stages = work(params, counts, is_from_scratch)
     return {stage.stage: stage.seconds(speed, params) for stage in stages}
 
 
@@ -202,13 +203,12 @@ def _data(params: Params) -> Data:
     require_data(section, Path())
     if section.hub:
         return Data(f"{section.hub}, fetched when stage prepare first runs")
-    if section.format == "helpdesk":
-        from helpdesk.world import World
-
-        World.load(Path(section.path))
-        return Data(f"{section.path}, the help desk", "helpdesk", 0)
+    if generated := generated_problem(section.format):
+        return Data(generated.look(section, Path()), generated.count_rows(params, 0))
     rows = read_rows(Path(section.path), "", section.format, section.answer_pattern)
-    return Data(f"{section.path}, {len(rows):,} rows of kind {rows[0].kind}", rows[0].kind, len(rows))
+    problem = problem_of(rows[0].kind)
+    counts = problem.count_rows(params, len(rows))
+    return Data(f"{section.path}, {len(rows):,} rows of kind {problem.kind}", counts)
 
 
 def _devices(params: Params) -> Iterator[Finding]:

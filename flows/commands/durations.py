@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from math import comb
 from typing import Any
 
 from flows.commands.memory import SAMPLED_ROWS, model_shape
 from tasks.params.schema import Params, algorithm_of
+from tasks.problems.problem import Counts
 
 START = 8.0  # seconds of a stage's process around its work: imports, DVC, loading, saving
 MEASURED = 20e6  # weights
@@ -53,42 +53,13 @@ class Work:
         return START + SHORTEST * full, START + full
 
 
-@dataclass(frozen=True)
-class Rows:
-    """How many rows there will be of each kind, before any is dropped: an upper bound."""
-
-    threads: int
-    demonstrations: int
-    prompts: int
-    preferences: int
-    judge: int
-
-
-def count_rows(params: Params, kind: str, user_rows: int) -> Rows:
-    """Rows that stages will see, of data of this kind; the help desk's are generated, whatever `user_rows` is."""
-    prepare, collect = params.prepare, params.collect
-    held_out = prepare.development_fraction + prepare.test_fraction
-    if kind == "helpdesk":
-        prompts = int(prepare.prompts * (1 - held_out))
-        pairs = min(collect.prompts, prompts) * comb(collect.responses, 2) * collect.judgements
-        return Rows(prepare.threads, prepare.demonstrations, prompts, pairs, 0)
-    rows = min(user_rows, prepare.limit or user_rows)
-    if kind == "question_answer":  # rewards are verified answers
-        train = int(rows * (1 - held_out))
-        return Rows(train, train, train, 0, 0)
-    train = int(rows * (1 - held_out - prepare.judge_fraction))
-    return Rows(train, train, train, train, int(rows * prepare.judge_fraction))
-
-
-def work(params: Params, rows: Rows, is_from_scratch: bool) -> list[Work]:
+def work(params: Params, rows: Counts, is_from_scratch: bool) -> list[Work]:
     """What each stage that runs a model has to do."""
-    collect, reward = params.collect, params.reward
-    is_helpdesk = params.prepare.format == "helpdesk"
-    asked = min(collect.prompts, rows.prompts) + collect.development_prompts
+    sample, reward = params.sample, params.reward
     models = reward.members * (rows.preferences > 0) + (rows.judge > 0)
     stages = [
         Work("sft", trained=_steps(params.sft, rows.demonstrations)),
-        Work("collect", sampled=asked * collect.responses if is_helpdesk else 0),
+        Work("sample", sampled=rows.asked * sample.responses * len(sample.checkpoints)),
         Work("reward", trained=2 * models * _steps(reward, rows.preferences), sampled=models * reward.centre_prompts),
         *(_policy(params, name, rows) for name in params.policy.algorithms),
         _evaluation(params),
@@ -101,7 +72,7 @@ def _steps(config: Any, units: int) -> int:
     return int(config.total_steps(units)) * min(config.batch_size, units) if units else 0
 
 
-def _policy(params: Params, name: str, rows: Rows) -> Work:
+def _policy(params: Params, name: str, rows: Counts) -> Work:
     algorithm, section = algorithm_of(params, name), getattr(params.policy, name)
     stage = f"policy@{name}"
     if algorithm.data == "none":
@@ -112,9 +83,9 @@ def _policy(params: Params, name: str, rows: Rows) -> Work:
     if algorithm.data in ("pairs", "unpaired"):  # of both, two rows to a unit; the reference reads each once
         return Work(stage, trained=2 * _steps(section, rows.preferences), read=2 * rows.preferences)
     responses = section.steps * section.rollout_size
-    critic = "critic" in algorithm.needs
+    critic = algorithm.needs.critic
     trained = section.epochs * responses * (1 + critic)
-    if "trust_region" in algorithm.needs:  # the critic alone takes gradient steps; a Fisher product costs two of them
+    if algorithm.needs.trust_region:  # the critic alone takes gradient steps; a Fisher product costs two of them
         trained = responses * (section.epochs + 2 * algorithm.cg_iterations * algorithm.fisher_fraction)
     return Work(stage, trained=trained, read=(3 + critic) * responses, sampled=responses)
 

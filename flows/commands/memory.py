@@ -68,7 +68,7 @@ def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[N
     reward = params.reward.micro_batch_size * 2
     needs = [
         Need("sft", trained, _training(shape, params, params.sft.micro_batch_size)),
-        Need("collect", frozen, sampling),
+        Need("sample", frozen, sampling),
         Need("reward", trained + frozen, max(_training(shape, params, reward, logits=False), sampling)),
         *(_policy(shape, params, name) for name in params.policy.algorithms),
         Need("evaluate", 4 * frozen, sampling),  # policy, SFT model, judge, reward model

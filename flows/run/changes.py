@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from helpdesk.world import World
 from rlhf_core.common.device import require_cuda
 from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned
-from tasks.data.kinds import check_kind
 from tasks.data.readers import SUFFIXES, first_rows, pinned
 from tasks.params.schema import (
     ModelParams,
@@ -25,6 +23,7 @@ from tasks.params.schema import (
     read_yaml,
     validate,
 )
+from tasks.problems.table import generated_problem, problem_of
 
 ROWS_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".json")  # a world is one JSON object
 LEAST_FROM_SCRATCH = 1e-4  # a learning rate of SFT below it suits pretrained models only
@@ -109,13 +108,13 @@ def require_inputs(params: Params, root: Path) -> None:
         from_scratch = model_source(params.model, root).config is not None
     if prepare.hub:
         pinned(prepare.hub)
-    elif prepare.format == "helpdesk":
-        World.load(root / prepare.path)
+    elif generated := generated_problem(prepare.format):
+        generated.look(prepare, root)
     else:
         path, base = root / prepare.path, prepare.preference_base
         rows = first_rows(path, prepare.format, prepare.answer_pattern, preference_base=base)
         kind = next(row.kind for row in rows if not row.fault)
-        check_kind(params, kind, from_scratch=from_scratch)
+        problem_of(kind).check(params, from_scratch=from_scratch)
 
 
 def require_suited_model(params: Params) -> None:
@@ -125,7 +124,7 @@ def require_suited_model(params: Params) -> None:
         UserError: the user's own data, but the help desk's small model, which is trained from scratch.
     """
     rate, default = params.sft.learning_rate, ModelParams().path
-    if params.prepare.format != "helpdesk" and params.model.path == default and rate < LEAST_FROM_SCRATCH:
+    if generated_problem(params.prepare.format) is None and params.model.path == default and rate < LEAST_FROM_SCRATCH:
         raise UserError(
             f"sft.learning_rate {rate:g} is for a pretrained model, but model.path is still the help desk's {default}, "
             "a small one trained from scratch: it would learn nothing. Set model.path or model.hub to a pretrained "

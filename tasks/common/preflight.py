@@ -22,7 +22,13 @@ from tasks.params.schema import Params
 
 Check = tuple[str, Callable[[], None]]
 ROWS = 4  # rows of each file that are looked at
-MADE_BY = {"data/prepared": "prepare", "data/feedback": "collect", "models/base": "base", "models/sft": "sft"}
+MADE_BY = {
+    "data/prepared": "prepare",
+    "data/samples": "sample",
+    "data/feedback": "collect",
+    "models/base": "base",
+    "models/sft": "sft",
+}
 
 
 def run_checks(stage: str, checks: Iterable[Check]) -> None:

@@ -18,9 +18,8 @@ from rlhf_core.scoring.rewards import (
     Reward,
     WeightedSum,
 )
-from tasks.common.rows import prepared_kind
-from tasks.data.kinds import check_rewards
 from tasks.params.schema import Params, RewardTerm
+from tasks.problems.table import prepared_problem
 
 
 def make_reward(params: Params, accelerator: Accelerator, rows: int) -> WeightedSum:
@@ -32,7 +31,7 @@ def make_reward(params: Params, accelerator: Accelerator, rows: int) -> Weighted
     terms = params.policy.rewards
     if not terms:
         raise UserError("policy.rewards is empty. Name at least one term, such as [{name: model}].")
-    check_rewards(params, prepared_kind())
+    prepared_problem().check_rewards(params)
     return WeightedSum([(term.label, term.weight, _reward(term, params, accelerator, rows)) for term in terms])
 
 

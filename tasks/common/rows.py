@@ -1,6 +1,5 @@
 """Rows on disk as training examples and prompts."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.common.batch import Example, Unit
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.tokens import Prompt, encode_prompt, encode_response
@@ -84,6 +84,22 @@ def ranking_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
     return units
 
 
+def reward_units(
+    data: Data, path: Path, tokenizer: PreTrainedTokenizerBase, scale: tuple[float, float] | None
+) -> list[Unit]:
+    """The rows of a file as a reward loss that learns from `data` takes them; `scale` is that of ratings.
+
+    Raises:
+        ValueError: if no reward loss learns from such data.
+    """
+    if data is Data.RATINGS:
+        return rating_units(path, tokenizer, *(scale or (0.0, 1.0)))
+    readers = {Data.PAIRS: preference_units, Data.RANKINGS: ranking_units}
+    if data not in readers:
+        raise ValueError(f"reward losses do not learn from {data}")
+    return readers[data](path, tokenizer)
+
+
 def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
     """Responses labelled good (1) or bad (0), each with a mismatched row: the same prompt, another prompt's response.
 
@@ -154,13 +170,3 @@ def _response(
 def as_prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """Rows {"prompt"[, "answer"]} as prompts to sample from."""
     return [Prompt(row["prompt"], encode_prompt(tokenizer, row["prompt"]), row.get("answer")) for row in rows]
-
-
-def prepared_kind() -> str:
-    """What the prepared data is: helpdesk or the kind of the user's own rows, as `tasks.data.formats` names them."""
-    return str(json.loads(Path("data/prepared/card.json").read_text(encoding="utf-8"))["kind"])
-
-
-def last_user_text(messages: Sequence[dict[str, str]]) -> str:
-    """The content of the last message, which is the user's."""
-    return messages[-1]["content"]

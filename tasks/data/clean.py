@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf_core.common.errors import UserError
+from rlhf_core.feedback.table import form_of_kind
 from tasks.data.fields import Message
 from tasks.data.formats import RawRow
 
@@ -20,9 +21,6 @@ DUPLICATE = "duplicate"
 SURROGATE = re.compile(
     r"[\ud800-\udfff]"
 )  # half an emoji, left by cutting text between its parts: no tokenizer takes it
-# The kinds that hold feedback, and the file it stands in; only they have a use for a split `judge`.
-FEEDBACK_FILES = {"preference": "preferences", "unpaired": "unpaired", "ratings": "ratings", "rankings": "rankings"}
-PAIRED_KINDS = tuple(FEEDBACK_FILES)
 
 
 @dataclass(frozen=True)
@@ -213,10 +211,10 @@ def to_prepared(splits: Mapping[str, Sequence[RawRow]], kind: str, scale: int = 
         )
     for split in ("train", "development", "test"):
         files[f"prompts_{split}"] = _prompts(splits[split], with_response=split != "train" and kind != "prompts")
-    if kind in PAIRED_KINDS:
+    if form := form_of_kind(kind):
         for split in ("train", "development", "judge"):
             if rows := splits.get(split):
-                files[f"{FEEDBACK_FILES[kind]}_{split}"] = [_feedback(row) for row in rows]
+                files[f"{form.file}_{split}"] = [_feedback(row) for row in rows]
     elif splits.get("judge"):
         raise ValueError(f"data of kind {kind} holds no preferences, so its split 'judge' must be empty")
     return files

@@ -1,5 +1,6 @@
 """params.yaml as validated dataclasses: one section per stage, every key with its meaning and bounds."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -26,7 +27,7 @@ from rlhf_core.algorithms.trpo import TRPO
 from rlhf_core.common.device import Device, Precision
 from rlhf_core.common.errors import UserError
 from rlhf_core.common.fields import check_bounds, setting
-from rlhf_core.feedback.judgements import Form
+from rlhf_core.feedback.table import forms
 from rlhf_core.scoring.answers import answer_pattern, format_pattern
 from tasks.params.explain import Where, coerced, dotted, explain, keys_of, nearest_key, shorten, wrong_value
 from tasks.params.plain_yaml import load_yaml
@@ -37,6 +38,7 @@ Format = Literal[
     "helpdesk", "auto", "preference", "implicit", "demonstration", "unpaired", "ratings", "rankings", "question_answer",
     "prompts",
 ]  # fmt: skip
+Form = Literal[tuple(forms())]  # type: ignore[valid-type]
 RewardLoss = Literal["bradley_terry", "thurstone", "likert", "ranking_pairs", "plackett_luce", "best_of_n"]
 
 
@@ -108,16 +110,33 @@ class SFTParams(OfflineConfig, _Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectParams(_Section):
-    """Feedback from a panel of simulated annotators on responses of the SFT model."""
+class SampleParams(_Section):
+    """Responses to be judged."""
 
-    form: Form = setting("side_by_side", "what the annotators are asked for")
+    prompts: int = setting(600, "training prompts to collect feedback on", ge=1)
+    development_prompts: int = setting(100, "further prompts, for held-out preferences", ge=1)
+    responses: int = setting(4, "K, responses per prompt and checkpoint", ge=2)
+    temperature: float = setting(1.0, "of sampling", gt=0)
+    checkpoints: list[str] = setting(
+        ["models/sft"], "the models to sample from: models/sft, and folders in inputs/checkpoints"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.checkpoints or len(set(self.checkpoints)) < len(self.checkpoints):
+            raise ValueError("checkpoints is empty or names one twice; name at least one, and each once")
+        for path in self.checkpoints:
+            if path != "models/sft" and not re.fullmatch(r"inputs/checkpoints/[\w.-]*\w", path):
+                raise ValueError(f"checkpoints names {path}; use models/sft, or a folder in inputs/checkpoints")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectParams(_Section):
+    """Feedback from a panel of simulated annotators on sampled responses."""
+
+    form: Form = setting("side_by_side", "what the annotators are asked for")  # type: ignore[valid-type]
     scale: int = setting(
         5, "likert: the highest score, of the panel or of the user's own ratings; 1 is the lowest", ge=2
     )
-    prompts: int = setting(600, "training prompts to collect feedback on", ge=1)
-    development_prompts: int = setting(100, "further prompts, for held-out preferences", ge=1)
-    responses: int = setting(4, "K, responses per prompt", ge=2)
     judgements: int = setting(1, "annotators who judge each pair, or each prompt's responses", ge=1)
     development_judgements: int = setting(
         3, "the same for the further prompts; those beyond judgements only measure the annotators' agreement", ge=1
@@ -126,12 +145,13 @@ class CollectParams(_Section):
         False, "whether a tie of the panel, ratings, ranks or thumbs makes a preference with label 1/2; false drops it"
     )
     annotators: int = setting(8, "size of the panel", ge=1)
-    temperature: float = setting(1.0, "of sampling", gt=0)
 
     def __post_init__(self) -> None:
-        if self.scale != 5 and self.form != "likert":
-            raise ValueError(f"scale has no effect on form {self.form}; set it to 5, or the form to likert")
-        if self.keep_ties and self.form in ("best_of_n", "thumbs"):
+        form = forms()[self.form]
+        if self.scale != 5 and not form.takes("scale"):
+            scored = ", ".join(name for name, kind in forms().items() if kind.takes("scale"))
+            raise ValueError(f"scale has no effect on form {self.form}; set it to 5, or the form to {scored}")
+        if self.keep_ties and not form.has_ties:
             raise ValueError(f"keep_ties has no effect on form {self.form}, which knows no ties; set it to false")
         if self.development_judgements < self.judgements:
             raise ValueError("development_judgements is below judgements, which count among them; raise it")
@@ -358,6 +378,7 @@ class Params(_Section):
     prepare: PrepareParams
     base: BaseParams
     sft: SFTParams
+    sample: SampleParams
     collect: CollectParams
     reward: RewardParams
     policy: PolicyParams

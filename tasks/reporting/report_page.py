@@ -21,7 +21,7 @@ from tasks.reporting import charts
 from tasks.reporting.findings import label, labels, ranked, summary, title
 from tasks.runtime import tracking
 
-ORDER = ("prepare", "base", "sft", "collect", "reward", "policy", "evaluate", "report")
+ORDER = ("prepare", "base", "sft", "sample", "collect", "reward", "policy", "evaluate", "report")
 SAMPLES = 12
 ONLINE, OFFLINE = ("score", "kl", "response_length"), ("loss", "accuracy", "margin")
 Report = Mapping[str, Any]

@@ -8,20 +8,18 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from helpdesk.rubric import gold_score
-from helpdesk.world import World
 from rlhf_core.models.responses import Response, Responses
 from rlhf_core.models.store import load_tokenizer
 from rlhf_core.models.tokens import Prompt, encode_response
 from rlhf_core.scoring.judges import ScoreJudge
-from rlhf_core.scoring.rewards import ExactMatch
 from tasks.common.accelerator import accelerator_of
 from tasks.common.measures import Measures, reward_model
 from tasks.common.policy_samples import PolicySample, PolicySampler
-from tasks.common.rows import as_prompts, last_user_text, prepared_kind
+from tasks.common.rows import as_prompts
 from tasks.files import paths
 from tasks.files.jsonl import read_jsonl, write_jsonl
 from tasks.params.schema import Params, algorithm_of, load_params
+from tasks.problems.table import prepared_problem
 from tasks.runtime.progress import counted
 from tasks.runtime.stage import main, open_stage, write_json
 
@@ -140,30 +138,13 @@ def _judge(params: Params, accelerator: Accelerator) -> ScoreJudge | None:
 
     Without gold, right answers and feedback there is none: reward, KL and length remain to be reported.
     """
-    gold = _gold_judge(params)
-    if gold is not None:
-        return gold
+    judge = prepared_problem().judge(params.prepare)
+    if judge is not None:
+        return judge
     model = reward_model(paths.JUDGE, accelerator)
     if model is None:
         return None
     return ScoreJudge("second reward model", lambda responses: model(responses).tolist(), ROUNDING)
-
-
-def _gold_judge(params: Params) -> ScoreJudge | None:
-    """The judge by the rubric or by right answers, where the prepared data has one of them."""
-    prepare, kind = params.prepare, prepared_kind()
-    if kind == "helpdesk":
-        world = World.load(Path(prepare.path))
-        return ScoreJudge("gold rubric", lambda responses: _gold_scores(world, responses))
-    if kind == "question_answer":
-        exact = ExactMatch(prepare.answer_pattern)
-        return ScoreJudge("exact match", lambda responses: exact(responses).tolist())
-    return None
-
-
-def _gold_scores(world: World, responses: Responses) -> list[float]:
-    rows = zip(responses.prompts, responses.texts, strict=True)
-    return [gold_score(world, last_user_text(prompt.messages), text) for prompt, text in rows]
 
 
 if __name__ == "__main__":

@@ -17,13 +17,15 @@ from flows.commands import compare
 from flows.commands.chat import talk
 from flows.commands.compare import Run, comparable, compare_runs, differences, distinct, renamed
 from flows.commands.doctor import examine
-from flows.commands.durations import START, Rows, Speed, Work, count_rows, measure, span_text, together, work
+from flows.commands.durations import START, Speed, Work, measure, span_text, together, work
 from flows.commands.memory import PROCESS, ModelShape, estimate, model_shape
 from flows.commands.run import _say_where
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.bpe import train_tokenizer
 from rlhf_core.models.store import new_policy, new_scalar_model, save_policy, save_scalar_model
 from tasks.params.schema import ROOT, Params, algorithm_of, load_params, overlay, read_yaml, validate
+from tasks.problems.problem import Counts
+from tasks.problems.table import problem_of
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +222,8 @@ FEW = {
     },
     "base": {"epochs": 2, "max_steps": None, "batch_size": 10},
     "sft": {"epochs": 1, "batch_size": 32},
-    "collect": {"prompts": 30, "development_prompts": 5, "responses": 4, "judgements": 2, "development_judgements": 3},
+    "sample": {"prompts": 30, "development_prompts": 5, "responses": 4},
+    "collect": {"judgements": 2, "development_judgements": 3},
     "reward": {"epochs": 1, "batch_size": 10, "centre_prompts": 20},
     "policy": {
         "algorithms": ["ppo", "dpo", "best_of_n", "best_of_n_distillation"],
@@ -235,21 +238,30 @@ FEW = {
 
 def test_rows_are_counted_from_the_parameters() -> None:
     """Of 50 prompts a tenth each is held out twice: 40 train, 30 are asked about; 6 pairs of 4, two annotators."""
-    assert count_rows(params_with(FEW), "helpdesk", 0) == Rows(100, 64, 40, 30 * 6 * 2, 0)
+
+    def counts(kind: str, rows: int, **changes: Any) -> Counts:
+        return problem_of(kind).count_rows(params_with(FEW | changes), rows)
+
+    assert counts("helpdesk", 0) == Counts(100, 64, 40, 30 * 6 * 2, 0, 30 + 5)
+    # two checkpoints: 28 pairs of 8 responses
+    two = FEW["sample"] | {"checkpoints": ["models/sft", "inputs/checkpoints/one"]}
+    assert counts("helpdesk", 0, sample=two).preferences == 30 * 28 * 2
     # of the user's own 100 rows 10 + 10 are held out, 20 are the judge's
-    assert count_rows(params_with(FEW), "preference", 100) == Rows(60, 60, 60, 60, 20)
-    assert count_rows(params_with(FEW), "question_answer", 100) == Rows(80, 80, 80, 0, 0)
-    assert count_rows(params_with(FEW | {"prepare": {"limit": 50}}), "preference", 100).judge == 10
+    assert counts("preference", 100) == Counts(60, 60, 60, 60, 20, 0)
+    assert counts("question_answer", 100) == Counts(80, 80, 80, 0, 0, 0)
+    assert counts("preference", 100, prepare={"limit": 50}).judge == 10
 
 
 def test_work_of_each_stage_by_hand() -> None:
     params = params_with(FEW)
-    stages = {item.stage: item for item in work(params, count_rows(params, "helpdesk", 0), is_from_scratch=True)}
+    stages = {
+        item.stage: item for item in work(params, problem_of("helpdesk").count_rows(params, 0), is_from_scratch=True)
+    }
     pairs = 360
     assert stages == {
         "base": Work("base", trained=2 * 100),
         "sft": Work("sft", trained=64),
-        "collect": Work("collect", sampled=(30 + 5) * 4),
+        "sample": Work("sample", sampled=(30 + 5) * 4),
         "reward": Work("reward", trained=2 * pairs, sampled=20),
         # 3 rollouts of 16, twice, policy and critic; read by policy, reference, reward model and critic
         "policy@ppo": Work("policy@ppo", trained=2 * 48 * 2, read=4 * 48, sampled=48),
@@ -259,7 +271,7 @@ def test_work_of_each_stage_by_hand() -> None:
         # SFT 20 + 10; PPO 20 + 2·10; DPO 20 + 10; best of 4: 80; distillation 20
         "evaluate": Work("evaluate", read=6 * 200, sampled=200),
     }
-    assert "base" not in [item.stage for item in work(params, count_rows(params, "helpdesk", 0), False)]
+    assert "base" not in [item.stage for item in work(params, problem_of("helpdesk").count_rows(params, 0), False)]
 
 
 def test_seconds_by_hand() -> None:
@@ -307,7 +319,7 @@ def test_measured_speed_is_scaled_to_the_whole_model(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", ["ppo", "trpo", "kto", "online_dpo", "reinforce", "ipo"])
 def test_every_method_has_an_estimate(name: str) -> None:
     params = params_with({"policy": {"algorithms": [name]}})
-    item = next(item for item in work(params, Rows(10, 10, 10, 10, 0), False) if item.stage == f"policy@{name}")
+    item = next(item for item in work(params, Counts(10, 10, 10, 10, 0, 0), False) if item.stage == f"policy@{name}")
     samples = algorithm_of(params, name).data == "rollouts"
     assert item.trained > 0 and item.read > 0 and (item.sampled > 0) == samples
 
@@ -333,11 +345,11 @@ def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
     params = scratch_params(tmp_path)
     shape = ModelShape(weights=1_000_000, layers=2, width=10, heads=3, vocabulary=100)
     needs = {need.stage: need for need in estimate(shape, params, is_from_scratch=True)}
-    assert list(needs) == ["base", "sft", "collect", "reward", "policy@ppo", "policy@grpo", "policy@dpo", "evaluate"]
+    assert list(needs) == ["base", "sft", "sample", "reward", "policy@ppo", "policy@grpo", "policy@dpo", "evaluate"]
     # bytes a weight: trained 20, frozen 4. PPO: policy and critic trained, reference and reward model frozen.
     models = {stage: need.models / shape.weights for stage, need in needs.items()}
     assert models == {
-        "base": 20, "sft": 20, "collect": 4, "reward": 24,
+        "base": 20, "sft": 20, "sample": 4, "reward": 24,
         "policy@ppo": 48, "policy@grpo": 28, "policy@dpo": 24, "evaluate": 16,
     }  # fmt: skip
     # 128 tokens, 32 rows, 2 layers of 32*10 + 3*128 values; logits of 64 response tokens, 2 copies

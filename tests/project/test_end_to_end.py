@@ -18,6 +18,7 @@ STAGES = [
     "prepare",
     "base",
     "sft",
+    "sample",
     "collect",
     "reward",
     "policy@ppo",

@@ -16,7 +16,12 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Code that a stage finds by name at run time, so that no stage depends on the algorithms it does not run.
 ALGORITHM = "rlhf_core/algorithms/${item.algorithm}.py"
 POLICIES = {f"rlhf_core/algorithms/{name}.py" for name in policy_algorithms()}
+TASKS = {"tasks/problems/helpdesk.py", "tasks/problems/own_feedback.py", "tasks/problems/questions.py"}
+# Only those stages whose outputs a task's gold, judge or rows bear on depend on its own file's imports.
 FOUND_BY_NAME = {
+    "prepare": TASKS,
+    "collect": TASKS,
+    "evaluate": TASKS,
     "policy": POLICIES,
     "reward": {f"{kind.__module__.replace('.', '/')}.py" for kind in reward_losses().values()},
 }
@@ -33,7 +38,8 @@ def test_prefect_sees_direct_dependencies_only():
         "prepare": (),
         "base": ("prepare",),
         "sft": ("base",),
-        "collect": ("sft",),
+        "sample": ("sft",),
+        "collect": ("sample",),
         "reward": ("collect",),
         "policy@ppo": ("reward",),
         "policy@grpo": ("reward",),
@@ -64,7 +70,9 @@ def test_every_named_file_exists():
 def sections_read(script: str) -> set[str]:
     """Keys of the form params.SECTION[.KEY] that a script's own text names."""
     text = (ROOT / script).read_text()
-    return set(re.findall(r"params\.((?:run|model|prepare|base|sft|collect|reward|policy|evaluate)(?:\.\w+)?)", text))
+    return set(
+        re.findall(r"params\.((?:run|model|prepare|base|sft|sample|collect|reward|policy|evaluate)(?:\.\w+)?)", text)
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)

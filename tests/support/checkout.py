@@ -16,7 +16,7 @@ TINY = {
     "prepare": {"demonstrations": 64, "threads": 128, "prompts": 48},
     "base": {"epochs": 1, "max_steps": 6, "batch_size": 16, "warmup_steps": 1, "resume_every": 2, "evaluations": 1},
     "sft": {"epochs": 1, "batch_size": 16, "warmup_steps": 1, "resume_every": 2, "evaluations": 1},
-    "collect": {"prompts": 12, "development_prompts": 6, "responses": 3},
+    "sample": {"prompts": 12, "development_prompts": 6, "responses": 3},
     "reward": {"batch_size": 8, "warmup_steps": 1, "centre_prompts": 16, "evaluations": 1},
     "policy": {
         "ppo": {"steps": 3, "rollout_size": 16, "minibatch_size": 8, "snapshots": 2, "resume_every": 1},

@@ -52,6 +52,7 @@ prepare:
 base: {}
 sft:
   learning_rate: 0.001  # found by trying
+sample: {}
 collect: {}
 reward: {}
 policy:

@@ -13,7 +13,7 @@ from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source
 from tasks.data.readers import first_rows, read_rows
 from tasks.params.schema import apply_overrides, validate
-from tasks.stages.prepare import _user_data
+from tasks.stages.prepare import _prepared
 from tools.closure import ROOT
 
 GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}
@@ -220,7 +220,7 @@ def test_prepare_drops_them_and_lists_them_by_line(tmp_path):
     overrides = {"prepare.format": "demonstration", "prepare.path": str(tmp_path / "d.jsonl")}
     raw = apply_overrides(yaml.safe_load((ROOT / "params.yaml").read_text()), overrides)
     params = validate(raw)
-    _, files, card = _user_data(params, model_source(params.model, ROOT))
+    _, files, card = _prepared(params, model_source(params.model, ROOT))
     assert card["dropped_rows"] == [
         {"file": "d.jsonl", "line": 3, "reason": "not Unicode text"},
         {"file": "d.jsonl", "line": 4, "reason": "no value in 'response'"},
@@ -230,4 +230,4 @@ def test_prepare_drops_them_and_lists_them_by_line(tmp_path):
     strict = validate(apply_overrides(raw, {"prepare.max_dropped": 0.04}))
     message = r"3 of 63 rows cannot be used.* 1 no value in 'response' \(first: d.jsonl, line 4\)"
     with pytest.raises(UserError, match=message):
-        _user_data(strict, model_source(strict.model, ROOT))
+        _prepared(strict, model_source(strict.model, ROOT))

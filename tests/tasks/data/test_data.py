@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from rlhf_core.common.errors import UserError
-from tasks.data.clean import PAIRED_KINDS, check_dropped, clean, split_by_prompt, to_prepared
+from tasks.data.clean import check_dropped, clean, split_by_prompt, to_prepared
 from tasks.data.data_card import card_markdown, data_card, length_summary
 from tasks.data.formats import RawRow
 from tasks.files.jsonl import read_jsonl, write_jsonl
@@ -295,7 +295,6 @@ def test_unpaired_rows_stay_as_they_are():
         ],
         "unpaired_development": [{"prompt": user("c"), "response": "good", "label": True}],
     }
-    assert PAIRED_KINDS == ("preference", "unpaired", "ratings", "rankings")
 
 
 def test_ratings_stay_as_they_are_and_the_best_of_a_prompt_is_its_demonstration():

@@ -24,6 +24,7 @@ from tasks.stages.policy import policy
 from tasks.stages.prepare import prepare
 from tasks.stages.report import report
 from tasks.stages.reward import reward
+from tasks.stages.sample import sample
 from tasks.stages.sft import sft
 
 PROMPTS = [f"prompt number {number}" for number in range(40)]
@@ -45,7 +46,7 @@ def checkout(module_patch, tmp_path_factory):
     save_policy(model, tokenizer, Path("pretrained"), max_new_tokens=8)
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "data")
-    for stage in (prepare, base, sft, collect, reward, lambda: policy("grpo"), evaluate, report):
+    for stage in (prepare, base, sft, sample, collect, reward, lambda: policy("grpo"), evaluate, report):
         stage()
     return folder
 
@@ -92,6 +93,20 @@ def test_nothing_is_judged_and_the_rest_is_reported(checkout):
     assert set(samples[0]["responses"]) == {"sft", "grpo"}
     rows = curve_rows(["grpo"], checkout / "models/policies", checkout / "evaluation/snapshots.jsonl")
     assert {row["win_rate_vs_sft"] for row in rows} == {None}
+
+
+def test_nothing_is_sampled_and_no_feedback_is_passed_on(checkout):
+    """There is neither a panel nor feedback of the user's own: empty samples, empty preferences, and the reasons."""
+    samples, feedback = checkout / "data/samples", checkout / "data/feedback"
+    assert {path.name for path in samples.iterdir()} == {"none.json", "manifest.json"}
+    assert json.loads((samples / "none.json").read_text()) == {"why": "no panel judges responses to this data"}
+    assert {path.name: path.read_text() for path in feedback.glob("*.jsonl")} == {
+        f"preferences_{split}.jsonl": "" for split in ("train", "development", "judge")
+    }
+    summary = json.loads((feedback / "summary.json").read_text())
+    assert summary["source"] == "passed on: the data set holds none, and there is no panel"
+    judge = json.loads((checkout / "models/judge/none.json").read_text())
+    assert judge == {"why": "the data holds no feedback to fit one to"}
 
 
 @pytest.mark.parametrize(
