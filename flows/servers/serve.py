@@ -65,7 +65,9 @@ def _prepare_experiment(root: Path) -> None:
     client = tracking.client()
     experiment = tracking.experiment_id(client)
     client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
-    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", view([*policy["online"], *policy["offline"]]))
+    client.set_experiment_tag(
+        experiment, f"mlflow.sharedViewState.{VIEW}", view([*policy["online"], *policy["offline"]])
+    )
 
 
 def view(policies: Sequence[str]) -> str:
