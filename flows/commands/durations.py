@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.commands.memory import SAMPLED_ROWS, model_shape
+from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
 from tasks.problems.problem import Counts
 
@@ -61,7 +62,7 @@ def work(params: Params, rows: Counts, is_from_scratch: bool) -> list[Work]:
         Work("sft", trained=_steps(params.sft, rows.demonstrations)),
         Work("sample", sampled=rows.asked * sample.responses * len(sample.checkpoints)),
         Work("reward", trained=2 * models * _steps(reward, rows.preferences), sampled=models * reward.centre_prompts),
-        *(_policy(params, name, rows) for name in params.policy.algorithms),
+        *(_policy(params, name, rows) for name in params.policy.methods),
         _evaluation(params),
     ]
     return [Work("base", trained=_steps(params.base, rows.threads)), *stages] if is_from_scratch else stages
@@ -73,8 +74,8 @@ def _steps(config: Any, units: int) -> int:
 
 
 def _policy(params: Params, name: str, rows: Counts) -> Work:
-    algorithm, section = algorithm_of(params, name), getattr(params.policy, name)
-    stage = f"policy@{name}"
+    algorithm, section = algorithm_of(params, name), params.policy.section(name)
+    stage = stage_of(name)
     if algorithm.data == "none":
         return Work(stage)
     if algorithm.data == "best_of_n":
@@ -94,8 +95,8 @@ def _evaluation(params: Params) -> Work:
     """Each final policy and the SFT model on test prompts, each snapshot on development prompts; KL, reward, judge."""
     evaluate = params.evaluate
     responses = evaluate.prompts + evaluate.development_prompts  # of the SFT model
-    for name in params.policy.algorithms:
-        section = getattr(params.policy, name)
+    for name in params.policy.methods:
+        section = params.policy.section(name)
         snapshots = getattr(section, "snapshots", 0)
         per_prompt = section.best_of if algorithm_of(params, name).data == "none" else 1
         responses += evaluate.prompts * per_prompt + snapshots * evaluate.development_prompts
@@ -175,8 +176,8 @@ def _seconds(step: Callable[[], None], device: str) -> float:
 
 def together(spans: Mapping[str, Span], parallel: int) -> Span:
     """The whole run: stages after each other, policies up to `parallel` side by side."""
-    policies = [span for stage, span in spans.items() if stage.startswith("policy@")]
-    others = [span for stage, span in spans.items() if not stage.startswith("policy@")]
+    policies = [span for stage, span in spans.items() if "@" in stage]
+    others = [span for stage, span in spans.items() if "@" not in stage]
     ends = []
     for end in (0, 1):
         side_by_side = max(*(span[end] for span in policies), sum(span[end] for span in policies) / parallel)

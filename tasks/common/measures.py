@@ -14,9 +14,9 @@ from rlhf_core.models.responses import Responses
 from rlhf_core.scoring.judges import ScoreJudge, win_rate
 from rlhf_core.scoring.rewards import ModelReward, WeightedSum
 from tasks.common.policy_samples import ROWS, PolicySample
-from tasks.common.rewards import make_reward
 from tasks.files import paths
 from tasks.params.schema import Params
+from tasks.rewards.terms import make_reward
 
 
 class Measures:

@@ -18,11 +18,11 @@ from rlhf_core.models.sampling import Sampler
 from rlhf_core.models.store import load_policy, own_temperature
 from rlhf_core.models.tokens import Prompt
 from rlhf_core.scoring.rewards import WeightedSum
-from tasks.common.best_of_n import BEST_OF_N, best_of_n
-from tasks.common.rewards import make_reward
 from tasks.common.sampling import make_sampler, sample_responses
 from tasks.files import paths
 from tasks.params.schema import Params
+from tasks.rewards.best_of_n import BEST_OF_N, best_of_n
+from tasks.rewards.terms import make_reward
 
 ROWS = 128  # rows of one forward pass without gradients; even, so that no pair is split between two
 

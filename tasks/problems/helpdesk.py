@@ -10,7 +10,8 @@ from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from helpdesk.world import World
 from rlhf_core.scoring.judges import ScoreJudge
 from tasks.data.formats import RawRow
-from tasks.params.schema import Params, PrepareParams
+from tasks.params.schema import Params
+from tasks.params.sections import PrepareParams
 from tasks.problems.material import Generated, Material
 from tasks.problems.problem import Counts, Gold, Messages, text_judge
 

@@ -13,7 +13,8 @@ from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.tokens import Prompt
 from rlhf_core.scoring.judges import ScoreJudge
-from tasks.params.schema import Params, PrepareParams, algorithm_of
+from tasks.params.schema import Params, algorithm_of
+from tasks.params.sections import PrepareParams
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -111,14 +112,14 @@ class Problem:
         """
         self.check_model(from_scratch=from_scratch)
         is_rewarded = False
-        for name in params.policy.algorithms:
+        for name in params.policy.methods:
             algorithm = algorithm_of(params, name)
             if algorithm.data.is_rewarded:
                 is_rewarded = True
             else:
-                self._need_feedback(f"policy.algorithms names {name}, which learns from feedback")
+                self._need_feedback(f"policy.offline names {name}, which learns from feedback")
             if isinstance(algorithm, Algorithm) and algorithm.needs.critic:
-                self._need_feedback(f"policy.algorithms names {name}, whose critic starts from the reward model")
+                self._need_feedback(f"policy.online names {name}, whose critic starts from the reward model")
         if is_rewarded:
             self.check_rewards(params)
 

@@ -2,7 +2,7 @@
 
 from rlhf_core.scoring.judges import ScoreJudge
 from rlhf_core.scoring.rewards import ExactMatch
-from tasks.params.schema import PrepareParams
+from tasks.params.sections import PrepareParams
 from tasks.problems.problem import Problem, text_judge
 
 

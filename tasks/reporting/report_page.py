@@ -21,7 +21,7 @@ from tasks.reporting import charts
 from tasks.reporting.findings import label, labels, ranked, summary, title
 from tasks.runtime import tracking
 
-ORDER = ("prepare", "base", "sft", "sample", "collect", "reward", "policy", "evaluate", "report")
+ORDER = ("prepare", "base", "sft", "sample", "collect", "reward", "offline", "online", "evaluate", "report")
 SAMPLES = 12
 ONLINE, OFFLINE = ("score", "kl", "response_length"), ("loss", "accuracy", "margin")
 Report = Mapping[str, Any]
@@ -63,6 +63,7 @@ def render(report: Report, folder: Path) -> list[Path]:
 def _content(report: Report) -> dict[str, Any]:
     """Everything the templates show."""
     stages = sorted(report["sources"]["stages"].items(), key=lambda item: (ORDER.index(item[0].split("@")[0]), item[0]))
+    runs = find_runs({name: stage["key"] for name, stage in stages})
     policies = ranked(report["policies"])
     colours = {name: index for index, name in enumerate(report["policies"])}
     steps = {name: len(_rows(f"models/policies/{name}/metrics.jsonl")) for name in policies}
@@ -76,7 +77,8 @@ def _content(report: Report) -> dict[str, Any]:
         "colours": colours,
         "steps": steps,
         "stages": stages,
-        "runs": find_runs({name: stage["key"] for name, stage in stages}),
+        "runs": runs,
+        "trainings": {name.partition("@")[2]: run for name, run in runs.items()},
         "stale": _stale(stages),
         "curves": _curves(list(policies), colours),
         "tradeoffs": _tradeoffs(report),

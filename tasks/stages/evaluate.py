@@ -18,19 +18,19 @@ from tasks.common.policy_samples import PolicySample, PolicySampler
 from tasks.common.rows import as_prompts
 from tasks.files import paths
 from tasks.files.jsonl import read_jsonl, write_jsonl
-from tasks.params.schema import Params, algorithm_of, load_params
+from tasks.params.load import load_params
+from tasks.params.schema import Params, algorithm_of
 from tasks.problems.table import prepared_problem
 from tasks.runtime.progress import counted
 from tasks.runtime.stage import main, open_stage, write_json
 
 NO_JUDGE = "nothing (the data holds no feedback, answers or gold)"
-OFFLINE = ("pairs", "unpaired")  # what methods learn from that never see policy.rewards
 ROUNDING = 1e-4  # standard deviations: what padding and batching may change in a reward model's score, with room
 
 
 def evaluate() -> None:
     """Judge the final policies on the test split and their snapshots on the development split."""
-    drop_unlisted(load_params().policy.algorithms)  # before the stage records its inputs
+    drop_unlisted(load_params().policy.methods)  # before the stage records its inputs
     with open_stage("evaluate") as stage:
         evaluation = Evaluation(stage.params)
         folder = stage.out(str(paths.EVALUATION))
@@ -52,7 +52,9 @@ def drop_unlisted(listed: Sequence[str]) -> None:
     for folder in sorted(paths.POLICIES.iterdir()):
         if folder.name not in listed and (folder / "manifest.json").is_file():
             shutil.rmtree(folder)
-            sys.stdout.write(f"{folder} is no longer listed in policy.algorithms: removed; DVC's cache has it\n")
+            sys.stdout.write(
+                f"{folder} removed: policy.online and policy.offline no longer list it; DVC's cache keeps it\n"
+            )
 
 
 class Evaluation:
@@ -73,11 +75,11 @@ class Evaluation:
         texts = {} if references is None else {"reference": references.texts}
         texts["sft"] = sft.responses.texts
         results = {}
-        for name in counted("judging policies", self.params.policy.algorithms):
+        for name in counted("judging policies", self.params.policy.methods):
             sample = self.sampler.sample(paths.policy(name), prompts, name)
             results[name] = {
                 **self.measures.describe(sample),
-                "reward_optimised": algorithm_of(self.params, name).data not in OFFLINE,
+                "reward_optimised": algorithm_of(self.params, name).data.is_rewarded,
                 "win_rate_vs_sft": self.measures.win_rate(sample.responses, sft.responses),
                 "win_rate_vs_reference": self.measures.win_rate(sample.responses, references),
             }
@@ -98,7 +100,7 @@ class Evaluation:
         prompts, _ = self._prompts("development", self.params.evaluate.development_prompts)
         sft = self.sampler.sample(paths.SFT, prompts, "development/sft")
         rows = [{"policy": "sft", "step": 0, **self.measures.describe(sft)}]
-        folders = [paths.policy(name) / "snapshots" for name in self.params.policy.algorithms]
+        folders = [paths.policy(name) / "snapshots" for name in self.params.policy.methods]
         found = [path for folder in folders for path in sorted(folder.glob("step-*"))]
         for path in counted("judging snapshots", found):
             rows.append(self._snapshot(path, prompts, sft))

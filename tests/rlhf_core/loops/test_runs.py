@@ -20,7 +20,7 @@ from rlhf_core.models.forward import policy_outputs
 from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import load_policy, new_scalar_model, save_policy
 from rlhf_core.scoring.rewards import WeightedSum
-from tasks.params.schema import ROOT, apply_overrides, read_yaml, validate
+from tasks.params.load import ROOT, read_yaml, validate, with_values
 from tiny import END, PAD
 
 
@@ -117,7 +117,7 @@ def test_an_option_without_effect_raises():
 )
 def test_an_option_without_effect_in_params_yaml_raises(key, value, message):
     with pytest.raises(UserError) as raised:
-        validate(apply_overrides(read_yaml(ROOT / "params.yaml"), {key: value}))
+        validate(with_values(read_yaml(ROOT / "params.yaml"), {key: value}))
     assert message in str(raised.value)
 
 

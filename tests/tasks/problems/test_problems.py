@@ -11,7 +11,8 @@ from helpdesk.world import World
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.tokens import Prompt
 from rlhf_core.scoring.judges import Answer
-from tasks.params.schema import PrepareParams, RewardTerm, load_params
+from tasks.params.load import load_params
+from tasks.params.sections import PrepareParams, RewardTerm
 from tasks.problems.table import generated_problem, prepared_problem, problem_of
 from tools.closure import ROOT
 

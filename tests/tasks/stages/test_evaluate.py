@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import tiny
-from checkout import make_checkout
+from checkout import make_checkout, write_params
 from rlhf_core.common.batch import Example, collate
 from rlhf_core.loops.online import OnlineTraining
 from rlhf_core.models.ensembles import load_reward_model
@@ -24,12 +24,12 @@ from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import new_scalar_model, own_temperature, save_policy, save_scalar_model
 from rlhf_core.models.tokens import Prompt
 from rlhf_core.scoring.rewards import PythonReward, WeightedSum
-from tasks.common.best_of_n import BEST_OF_N, best_of_n
 from tasks.common.sampling import sample_responses
 from tasks.files.jsonl import read_jsonl, write_jsonl
-from tasks.params.schema import load_params, overlay
+from tasks.params.load import load_params, merged
+from tasks.rewards.best_of_n import BEST_OF_N, best_of_n
 from tasks.stages import evaluate as stage
-from tasks.stages.policy import policy
+from tasks.stages.online import online
 from tiny import ASSISTANT, END, PAD, WORDS
 
 A, B, C = (WORDS.index(word) for word in "abc")
@@ -120,13 +120,13 @@ def write(path, content):
 
 def judged(folder, **changes):
     """Results, snapshots and samples of the stage under changed parameters."""
-    unchanged = (folder / "params.yaml").read_text()
-    changed = overlay(yaml.safe_load(unchanged), {"policy": {"algorithms": ["ppo", "dpo", "grpo", "best_of_n"]}})
-    (folder / "params.yaml").write_text(yaml.safe_dump(overlay(changed, changes), sort_keys=False))
+    unchanged = yaml.safe_load((folder / "params.yaml").read_text())
+    methods = {"policy": {"online": ["ppo", "grpo", "best_of_n"], "offline": ["dpo"]}}
+    write_params(folder, merged(unchanged, methods, changes))
     try:
         stage.evaluate()
     finally:
-        (folder / "params.yaml").write_text(unchanged)
+        write_params(folder, unchanged)
     results = json.loads(Path("evaluation/results.json").read_text())
     return results, *(read_jsonl(Path(f"evaluation/{name}.jsonl")) for name in ("snapshots", "samples"))
 
@@ -253,7 +253,7 @@ def test_with_a_reward_model_its_clamp_counts_and_its_own_score_is_reported(chec
     rewards = [{"name": "model", "weight": 2.0, "clamp": clamp}, {"name": "missing_end", "weight": 3.0}]
     results, _, _ = judged(
         checkout,
-        policy={"algorithms": ["ppo", "grpo"], "rewards": rewards},
+        policy={"online": ["ppo", "grpo"], "offline": [], "rewards": rewards},
         evaluate={"temperature": 0.0},
     )
     assert results["judge"] == "second reward model"
@@ -277,7 +277,7 @@ def test_with_a_reward_model_its_clamp_counts_and_its_own_score_is_reported(chec
 @pytest.mark.pitfall(32)
 def test_equal_answers_are_ties_to_a_reward_model(checkout, with_models):
     """At temperature 0 PPO answers a on every prompt, as 15 of 16 references do; the other, longer one is judged."""
-    results, _, _ = judged(checkout, policy={"algorithms": ["ppo"]}, evaluate={"temperature": 0.0})
+    results, _, _ = judged(checkout, policy={"online": ["ppo"], "offline": []}, evaluate={"temperature": 0.0})
     rate = results["policies"]["ppo"]["win_rate_vs_reference"]
     assert rate["value"] * TESTS in (7.5, 8.5)
 
@@ -350,14 +350,14 @@ def test_the_policy_stages_critic_is_the_reward_model_with_its_centring(checkout
         raise KeyboardInterrupt
 
     monkeypatch.setattr(OnlineTraining, "train", stop)
-    unchanged = (checkout / "params.yaml").read_text()
-    changes = {"policy": {"algorithms": ["ppo"], "rewards": [{"name": "length", "weight": -0.1}]}}
-    (checkout / "params.yaml").write_text(yaml.safe_dump(overlay(yaml.safe_load(unchanged), changes), sort_keys=False))
+    unchanged = yaml.safe_load((checkout / "params.yaml").read_text())
+    changes = {"policy": {"online": ["ppo"], "offline": [], "rewards": [{"name": "length", "weight": -0.1}]}}
+    write_params(checkout, merged(unchanged, changes))
     try:
         with pytest.raises(KeyboardInterrupt):
-            policy("ppo")
+            online("ppo")
     finally:
-        (checkout / "params.yaml").write_text(unchanged)
+        write_params(checkout, unchanged)
     critic = built[0].critic
     assert (critic.offset, critic.scale) == (0.25, 0.5)
     expected = reward.state_dict()
@@ -368,16 +368,14 @@ def test_the_policy_stages_critic_is_the_reward_model_with_its_centring(checkout
 @pytest.mark.pitfall(33)
 def test_the_policy_stage_writes_its_training_temperature_where_evaluate_reads_it(checkout):
     """GRPO trained at 0.7: so it is in the generation config of the policy and its snapshot."""
-    unchanged = (checkout / "params.yaml").read_text()
+    unchanged = yaml.safe_load((checkout / "params.yaml").read_text())
     settings = {"temperature": 0.7, "steps": 1, "rollout_size": 8, "minibatch_size": 8, "group_size": 4, "snapshots": 1}
-    changes = {"algorithms": ["grpo"], "rewards": REWARDS, "grpo": settings}
-    (checkout / "params.yaml").write_text(
-        yaml.safe_dump(overlay(yaml.safe_load(unchanged), {"policy": changes}), sort_keys=False)
-    )
+    changes = {"online": ["grpo"], "offline": [], "rewards": REWARDS, "grpo": settings}
+    write_params(checkout, merged(unchanged, {"policy": changes}))
     try:
-        policy("grpo")
+        online("grpo")
     finally:
-        (checkout / "params.yaml").write_text(unchanged)
+        write_params(checkout, unchanged)
     folder = Path("models/policies/grpo")
     for path in (folder, *folder.glob("snapshots/step-*")):
         assert own_temperature(AutoModelForCausalLM.from_pretrained(path)) == 0.7

@@ -11,7 +11,7 @@ import yaml
 from accelerate.state import AcceleratorState, PartialState
 
 import tiny
-from checkout import make_checkout
+from checkout import make_checkout, write_params
 from rlhf_core.common.errors import UserError
 from rlhf_core.models import store
 from rlhf_core.models.store import load_policy, load_tokenizer, save_policy
@@ -19,7 +19,7 @@ from tasks.common.rows import as_prompts
 from tasks.common.sampling import make_sampler, sample_responses
 from tasks.common.source import ModelSource
 from tasks.files.jsonl import read_jsonl
-from tasks.params.schema import apply_overrides, load_params, overlay, validate
+from tasks.params.load import load_params, merged, validate, with_values
 from tasks.runtime.stage import Restored
 from tasks.stages.base import base
 from tasks.stages.collect import collect
@@ -57,18 +57,17 @@ def checkout(tmp_path_factory):
 def run(checkout, monkeypatch):
     """A runner of stages with changed parameters, each from nothing."""
     monkeypatch.chdir(checkout)
-    unchanged = (checkout / "params.yaml").read_text()
+    unchanged = yaml.safe_load((checkout / "params.yaml").read_text())
 
     def stages(*chosen, **changes):
-        raw = overlay(yaml.safe_load(unchanged), changes)
-        (checkout / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+        write_params(checkout, merged(unchanged, changes))
         shutil.rmtree(".resume", ignore_errors=True)
         try:
             for stage in chosen:
                 with suppress(Restored):
                     stage()
         finally:
-            (checkout / "params.yaml").write_text(unchanged)
+            write_params(checkout, unchanged)
 
     return stages
 
@@ -185,4 +184,4 @@ def test_checkpoints_that_the_graph_cannot_have_are_refused(checkpoints):
     """A policy of this run depends on the feedback, and files elsewhere are not tracked."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     with pytest.raises(UserError, match="checkpoints"):
-        validate(apply_overrides(raw, {"sample.checkpoints": checkpoints}))
+        validate(with_values(raw, {"sample.checkpoints": checkpoints}))

@@ -18,7 +18,8 @@ from rlhf_core.scoring.rewards import (
     Reward,
     WeightedSum,
 )
-from tasks.params.schema import Params, RewardTerm
+from tasks.params.schema import Params
+from tasks.params.sections import RewardTerm
 from tasks.problems.table import prepared_problem
 
 
