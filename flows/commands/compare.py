@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.commands.screen import plain_table
-from flows.run.lineage import KIND, number_text, rate_text
+from flows.run.lineage import KIND
 from rlhf_core.common.errors import UserError
+from tasks.reporting import formats
+from tasks.reporting.comparison import column
 from tasks.reporting.findings import did_not_move
 from tasks.runtime import tracking
 
@@ -122,7 +124,7 @@ def finished_runs() -> list[Run]:
         Run(
             name=str(run.info.run_name),
             began=datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M"),
-            lock=run.data.tags.get("dvc_lock_sha256", run.info.run_id),
+            lock=run.data.tags.get(tracking.LOCK, run.info.run_id),
             params=run.data.params,
             metrics={renamed(key): value for key, value in run.data.metrics.items()},
             terms={key: run.data.tags[key] for key in TERMS if key in run.data.tags},
@@ -165,18 +167,19 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 def _results(runs: Mapping[str, Run]) -> Table:
     """A block of lines for each run, one for each of its policies, so that any number of them fits a terminal."""
-    table = plain_table("run", "policy", "wins against SFT", "KL", "length", "reward model")
+    wins, *others = (column(key) for key in (RATE, "kl", "mean_length"))
+    table = plain_table("run", "policy", wins.heading, *(shown.heading for shown in others), "reward model")
     for number, run in runs.items():
         heading, style = number, "bold green"
-        accuracy = number_text(run.metrics.get("reward_model/accuracy"))
+        accuracy = formats.number(run.metrics.get("reward_model/accuracy"))
         for policy, rate in run.rates().items():
-            kl, length, low, high = (
-                run.metrics.get(key)
-                for key in (f"kl/{policy}", f"mean_length/{policy}", f"{RATE}/{policy}_low", f"{RATE}/{policy}_high")
-            )
-            wins = Text(rate_text({"value": rate, "low": low, "high": high}), style)
-            table.add_row(heading, policy, wins, number_text(kl), number_text(length), accuracy)
-            heading = accuracy = style = ""  # said once, beside the best policy
+            ends = {end: run.metrics.get(f"{RATE}/{policy}_{end}") for end in ("low", "high")}
+            figures = {RATE: {"value": rate, **ends}} | {
+                shown.key: run.metrics.get(f"{shown.key}/{policy}") for shown in others
+            }
+            cells: list[Text | str] = [Text(wins.cell(figures), style), *(shown.cell(figures) for shown in others)]
+            table.add_row(heading, policy, *cells, accuracy)
+            heading = accuracy = style = ""  # shown once, beside the best policy
         table.add_section()
     return table
 

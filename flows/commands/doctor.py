@@ -19,12 +19,12 @@ from flows.commands.memory import FROZEN, TRAINED, ModelShape, Need, estimate, m
 from flows.commands.screen import plain_table
 from flows.run.changes import Changes, require_data
 from flows.run.graph import read_graph
-from flows.run.workspace import head
 from flows.servers.services import find
 from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned
 from tasks.data.readers import read_rows
 from tasks.params.schema import Params
+from tasks.runtime.git import head
 
 if TYPE_CHECKING:
     from tasks.common.preflight import Check

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from flows.commands.screen import plain_table
 from flows.run import stopping
 from flows.run.changes import Changes, require_inputs
 from flows.run.graph import read_graph, select
-from flows.run.lineage import number_text, rate_text, read_report
+from flows.run.lineage import read_report
 from flows.run.workspace import plan
 from flows.servers import temporary
 from flows.servers.services import find
 from rlhf_core.common.errors import UserError
-from tasks.reporting.findings import ranked
+from tasks.reporting.comparison import short_table
 
 # Prefect's own lines say little on a terminal; the stages' lines do, each after the name of its stage.
 TERMINAL = {
@@ -85,20 +84,14 @@ def run_pipeline(
 
 def _say_where(reports: Path, experiment: str | None, is_up: bool, out: Console) -> None:
     """Print the comparison of policies and how to see more."""
-    policies = read_report(reports).get("policies")
-    if policies:
-        out.print(_table(policies))
+    headings, *rows = short_table(read_report(reports)) or [[]]
+    if rows:
+        table = plain_table(*headings)
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
     if (reports / "report.html").is_file():
         out.print(f"Report: {reports / 'report.html'}")
     if experiment is not None:
         out.print(f"Experiment: {experiment}; make it your checkout's state with: dvc exp apply {experiment}")
     out.print("Compare runs: rlhf compare" + ("" if is_up else ". Curves and graphs in a browser: rlhf up"))
-
-
-def _table(policies: dict[str, dict[str, object]]) -> Table:
-    table = plain_table("policy", "wins against SFT", "against reference", "KL", "reward", "length")
-    for name, figures in ranked(policies).items():
-        rates = [rate_text(figures.get(key)) for key in ("win_rate_vs_sft", "win_rate_vs_reference")]
-        numbers = [number_text(figures.get(key)) for key in ("kl", "reward", "mean_length")]
-        table.add_row(name, *rates, *numbers)
-    return table

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_core.algorithms.base.table import policy_algorithms
+from tasks.reporting.formats import percent
 
 Report = Mapping[str, Any]
 STILL = 1e-3  # nats per response
@@ -24,11 +25,6 @@ def label(name: str) -> str:
     """A policy's title, such as PPO-penalty for ppo_penalty; of a method that was removed the name in capitals."""
     method = policy_algorithms().get(name)
     return name.upper() if method is None else str(method.title)
-
-
-def percent(share: float) -> str:
-    """`86.4 %`."""
-    return f"{100 * share:.1f} %"
 
 
 def join(names: Sequence[str]) -> str:

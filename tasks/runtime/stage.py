@@ -59,7 +59,7 @@ class Stage:
         """Git-ignored working folder; its name holds the hash of parameters, code and inputs."""
         return RESUME / self.key
 
-    def out(self, path: str) -> Path:
+    def out(self, path: str | Path) -> Path:
         """Where to write the output that will stand at `path`, the same for each call; put there on success."""
         working = self.folder / "out" / path
         working.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Stage:
             self.written.append((working, Path(path)))
         return working
 
-    def out_file(self, path: str) -> Path:
+    def out_file(self, path: str | Path) -> Path:
         """The same for an output that is one file; it has no manifest beside it."""
         working = self.folder / "out" / path
         working.parent.mkdir(parents=True, exist_ok=True)
