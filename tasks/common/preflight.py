@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +20,7 @@ from rlhf_core.models.store import stop_tokens
 from tasks.common.accelerator import accelerator_of
 from tasks.params.schema import Params
 
+ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 Check = tuple[str, Callable[[], None]]
 ROWS = 4  # rows of each file that are looked at
 MADE_BY = {"data/prepared": "prepare", "data/feedback": "collect", "models/base": "base", "models/sft": "sft"}
@@ -59,9 +60,10 @@ def require(stage: str, *folders: str) -> None:
             )
 
 
-def prepared(params: Params, model: Any) -> Any:
+def prepared(params: Params, model: ModelT) -> ModelT:
     """The model on the stage's device and in its precision, in evaluation mode."""
-    return accelerator_of(params).prepare_model(model, evaluation_mode=True).eval()
+    ready: ModelT = accelerator_of(params).prepare_model(model, evaluation_mode=True)
+    return ready.eval()
 
 
 def tolerance(params: Params) -> float:

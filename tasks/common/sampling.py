@@ -37,7 +37,7 @@ def sample_responses(
 ) -> list[Response]:
     """One response per prompt, drawn from the stream (run seed, name)."""
     seed_everything(*stream)
-    policy.eval()  # type: ignore[no-untyped-call]
+    policy.eval()
     with progress(f"sampling {stream[1]}", len(prompts)) as report:
         drawn = sampler.responses(policy, [prompt.ids for prompt in prompts], report)
     return [Response(ids, sampler.ended(ids), decode_response(tokenizer, ids)) for ids in drawn]

@@ -91,7 +91,7 @@ def accuracy_interval(model: Report) -> tuple[float, float]:
     return (middle - spread) / (1 + z**2 / count), (middle + spread) / (1 + z**2 / count)
 
 
-def _rate(figures: Report) -> Any:
+def _rate(figures: Report) -> Report | None:
     """A policy's win rate against the SFT model; None where it has none."""
     rate = figures.get("win_rate_vs_sft")
     return rate if rate and rate.get("value") is not None else None

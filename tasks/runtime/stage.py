@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common.resume import ResumeStore
@@ -30,8 +30,12 @@ from tasks.runtime.finished import (
     sweep,
     sweep_superseded,
 )
+from tasks.runtime.launcher import LAUNCHER, Launcher
 from tasks.runtime.progress import Shown, show, transformers_progress
 from tasks.runtime.tracking import StageRun
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 STOPPED = 130  # exit code of a command that was ended by Ctrl-C
 LEAST_FREE = 256 << 20  # bytes: the outputs of the smallest run, its MLflow store included
@@ -176,7 +180,7 @@ def open_stage(name: str) -> Iterator[Stage]:
             stage.finish()
 
 
-def _restore(stage: Stage, repo: Any) -> None:
+def _restore(stage: Stage, repo: "Repo") -> None:
     """Raise Restored with the outputs in place where they were finished before; delete what DVC has by now."""
     sweep_superseded(stage.name, stage.folder)
     sweep(repo, but=stage.folder.resolve())
@@ -192,7 +196,7 @@ def _restore(stage: Stage, repo: Any) -> None:
     raise Restored(stage.name)
 
 
-def _dependencies(repo: Any, name: str) -> tuple[dict[str, str], list[str]]:
+def _dependencies(repo: "Repo", name: str) -> tuple[dict[str, str], list[str]]:
     """Digests of a stage's files, and the params.yaml keys it reads, from dvc.yaml by DVC itself."""
     from dvc.dependency.param import ParamsDependency
 
@@ -247,16 +251,16 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_tqdm_hook(transformers_progress)
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()
 
 
-def main(work: Callable[[], None]) -> None:
+def main(work: Callable[..., None], *arguments: str, launcher: Launcher = LAUNCHER) -> None:
     """Run a stage's `work` as a command: a user's mistake is two lines and exit code 1, not a traceback."""
     quiet_libraries()
     try:
-        work()
+        launcher.run(work, *arguments)
     except Restored as stage:
         sys.stdout.write(f"{stage}: finished before; its outputs are in place again\n")
     except UserError as error:

@@ -207,4 +207,4 @@ def _training_prompts(tokenizer: Any) -> list[Prompt]:
 
 
 if __name__ == "__main__":
-    main(lambda: policy(sys.argv[1]))
+    main(policy, *sys.argv[1:])
