@@ -5,7 +5,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.params.schema import Params, load_params
+from tasks.params.load import load_params
+from tasks.params.schema import Params
 
 ROOT = Path(__file__).resolve().parent.parent
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}

@@ -20,9 +20,11 @@ from flows.commands.screen import plain_table
 from flows.run.changes import Changes, require_data
 from flows.run.graph import read_graph
 from flows.servers.services import find
+from rlhf_core.algorithms.base.table import policy_algorithms
 from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned
 from tasks.data.readers import read_rows
+from tasks.params.derived import stage_of
 from tasks.params.schema import Params
 from tasks.runtime.git import head
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "rlhf-pipeline"
 GB = 1e9
-TRAINING_STAGES = ("base", "sft", "reward", "policy")
+TRAINING_STAGES = ("base", "sft", "reward")
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,10 @@ def _passed(check: Callable[[], None]) -> str:
 
 def _checks(stage: str, params: Params) -> "Iterator[Check]":
     kind, _, name = stage.partition("@")
-    if (kind == "policy") != bool(name) or kind not in TRAINING_STAGES:
-        trained = ", ".join([*TRAINING_STAGES[:-1], *(f"policy@{name}" for name in params.policy.algorithms)])
-        raise UserError(f"--stage {stage} is no stage that trains. Choose from: {trained}.")
-    module = import_module(f"tasks.{kind}")
+    if stage not in [*TRAINING_STAGES, *map(stage_of, policy_algorithms())]:
+        listed = ", ".join([*TRAINING_STAGES, *map(stage_of, params.policy.methods)])
+        raise UserError(f"--stage {stage} is not a stage that trains. Choose from: {listed}.")
+    module = import_module(f"tasks.stages.{kind}")
     checks: Iterator[Check] = module.checks(params, name) if name else module.checks(params)
     return checks
 
@@ -262,7 +264,7 @@ def _free_memory(params: Params) -> float:
 
 def _memory(needs: list[Need], params: Params) -> Finding:
     """Whether the largest stage fits, or all policies that run side by side."""
-    policies = sorted((need for need in needs if need.stage.startswith("policy@")), key=lambda need: -need.total)
+    policies = sorted((need for need in needs if "@" in need.stage), key=lambda need: -need.total)
     together = policies[: params.run.parallel]
     largest = max(needs, key=lambda need: need.total)
     need, who = max(
@@ -278,8 +280,8 @@ def _memory(needs: list[Need], params: Params) -> Finding:
 
 def _disk(root: Path, shape: ModelShape, params: Params) -> Finding:
     """Whether checkpoints, snapshots and resume states fit."""
-    policies = [getattr(params.policy, name) for name in params.policy.algorithms]
-    checkpoints = 4 + sum(1 + policy.snapshots for policy in policies)  # base, sft, reward, judge
+    policies = [params.policy.section(name) for name in params.policy.methods]
+    checkpoints = 4 + sum(1 + getattr(policy, "snapshots", 0) for policy in policies)  # base, sft, reward, judge
     need = (FROZEN * checkpoints + TRAINED * params.run.parallel) * shape.weights + GB
     free = shutil.disk_usage(root).free
     said = f"about {need / GB:.1f} GB for {checkpoints} checkpoints and the rest, {free / GB:.1f} GB free"

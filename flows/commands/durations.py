@@ -15,6 +15,7 @@ from math import comb
 from typing import Any
 
 from flows.commands.memory import SAMPLED_ROWS, model_shape
+from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
 
 START = 8.0  # seconds of a stage's process around its work: imports, DVC, loading, saving
@@ -66,11 +67,11 @@ class Rows:
 
 def count_rows(params: Params, kind: str, user_rows: int) -> Rows:
     """Rows that stages will see, of data of this kind; the help desk's are generated, whatever `user_rows` is."""
-    prepare, collect = params.prepare, params.collect
+    prepare, sample = params.prepare, params.sample
     held_out = prepare.development_fraction + prepare.test_fraction
     if kind == "helpdesk":
         prompts = int(prepare.prompts * (1 - held_out))
-        pairs = min(collect.prompts, prompts) * comb(collect.responses, 2) * collect.judgements
+        pairs = min(sample.prompts, prompts) * comb(sample.responses, 2) * params.collect.judgements
         return Rows(prepare.threads, prepare.demonstrations, prompts, pairs, 0)
     rows = min(user_rows, prepare.limit or user_rows)
     if kind == "question_answer":  # rewards are verified answers
@@ -82,15 +83,15 @@ def count_rows(params: Params, kind: str, user_rows: int) -> Rows:
 
 def work(params: Params, rows: Rows, is_from_scratch: bool) -> list[Work]:
     """What each stage that runs a model has to do."""
-    collect, reward = params.collect, params.reward
+    sample, reward = params.sample, params.reward
     is_helpdesk = params.prepare.format == "helpdesk"
-    asked = min(collect.prompts, rows.prompts) + collect.development_prompts
+    asked = min(sample.prompts, rows.prompts) + sample.development_prompts
     models = reward.members * (rows.preferences > 0) + (rows.judge > 0)
     stages = [
         Work("sft", trained=_steps(params.sft, rows.demonstrations)),
-        Work("collect", sampled=asked * collect.responses if is_helpdesk else 0),
+        Work("collect", sampled=asked * sample.responses if is_helpdesk else 0),
         Work("reward", trained=2 * models * _steps(reward, rows.preferences), sampled=models * reward.centre_prompts),
-        *(_policy(params, name, rows) for name in params.policy.algorithms),
+        *(_policy(params, name, rows) for name in params.policy.methods),
         _evaluation(params),
     ]
     return [Work("base", trained=_steps(params.base, rows.threads)), *stages] if is_from_scratch else stages
@@ -102,8 +103,8 @@ def _steps(config: Any, units: int) -> int:
 
 
 def _policy(params: Params, name: str, rows: Rows) -> Work:
-    algorithm, section = algorithm_of(params, name), getattr(params.policy, name)
-    stage = f"policy@{name}"
+    algorithm, section = algorithm_of(params, name), params.policy.section(name)
+    stage = stage_of(name)
     if algorithm.data == "none":
         return Work(stage)
     if algorithm.data == "best_of_n":
@@ -123,8 +124,8 @@ def _evaluation(params: Params) -> Work:
     """Each final policy and the SFT model on test prompts, each snapshot on development prompts; KL, reward, judge."""
     evaluate = params.evaluate
     responses = evaluate.prompts + evaluate.development_prompts  # of the SFT model
-    for name in params.policy.algorithms:
-        section = getattr(params.policy, name)
+    for name in params.policy.methods:
+        section = params.policy.section(name)
         snapshots = getattr(section, "snapshots", 0)
         per_prompt = section.best_of if algorithm_of(params, name).data == "none" else 1
         responses += evaluate.prompts * per_prompt + snapshots * evaluate.development_prompts
@@ -204,8 +205,8 @@ def _seconds(step: Callable[[], None], device: str) -> float:
 
 def together(spans: Mapping[str, Span], parallel: int) -> Span:
     """The whole run: stages after each other, policies up to `parallel` side by side."""
-    policies = [span for stage, span in spans.items() if stage.startswith("policy@")]
-    others = [span for stage, span in spans.items() if not stage.startswith("policy@")]
+    policies = [span for stage, span in spans.items() if "@" in stage]
+    others = [span for stage, span in spans.items() if "@" not in stage]
     ends = []
     for end in (0, 1):
         side_by_side = max(*(span[end] for span in policies), sum(span[end] for span in policies) / parallel)

@@ -9,6 +9,7 @@ it lies 10 to 30 % above what was measured: an upper bound of the right size.
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
 
 PROCESS = 0.7e9  # bytes of a stage's process before it loads a model: torch, transformers, datasets, MLflow
@@ -70,7 +71,7 @@ def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[N
         Need("sft", trained, _training(shape, params, params.sft.micro_batch_size)),
         Need("collect", frozen, sampling),
         Need("reward", trained + frozen, max(_training(shape, params, reward, logits=False), sampling)),
-        *(_policy(shape, params, name) for name in params.policy.algorithms),
+        *(_policy(shape, params, name) for name in params.policy.methods),
         Need("evaluate", 4 * frozen, sampling),  # policy, SFT model, judge, reward model
     ]
     if is_from_scratch:
@@ -80,9 +81,9 @@ def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[N
 
 def _policy(shape: ModelShape, params: Params, name: str) -> Need:
     """A policy is trained, with a critic where there is one; reference and reward model are frozen."""
-    algorithm, section = algorithm_of(params, name), getattr(params.policy, name)
+    algorithm, section = algorithm_of(params, name), params.policy.section(name)
     if algorithm.data == "none":
-        return Need(f"policy@{name}", 0, 0)
+        return Need(stage_of(name), 0, 0)
     samples = algorithm.data in ("rollouts", "best_of_n")
     needs = algorithm.needs
     trained = 2 if needs.critic else 1
@@ -92,7 +93,7 @@ def _policy(shape: ModelShape, params: Params, name: str) -> Need:
     weights = (trained * TRAINED + frozen * FROZEN) * shape.weights
     rows = section.micro_batch_size * (2 if algorithm.data in ("pairs", "unpaired") else 1)
     activations = _training(shape, params, rows) * trained
-    return Need(f"policy@{name}", weights, max(activations, _sampling(shape, params) if samples else 0))
+    return Need(stage_of(name), weights, max(activations, _sampling(shape, params) if samples else 0))
 
 
 def _training(shape: ModelShape, params: Params, rows: int, *, logits: bool = True) -> float:

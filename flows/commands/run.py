@@ -51,9 +51,10 @@ def run_pipeline(
         Stopped, KeyboardInterrupt: a person stopped it.
     """
     changes = Changes.from_command_line(profile, assignments)
-    require_inputs(changes.resolve(root).params, root)
+    resolved = changes.resolve(root)
+    require_inputs(resolved.params, root)
     select(read_graph(root), only)
-    plan(root, changes, name)
+    plan(root, resolved, name)
     services = find(root)
     os.environ.update(TERMINAL)
     if services is not None:
@@ -62,7 +63,7 @@ def run_pipeline(
     if server is not None:  # Prefect reads it when it is imported, meanwhile the server starts
         os.environ["PREFECT_API_URL"] = server.api
 
-    from flows.run.flow import rlhf_pipeline
+    from flows.run.flow import handing, rlhf_pipeline
 
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_news)
@@ -72,7 +73,7 @@ def run_pipeline(
         temporary.wait(server)
     if stopping.is_asked():  # a KeyboardInterrupt inside an import may get lost
         raise stopping.Stopped
-    with stopping.calling(lambda: None):
+    with handing(resolved), stopping.calling(lambda: None):
         state: Any = rlhf_pipeline(
             profile=profile, name=name or "", only=only or "", overrides=dict(changes.overrides), return_state=True
         )

@@ -9,7 +9,7 @@ from rlhf_core.common.errors import UserError
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of dvc.yaml: its name (`policy@ppo` for a member of a matrix) and the stages it needs directly.
+    """One stage of dvc.yaml: its name (`online@ppo` for a member of a matrix) and the stages it needs directly.
 
     What those need in turn is left out: DVC also names every earlier stage whose output this one reads, and a graph
     with all those edges cannot be read.
@@ -45,8 +45,8 @@ def read_graph(root: Path) -> list[Stage]:
 def select(stages: list[Stage], only: str | None) -> list[Stage]:
     """Return the stages that `only` names, with everything they need; all stages where it is None.
 
-    The name of a matrix stands for all its members: `policy` is every `policy@NAME`. What they need is
-    included since a stage on outdated inputs would be worth nothing; what is up to date costs no time.
+    The name of a matrix means all its members: `online` is every `online@NAME`. What they need is included, since a
+    stage on outdated inputs would be worthless; what is up to date costs no time.
 
     Raises:
         UserError: no stage has this name.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.run.changes import Changes, Resolved
+from flows.run.changes import Resolved
 from flows.run.locks import CHECKOUT, FAILED, IN_PLACE, RUNS, only_one, require_idle, require_no_dvc
 from flows.run.yaml_edit import update_yaml
 from rlhf_core.common.errors import UserError
@@ -71,14 +71,13 @@ class Plan:
         return f"The run {self.name}" if self.name else f"A run in {self.folder.parent.parent}"
 
 
-def plan(root: Path, changes: Changes, name: str | None = None) -> Plan:
-    """Return where a run with `changes` will work, before anything is made.
+def plan(root: Path, wanted: Resolved, name: str | None = None) -> Plan:
+    """Return where a run with the parameters `wanted` will work, before anything is made.
 
     Raises:
-        UserError: a bad parameter or name, a name that is taken, nothing committed yet, or the same run or a `dvc`
+        UserError: a bad name, a name that is taken, nothing committed yet, or the same run or a `dvc`
             command is at work there.
     """
-    wanted = changes.resolve(root)
     if name is not None:
         require_free_name(root, name)
     if not wanted.is_changed and name is None:
@@ -88,7 +87,7 @@ def plan(root: Path, changes: Changes, name: str | None = None) -> Plan:
         commit = head(root)
         edits = git(root, "diff", "HEAD", "--binary")
         fingerprint = hashlib.sha256(b"\0".join([commit.encode(), edits, repr(wanted.params).encode()])).hexdigest()
-        experiment = name or f"{changes.label()}_{fingerprint[:6]}"
+        experiment = name or f"{wanted.changes.label()}_{fingerprint[:6]}"
         chosen = Plan(wanted, root / RUNS / experiment, experiment, fingerprint, edits)
     require_idle(chosen.folder, chosen.title)
     require_no_dvc(chosen.folder / CHECKOUT if chosen.name else root)
@@ -96,13 +95,13 @@ def plan(root: Path, changes: Changes, name: str | None = None) -> Plan:
 
 
 @contextmanager
-def open_workspace(root: Path, changes: Changes, name: str | None = None) -> Iterator[Workspace]:
-    """Yield the workspace of a run: `root` itself where `changes` change nothing, else a clone of its own.
+def open_workspace(root: Path, wanted: Resolved, name: str | None = None) -> Iterator[Workspace]:
+    """Yield the workspace of a run: `root` itself where its parameters are unchanged, else a clone of its own.
 
     Raises:
         UserError: as `plan` says, or the folder holds another run.
     """
-    chosen = plan(root, changes, name)
+    chosen = plan(root, wanted, name)
     with only_one(chosen.folder, chosen.title):
         if chosen.name is None:
             sweep_checkout(root)

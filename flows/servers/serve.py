@@ -61,11 +61,13 @@ def _prepare_experiment(root: Path) -> None:
 
     from tasks.runtime import tracking
 
-    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    policy = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))["policy"]
     client = tracking.client()
     experiment = tracking.experiment_id(client)
     client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
-    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", view(params["policy"]["algorithms"]))
+    client.set_experiment_tag(
+        experiment, f"mlflow.sharedViewState.{VIEW}", view([*policy["online"], *policy["offline"]])
+    )
 
 
 def view(policies: Sequence[str]) -> str:

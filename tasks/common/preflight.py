@@ -16,14 +16,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.common.batch import Example, Unit
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common import preflight
-from rlhf_core.models.store import stop_tokens
+from rlhf_core.models.store import load_policy, stop_tokens
 from tasks.common.accelerator import accelerator_of
+from tasks.files import paths
 from tasks.params.schema import Params
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 Check = tuple[str, Callable[[], None]]
 ROWS = 4  # rows of each file that are looked at
-MADE_BY = {"data/prepared": "prepare", "data/feedback": "collect", "models/base": "base", "models/sft": "sft"}
+MADE_BY = {
+    "data/prepared": "prepare",
+    "data/feedback": "collect",
+    "models/base": "base",
+    "models/sft": "sft",
+    "models/reward": "reward",
+}
 
 
 def run_checks(stage: str, checks: Iterable[Check]) -> None:
@@ -46,7 +53,7 @@ def run_checks(stage: str, checks: Iterable[Check]) -> None:
         sys.stderr.write(f"{stage:12} preflight: {count} checks passed\n")
 
 
-def require(stage: str, *folders: str) -> None:
+def require(stage: str, *folders: str | Path) -> None:
     """See that a stage's inputs are there.
 
     Raises:
@@ -56,7 +63,7 @@ def require(stage: str, *folders: str) -> None:
         if not Path(folder).is_dir():
             raise UserError(
                 f"stage {stage} reads {folder}, which does not exist. "
-                f"Make it with: rlhf run --only {MADE_BY.get(folder, folder)}"
+                f"Make it with: rlhf run --only {MADE_BY.get(str(folder), folder)}"
             )
 
 
@@ -88,6 +95,21 @@ def policy_checks(
         yield "end token", partial(preflight.check_end, rows, stops, pad)
     yield "padding", partial(preflight.check_padding, policy, rows, pad, tolerance(params))
     yield "learning rate", partial(preflight.check_learning_rate, policy, learning_rate)
+
+
+def from_sft_checks(
+    params: Params,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    units: Sequence[Unit],
+    learning_rate: float,
+) -> Iterator[Check]:
+    """The checks of a policy that starts from the SFT model: its rows, which may have been sampled, its reference."""
+    yield from policy_checks(params, policy, tokenizer, units, learning_rate, is_sampled=True)
+    reference = prepared(params, load_policy(paths.SFT))
+    rows = [example for unit in units for example in unit]
+    pad, rounding = pad_token(tokenizer), tolerance(params)
+    yield "reference", partial(preflight.check_reference, policy, reference, rows, pad, rounding)
 
 
 def row_checks(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, is_sampled: bool) -> Iterator[Check]:

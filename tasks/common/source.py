@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.checkpoint import check_checkpoint, check_config
-from tasks.params.schema import ModelParams
+from tasks.params.sections import ModelParams
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,13 @@ def check_kind(params: Params, kind: str, *, from_scratch: bool) -> None:
         UserError: naming the parameter that asks for what the data does not hold.
     """
     check_model(kind, from_scratch=from_scratch)
-    rewarded = []
-    for name in params.policy.algorithms:
+    for name in params.policy.online:
         algorithm = algorithm_of(params, name)
-        if algorithm.data in ("pairs", "unpaired"):
-            _need_feedback(kind, f"policy.algorithms names {name}, which learns from feedback")
-        else:
-            rewarded.append(name)
         if isinstance(algorithm, Algorithm) and algorithm.needs.critic:
-            _need_feedback(kind, f"policy.algorithms names {name}, whose critic starts from the reward model")
-    if rewarded:
+            _need_feedback(kind, f"policy.online names {name}, whose critic starts from the reward model")
+    for name in params.policy.offline:
+        _need_feedback(kind, f"policy.offline names {name}, which learns from feedback")
+    if params.policy.online:
         check_rewards(params, kind)
 
 

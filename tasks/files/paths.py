@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+EFFECTIVE_PARAMS = Path("params.effective.yaml")
 PREPARED = Path("data/prepared")
 TOKENIZER = PREPARED / "tokenizer"
 CARD = PREPARED / "card.json"

@@ -1,6 +1,7 @@
 """YAML as parameters are written in: plain values, no tags, each key once."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -50,10 +51,12 @@ def load_yaml(text: str, where: str) -> Any:
     """The value that `text` holds.
 
     Raises:
-        UserError: not YAML, a tag, or a key given twice; the message begins with `where` and names the line.
+        UserError: not YAML, a tag, a key given twice (the message begins with `where` and names the line), or a value
+            as `require_plain` says.
     """
     try:
-        return yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
+        require_plain(value, where)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark is not None and "\n" in text.strip() else ""
@@ -63,3 +66,24 @@ def load_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}. Correct it.") from error
     except RecursionError as error:
         raise UserError(f"{where} is nested too deeply. Write plain values.") from error
+    return value
+
+
+def require_plain(value: Any, where: str, key: str = "") -> None:
+    """See that no text in `value` means something else to OmegaConf than itself; `key` is its own dotted key.
+
+    Raises:
+        UserError: an interpolation, the mark of a missing value, or a key that is not a word.
+    """
+    name = f"'{key}'" if key else "the value"
+    if isinstance(value, Mapping):
+        for part, inner in value.items():
+            if not isinstance(part, str):
+                raise UserError(f"{where}: the key {part!r} is not a word. Correct it.")
+            require_plain(inner, where, f"{key}.{part}" if key else part)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            require_plain(inner, where, f"{key}.{place}" if key else str(place))
+    elif isinstance(value, str) and ("${" in value or value == "???"):
+        mark = "${" if "${" in value else value
+        raise UserError(f"{where}: {name} holds {mark}, and interpolations are not resolved. Write the value itself.")

@@ -22,7 +22,7 @@ from tasks.reporting.formats import duration, number
 from tasks.reporting.page_charts import learning_curves, tradeoffs
 from tasks.reporting.sources import StageRun, find_runs, origin, stale_stages
 
-ORDER = ("prepare", "base", "sft", "collect", "reward", "policy", "evaluate", "report")
+ORDER = ("prepare", "base", "sft", "collect", "reward", "offline", "online", "evaluate", "report")
 SAMPLES = 12
 Report = Mapping[str, Any]
 
@@ -83,7 +83,7 @@ def _content(report: Report) -> dict[str, Any]:
 def _row(name: str, figures: Report, report: Report, runs: Mapping[str, StageRun]) -> dict[str, Any]:
     """A policy's figures, with the steps and seconds of its training; its reward's terms as policy.rewards has them."""
     steps = len(rows_if_any(paths.policy(name) / paths.CURVE)) or None
-    made = runs.get(f"policy@{name}")
+    made = next((run for stage, run in runs.items() if stage.endswith(f"@{name}")), None)
     means = figures["reward_terms"]
     terms = {term["name"]: means[term["name"]] for term in report["rewards"] if term["name"] in means}
     return {**figures, "reward_terms": terms, "steps": steps, "seconds": made.seconds if made else None}

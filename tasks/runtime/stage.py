@@ -8,14 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common.resume import ResumeStore
 from rlhf_core.loops.common.run import Run
-from tasks.params.schema import Params, load_params
+from tasks.params.load import load_params
+from tasks.params.schema import Params
 from tasks.runtime.finished import (
     RESUME,
     any_finished,
@@ -57,6 +58,7 @@ class Stage:
     key: str
     tracker: StageRun
     written: list[tuple[Path, Path]] = field(default_factory=list)
+    stream: str = ""  # what its random streams are called, if not as the stage is
 
     @property
     def folder(self) -> Path:
@@ -80,12 +82,12 @@ class Stage:
 
     def training_run(self, name: str = "", snapshot: Callable[[int], None] | None = None) -> Run:
         """Seed, resume store and reporting for a loop; `name` tells several trainings of a stage apart."""
-        stream = f"{self.name}/{name}" if name else self.name
-        progress = Progress(self.tracker, f"{name}/" if name else "", stream)
+        path = f"/{name}" if name else ""
+        progress = Progress(self.tracker, f"{name}/" if name else "", self.name + path)
         store = ResumeStore(self.folder / "state" / (name or "main"))
         return Run(
             seed=self.params.run.seed,
-            name=stream,
+            name=(self.stream or self.name) + path,
             resume=store,
             report=progress,
             **({} if snapshot is None else {"snapshot": snapshot}),
@@ -143,8 +145,10 @@ def tracked_name(key: str) -> str:
 
 
 @contextmanager
-def open_stage(name: str) -> Iterator[Stage]:
+def open_stage(name: str, stream: str = "") -> Iterator[Stage]:
     """Run one stage of dvc.yaml; on success its outputs are put in place, otherwise nothing is left behind.
+
+    `stream` names the stage's random streams, if not its own name.
 
     Raises:
         UserError: for what the user can fix, disk space included.
@@ -160,11 +164,10 @@ def open_stage(name: str) -> Iterator[Stage]:
         )
     with ExitStack() as held:
         with Repo() as repo:
-            inputs, section_names = _dependencies(repo, name)
-            sections = {key: _lookup(asdict(params), key) for key in section_names}
+            inputs, sections = _dependencies(repo, name)
             key = _stage_key(name, sections, inputs)
             tracker = StageRun(name, key, RESUME / key)
-            stage = Stage(name, params, sections, inputs, key, tracker)
+            stage = Stage(name, params, sections, inputs, key, tracker, stream=stream)
             held.enter_context(holding(stage.folder))
             if any_finished():
                 _restore(stage, repo)
@@ -196,27 +199,21 @@ def _restore(stage: Stage, repo: "Repo") -> None:
     raise Restored(stage.name)
 
 
-def _dependencies(repo: "Repo", name: str) -> tuple[dict[str, str], list[str]]:
-    """Digests of a stage's files, and the params.yaml keys it reads, from dvc.yaml by DVC itself."""
+def _dependencies(repo: "Repo", name: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Digests of a stage's files, and its parameters by the keys that dvc.yaml names, both by DVC itself."""
     from dvc.dependency.param import ParamsDependency
 
     stage = repo.stage.load_one(path="dvc.yaml", name=name)
     files = {}
-    keys: list[str] = []
+    sections: dict[str, Any] = {}
     for dependency in stage.deps:
         if isinstance(dependency, ParamsDependency):
-            keys += dependency.params
+            sections |= dependency.read_params()
             continue
         if not dependency.exists:
             raise UserError(f"{dependency.def_path} does not exist. Name an existing file or folder, or run: dvc repro")
         files[dependency.def_path] = dependency.get_hash().value
-    return files, keys
-
-
-def _lookup(section: Any, key: str) -> Any:
-    for part in key.split("."):
-        section = section[part]
-    return section
+    return files, sections
 
 
 def _portable(value: Any) -> Any:

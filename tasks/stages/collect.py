@@ -71,14 +71,14 @@ def _prepared(name: str, split: str) -> list[dict[str, Any]]:
 
 
 def _collect(stage: Stage) -> None:
-    params = stage.params.collect
+    params, asked = stage.params.collect, stage.params.sample
     folder = stage.out(OUT)
     annotators = panel(GOLD_WEIGHTS, params.annotators, stage.params.run.seed)
     desk = Desk(stage)
     judgements: list[Judgement] = []
     again: list[Judgement] = []
     counts: dict[str, dict[str, int]] = {}
-    for split, count in (("train", params.prompts), ("development", params.development_prompts)):
+    for split, count in (("train", asked.prompts), ("development", asked.development_prompts)):
         rows = read_jsonl(PREPARED / f"prompts_{split}.jsonl")[:count]
         further = max(0, params.development_judgements - params.judgements) if split == "development" else 0
         new, more = desk.judgements(split, rows, annotators, further)
@@ -94,7 +94,7 @@ def _collect(stage: Stage) -> None:
         again += more
     write_jsonl(folder / "preferences_judge.jsonl", [])
     write_jsonl(folder / "judgements.jsonl", [judgement.to_row() for judgement in judgements + again])
-    how = FORM_NAMES[params.form].format(scale=params.scale, responses=params.responses)
+    how = FORM_NAMES[params.form].format(scale=params.scale, responses=asked.responses)
     figures = {
         "source": f"a panel of {len(annotators)} simulated annotators, {how}",
         "agreement_with_gold": _agreement_with_gold(judgements, desk.world),
@@ -138,10 +138,10 @@ class Desk:
     def _items(self, split: str, rows: Sequence[dict[str, Any]]) -> list[tuple[Prompt, tuple[Response, ...]]]:
         """What is judged together: every two of a prompt's responses side by side, otherwise all of them."""
         params = self.params
-        size = params.collect.responses
+        size = params.sample.responses
         prompts = [prompt for prompt in as_prompts(rows, self.tokenizer) for _ in range(size)]
         longest = params.prepare.max_response_tokens
-        sampler = make_sampler(self.policy, self.tokenizer, longest, params.collect.temperature)
+        sampler = make_sampler(self.policy, self.tokenizer, longest, params.sample.temperature)
         stream = (params.run.seed, f"collect/{split}")
         responses = sample_responses(self.policy, self.tokenizer, prompts, sampler, stream)
         together = 2 if params.collect.form == "side_by_side" else size

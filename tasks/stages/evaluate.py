@@ -25,19 +25,19 @@ from rlhf_core.models.tokens import Prompt, encode_response
 from rlhf_core.scoring.judges import Answer, ScoreJudge, win_rate
 from rlhf_core.scoring.rewards import ExactMatch, ModelReward, Sampled, WeightedSum
 from tasks.common.accelerator import accelerator_of
-from tasks.common.best_of_n import BEST_OF_N, best_of_n
-from tasks.common.rewards import make_reward
 from tasks.common.rows import as_prompts, last_user_text, prepared_kind
 from tasks.common.sampling import Response, make_sampler, sample_responses
 from tasks.files.jsonl import read_jsonl, write_jsonl
-from tasks.params.schema import algorithm_of, load_params
+from tasks.params.load import load_params
+from tasks.params.schema import algorithm_of
+from tasks.rewards.best_of_n import BEST_OF_N, best_of_n
+from tasks.rewards.terms import make_reward
 from tasks.runtime.progress import counted
 from tasks.runtime.stage import Stage, main, open_stage, write_json
 
 OUT = "evaluation"
 ROWS = 128  # rows of one forward pass without gradients; even, so that no pair is split between two
 NO_JUDGE = "nothing (the data holds no feedback, answers or gold)"
-OFFLINE = ("pairs", "unpaired")  # what methods learn from that never see policy.rewards
 ROUNDING = 1e-4  # standard deviations: what padding and batching may change in a reward model's score, with room
 
 
@@ -262,12 +262,14 @@ def drop_unlisted(listed: Sequence[str]) -> None:
     for folder in sorted(Path("models/policies").iterdir()):
         if folder.name not in listed and (folder / "manifest.json").is_file():
             shutil.rmtree(folder)
-            sys.stdout.write(f"{folder} is no longer listed in policy.algorithms: removed; DVC's cache has it\n")
+            sys.stdout.write(
+                f"{folder} removed: policy.online and policy.offline no longer list it; DVC's cache keeps it\n"
+            )
 
 
 def evaluate() -> None:
     """Judge the final policies on the test split and their snapshots on the development split."""
-    drop_unlisted(load_params().policy.algorithms)  # before the stage takes down what its inputs are
+    drop_unlisted(load_params().policy.methods)  # before the stage takes down what its inputs are
     with open_stage("evaluate") as stage:
         evaluation = Evaluation(stage)
         folder = stage.out(OUT)
@@ -290,10 +292,10 @@ def _judge_policies(evaluation: Evaluation) -> tuple[dict[str, Any], list[dict[s
         | {"win_rate_vs_reference": evaluation.win_rate(prompts, sft.answers, references)}
     }
     texts = {"sft": sft.answers} if references is None else {"reference": references, "sft": sft.answers}
-    for name in counted("judging policies", params.policy.algorithms):
+    for name in counted("judging policies", params.policy.methods):
         given = evaluation.answers(f"models/policies/{name}", prompts, name)
         results[name] = evaluation.describe(prompts, given) | {
-            "reward_optimised": algorithm_of(params, name).data not in OFFLINE,
+            "reward_optimised": algorithm_of(params, name).data.is_rewarded,
             "win_rate_vs_sft": evaluation.win_rate(prompts, given.answers, sft.answers),
             "win_rate_vs_reference": evaluation.win_rate(prompts, given.answers, references),
         }
@@ -318,7 +320,7 @@ def _judge_snapshots(evaluation: Evaluation) -> list[dict[str, Any]]:
     prompts, _ = evaluation.prompts("development", params.evaluate.development_prompts)
     sft = evaluation.answers("models/sft", prompts, "development/sft")
     rows = [{"policy": "sft", "step": 0, **evaluation.describe(prompts, sft)}]
-    folders = [Path(f"models/policies/{name}/snapshots") for name in params.policy.algorithms]
+    folders = [Path(f"models/policies/{name}/snapshots") for name in params.policy.methods]
     for path in counted("judging snapshots", [path for folder in folders for path in sorted(folder.glob("step-*"))]):
         name = path.parent.parent.name
         given = evaluation.answers(path, prompts, f"development/{name}/{path.name}")

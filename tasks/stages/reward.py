@@ -107,7 +107,7 @@ def _check(held_out: list[Unit], judge_train: list[Unit]) -> None:
     if all(unit[0].label == 0.5 for unit in held_out):
         raise UserError(
             f"{FEEDBACK}/preferences_development.jsonl holds no pair to measure the reward model on. Give more data, "
-            "or raise collect.development_prompts or prepare.development_fraction."
+            "or raise sample.development_prompts or prepare.development_fraction."
         )
     if not judge_train and prepared_kind() != "helpdesk":
         raise UserError(

@@ -27,7 +27,8 @@ from flows.run.workspace import open_workspace
 from flows.servers import services, supervise
 from flows.servers.settings import find_root
 from rlhf_core.common.errors import UserError
-from tasks.params.schema import ROOT, all_keys, load_params
+from tasks.params.load import ROOT, load_params
+from tasks.params.schema import all_keys
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from flows.commands.run import _say_where
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.bpe import train_tokenizer
 from rlhf_core.models.store import new_policy, new_scalar_model, save_policy, save_scalar_model
-from tasks.params.schema import ROOT, Params, algorithm_of, load_params, overlay, read_yaml, validate
+from tasks.params.load import ROOT, load_params, merged, read_yaml, validate
+from tasks.params.schema import Params, algorithm_of
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +208,7 @@ def test_commands_and_paths_are_never_broken(tmp_path: Path, monkeypatch: pytest
 
 
 def params_with(changes: dict[str, Any]) -> Params:
-    return validate(overlay(read_yaml(ROOT / "params.yaml"), changes))
+    return validate(merged(read_yaml(ROOT / "params.yaml"), changes))
 
 
 FEW = {

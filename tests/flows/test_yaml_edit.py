@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from flows.run.yaml_edit import update_yaml
-from tasks.params.schema import apply_overrides
+from tasks.params.load import with_values
 from tools.closure import ROOT
 
 PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def changed_lines(before: str, after: str) -> list[str]:
 def test_only_the_lines_of_changed_values_differ(tmp_path: Path, overrides: dict, lines: list[str]) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(PARAMS, encoding="utf-8")
-    wanted = apply_overrides(yaml.safe_load(PARAMS), overrides)
+    wanted = with_values(yaml.safe_load(PARAMS), overrides)
     update_yaml(path, wanted)
     assert changed_lines(PARAMS, path.read_text(encoding="utf-8")) == lines
     assert yaml.safe_load(path.read_text(encoding="utf-8")) == wanted

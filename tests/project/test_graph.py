@@ -8,7 +8,8 @@ import yaml
 
 from flows.run.graph import read_graph
 from rlhf_core.algorithms.base.table import policy_algorithms, reward_losses
-from tasks.params.schema import all_keys, load_params
+from tasks.params.load import load_params
+from tasks.params.schema import all_keys
 from tools.closure import ROOT, closure
 
 PACKAGES = ("rlhf_core/", "helpdesk", "tasks/")
@@ -90,6 +91,6 @@ def test_params_yaml_names_every_key():
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in Path(ROOT / "profiles").glob("*.yaml")))
 def test_profiles_are_valid(profile):
-    from tasks.params.schema import load_profile, overlay, read_yaml, validate
+    from tasks.params.load import load_profile, merged, read_yaml, validate
 
-    validate(overlay(read_yaml(ROOT / "params.yaml"), load_profile(profile, ROOT)), profile)
+    validate(merged(read_yaml(ROOT / "params.yaml"), load_profile(profile, ROOT)), profile)

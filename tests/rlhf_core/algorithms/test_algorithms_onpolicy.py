@@ -20,7 +20,7 @@ from rlhf_core.common.batch import Outputs
 from rlhf_core.common.errors import UserError
 from rlhf_core.maths.advantages import leave_one_out, returns_to_go
 from rlhf_core.maths.losses import dpo
-from tasks.params.schema import ROOT, apply_overrides, read_yaml, validate
+from tasks.params.load import ROOT, read_yaml, validate, with_values
 
 # Two responses, of three tokens and of one.
 MASK = torch.tensor([[1.0, 1, 1], [1, 0, 0]])
@@ -450,7 +450,7 @@ def test_what_a_method_cannot_learn_from_is_refused_with_the_parameters(changes,
     raw = read_yaml(ROOT / "params.yaml")
     validate(raw)
     with pytest.raises(UserError) as caught:
-        validate(apply_overrides(raw, changes))
+        validate(with_values(raw, changes))
     assert message in str(caught.value)
 
 

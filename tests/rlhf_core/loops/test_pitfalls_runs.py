@@ -23,7 +23,7 @@ from rlhf_core.models.forward import policy_outputs, scores
 from rlhf_core.models.sampling import Sampler
 from rlhf_core.models.store import load_policy, load_scalar_model, new_scalar_model, save_policy, save_scalar_model
 from rlhf_core.scoring.rewards import ModelReward, Sampled, WeightedSum
-from tasks.params.schema import ROOT, apply_overrides, read_yaml, validate
+from tasks.params.load import ROOT, read_yaml, validate, with_values
 from tiny import END, PAD
 
 
@@ -196,7 +196,7 @@ def test_pitfall_28_an_option_without_effect_raises():
 )
 def test_pitfall_28_an_option_without_effect_in_params_yaml_raises(key, value, message):
     with pytest.raises(UserError) as raised:
-        validate(apply_overrides(read_yaml(ROOT / "params.yaml"), {key: value}))
+        validate(with_values(read_yaml(ROOT / "params.yaml"), {key: value}))
     assert message in str(raised.value)
 
 

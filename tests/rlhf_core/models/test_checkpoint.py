@@ -24,7 +24,7 @@ from rlhf_core.models.store import (
     save_scalar_model,
 )
 from tasks.common.source import model_source
-from tasks.params.schema import ModelParams
+from tasks.params.sections import ModelParams
 
 WEIGHTS = "model.safetensors"
 TENSOR = "model.layers.1.self_attn.q_proj.weight"

@@ -20,8 +20,8 @@ from rlhf_core.scoring.rewards import (
     Sampled,
     WeightedSum,
 )
-from tasks.common.rewards import import_function, make_reward
-from tasks.params.schema import apply_overrides, validate
+from tasks.params.load import validate, with_values
+from tasks.rewards.terms import import_function, make_reward
 from tiny import END, PAD
 from tools.closure import ROOT
 
@@ -114,7 +114,7 @@ def test_a_function_is_imported_by_its_path(tmp_path, monkeypatch):
 
 def error(rewards):
     with pytest.raises(UserError) as caught:
-        validate(apply_overrides(RAW, {"policy.rewards": rewards}))
+        validate(with_values(RAW, {"policy.rewards": rewards}))
     return str(caught.value)
 
 
@@ -131,20 +131,20 @@ def test_a_term_named_twice_is_refused_with_the_parameters():
     assert "rewards names a term twice: model, model" in error([{"name": "model"}, {"name": "model", "clamp": 1.0}])
     terms = [{"name": "python", "function": f"{module}:brevity"} for module in ("mine", "yours")]
     assert "rewards names a term twice: brevity, brevity" in error(terms)
-    validate(apply_overrides(RAW, {"policy.rewards": [{"name": "model"}, {"name": "length"}]}))
+    validate(with_values(RAW, {"policy.rewards": [{"name": "model"}, {"name": "length"}]}))
 
 
 def test_patterns_are_checked_with_the_parameters():
     for pattern, message in (("(", "is not a regular expression"), ("a", "needs one group")):
         with pytest.raises(UserError, match=message):
-            validate(apply_overrides(RAW, {"prepare.answer_pattern": pattern}))
+            validate(with_values(RAW, {"prepare.answer_pattern": pattern}))
 
 
 def make(rewards, kind, folder, monkeypatch, accelerator=None):
     monkeypatch.chdir(folder)
     (folder / "data" / "prepared").mkdir(parents=True, exist_ok=True)
     (folder / "data" / "prepared" / "card.json").write_text(json.dumps({"kind": kind}))
-    return make_reward(validate(apply_overrides(RAW, {"policy.rewards": rewards})), accelerator, 8)
+    return make_reward(validate(with_values(RAW, {"policy.rewards": rewards})), accelerator, 8)
 
 
 def test_the_list_as_a_whole(tmp_path, monkeypatch):
@@ -156,7 +156,7 @@ def test_the_list_as_a_whole(tmp_path, monkeypatch):
 
 def test_the_clamp_in_the_parameters_is_the_reward_models(accelerator, tmp_path, monkeypatch):
     """Twice the score, which is held within ±1.5."""
-    monkeypatch.setattr("tasks.common.rewards.load_reward_model", lambda path: torch.nn.Linear(1, 1))
+    monkeypatch.setattr("tasks.rewards.terms.load_reward_model", lambda path: torch.nn.Linear(1, 1))
     monkeypatch.setattr("rlhf_core.scoring.rewards.scores", lambda model, batch: torch.tensor([-2.0, 1.0]))
     reward = make([{"name": "model", "weight": 2.0, "clamp": 1.5}], "helpdesk", tmp_path, monkeypatch, accelerator)
     assert reward(sampled())[0].tolist() == [-3, 2]

@@ -12,7 +12,7 @@ import yaml
 from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source
 from tasks.data.readers import first_rows, read_rows
-from tasks.params.schema import apply_overrides, validate
+from tasks.params.load import validate, with_values
 from tasks.stages.prepare import _user_data
 from tools.closure import ROOT
 
@@ -215,7 +215,7 @@ def test_prepare_drops_them_and_lists_them_by_line(tmp_path):
     ]
     lines(tmp_path / "d.jsonl", *demonstrations[:2], *broken, *demonstrations[2:])
     overrides = {"prepare.format": "demonstration", "prepare.path": str(tmp_path / "d.jsonl")}
-    raw = apply_overrides(yaml.safe_load((ROOT / "params.yaml").read_text()), overrides)
+    raw = with_values(yaml.safe_load((ROOT / "params.yaml").read_text()), overrides)
     params = validate(raw)
     _, files, card = _user_data(params, model_source(params.model, ROOT))
     assert card["dropped_rows"] == [
@@ -224,7 +224,7 @@ def test_prepare_drops_them_and_lists_them_by_line(tmp_path):
         {"file": "d.jsonl", "line": 5, "reason": "JSON nested too deeply"},
     ]
     assert (card["read"], card["kept"], len(files["prompts_test"])) == (63, 60, 6)
-    strict = validate(apply_overrides(raw, {"prepare.max_dropped": 0.04}))
+    strict = validate(with_values(raw, {"prepare.max_dropped": 0.04}))
     message = r"3 of 63 rows cannot be used.* 1 no value in 'response' \(first: d.jsonl, line 4\)"
     with pytest.raises(UserError, match=message):
         _user_data(strict, model_source(strict.model, ROOT))

@@ -9,15 +9,8 @@ from flows.run.changes import Changes
 from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.common.errors import UserError
-from tasks.params.schema import (
-    RewardTerm,
-    apply_overrides,
-    load_params,
-    load_profile,
-    overlay,
-    parse_override,
-    validate,
-)
+from tasks.params.load import load_params, load_profile, merged, read_assignment, validate, with_values
+from tasks.params.sections import RewardTerm
 from tools.closure import ROOT
 
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -25,7 +18,7 @@ RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 def error(changes):
     with pytest.raises(UserError) as caught:
-        validate(apply_overrides(RAW, changes))
+        validate(with_values(RAW, changes))
     return str(caught.value)
 
 
@@ -144,7 +137,7 @@ def test_a_wrong_assignment_is_named_as_it_was_written(assignment, found):
 )
 def test_an_assignment_that_is_not_yaml(assignment, found):
     with pytest.raises(UserError) as caught:
-        parse_override(assignment)
+        read_assignment(assignment)
     assert str(caught.value).startswith(found)
 
 
@@ -167,9 +160,9 @@ def test_a_key_that_is_not_one_is_a_mistake_wherever_it_comes_from(key):
 
 
 def test_values_as_yaml_1_2_reads_them():
-    assert [parse_override(f"run.seed={text}")[1] for text in ("1e-5", "-2E+3", "1e3")] == [1e-5, -2000.0, 1000.0]
-    assert parse_override("prepare.hub=2026-01-02") == ("prepare.hub", "2026-01-02")
-    assert validate(apply_overrides(RAW, {"sft.max_steps": 1e3})).sft.max_steps == 1000
+    assert [read_assignment(f"run.seed={text}")[1] for text in ("1e-5", "-2E+3", "1e3")] == [1e-5, -2000.0, 1000.0]
+    assert read_assignment("prepare.hub=2026-01-02") == ("prepare.hub", "2026-01-02")
+    assert validate(with_values(RAW, {"sft.max_steps": 1e3})).sft.max_steps == 1000
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -195,7 +188,7 @@ def test_a_file_with_tags_or_a_key_twice_names_the_line(tmp_path):
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml")))
 def test_prompt_and_response_of_every_profile_fit_the_model_it_brings(profile):
-    params = validate(overlay(RAW, load_profile(profile, ROOT)))
+    params = validate(merged(RAW, load_profile(profile, ROOT)))
     model = json.loads((ROOT / params.model.path).read_text())
     longest = params.prepare.max_prompt_tokens + params.prepare.max_response_tokens
     assert longest <= model["max_position_embeddings"]
@@ -210,18 +203,18 @@ def test_file_that_is_missing_or_not_yaml(tmp_path):
 
 
 def test_override_text():
-    assert parse_override("sft.learning_rate=1e-5") == ("sft.learning_rate", 1e-5)
-    assert parse_override("policy.algorithms=[dpo]") == ("policy.algorithms", ["dpo"])
+    assert read_assignment("sft.learning_rate=1e-5") == ("sft.learning_rate", 1e-5)
+    assert read_assignment("policy.algorithms=[dpo]") == ("policy.algorithms", ["dpo"])
     with pytest.raises(UserError, match=r"unknown key 'sft\.lr'"):
-        parse_override("sft.lr=1")
+        read_assignment("sft.lr=1")
     with pytest.raises(UserError, match="key=value"):
-        parse_override("sft.epochs")
+        read_assignment("sft.epochs")
 
 
 def test_overlay_lays_sections_over_each_other_and_leaves_the_original_alone():
-    assert overlay({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}}) == {"a": {"b": 9, "c": 2}, "d": 3}
+    assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}}) == {"a": {"b": 9, "c": 2}, "d": 3}
     before = yaml.safe_dump(RAW)
-    apply_overrides(RAW, {"sft.epochs": 9})
+    with_values(RAW, {"sft.epochs": 9})
     assert yaml.safe_dump(RAW) == before
 
 

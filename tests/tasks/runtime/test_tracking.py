@@ -10,7 +10,7 @@ import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 
-from tasks.params.schema import ROOT, load_params
+from tasks.params.load import ROOT, load_params
 from tasks.runtime import tracking
 from tasks.runtime.stage import Stage, _stage_key
 from tasks.runtime.tracking import StageRun

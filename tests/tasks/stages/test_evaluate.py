@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
+from tasks.stages.policy import policy
 from transformers import AutoModelForCausalLM
 
 import tiny
@@ -26,12 +27,11 @@ from rlhf_core.models.store import new_scalar_model, own_temperature, save_polic
 from rlhf_core.models.tokens import Prompt
 from rlhf_core.scoring.judges import Answer, ScoreJudge
 from rlhf_core.scoring.rewards import PythonReward, WeightedSum
-from tasks.common.best_of_n import BEST_OF_N, best_of_n
 from tasks.common.sampling import sample_responses
 from tasks.files.jsonl import read_jsonl, write_jsonl
-from tasks.params.schema import load_params, overlay
+from tasks.params.load import load_params, merged
+from tasks.rewards.best_of_n import BEST_OF_N, best_of_n
 from tasks.stages import evaluate as stage
-from tasks.stages.policy import policy
 from tiny import ASSISTANT, END, PAD, WORDS
 
 A, B, C = (WORDS.index(word) for word in "abc")
@@ -131,8 +131,8 @@ def write(path, content):
 def judged(folder, **changes):
     """Results, snapshots and samples of the stage under changed parameters."""
     unchanged = (folder / "params.yaml").read_text()
-    changed = overlay(yaml.safe_load(unchanged), {"policy": {"algorithms": ["ppo", "dpo", "grpo", "best_of_n"]}})
-    (folder / "params.yaml").write_text(yaml.safe_dump(overlay(changed, changes), sort_keys=False))
+    changed = merged(yaml.safe_load(unchanged), {"policy": {"algorithms": ["ppo", "dpo", "grpo", "best_of_n"]}})
+    (folder / "params.yaml").write_text(yaml.safe_dump(merged(changed, changes), sort_keys=False))
     try:
         stage.evaluate()
     finally:
@@ -349,7 +349,7 @@ def test_the_policy_stage_writes_its_training_temperature_where_evaluate_reads_i
     settings = {"temperature": 0.7, "steps": 1, "rollout_size": 8, "minibatch_size": 8, "group_size": 4, "snapshots": 1}
     changes = {"algorithms": ["grpo"], "rewards": REWARDS, "grpo": settings}
     (checkout / "params.yaml").write_text(
-        yaml.safe_dump(overlay(yaml.safe_load(unchanged), {"policy": changes}), sort_keys=False)
+        yaml.safe_dump(merged(yaml.safe_load(unchanged), {"policy": changes}), sort_keys=False)
     )
     try:
         policy("grpo")

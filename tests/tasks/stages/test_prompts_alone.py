@@ -8,6 +8,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
+from tasks.stages.policy import policy
 
 import tiny
 from checkout import git, make_checkout
@@ -21,7 +22,6 @@ from tasks.reporting.comparison import curve_rows
 from tasks.stages.base import base
 from tasks.stages.collect import collect
 from tasks.stages.evaluate import evaluate
-from tasks.stages.policy import policy
 from tasks.stages.prepare import prepare
 from tasks.stages.report import report
 from tasks.stages.reward import reward

@@ -33,7 +33,7 @@ from rlhf_core.models.tokens import encode_prompt, encode_response
 from rlhf_core.scoring.rewards import ModelReward
 from tasks.common.rows import preference_units, rating_scale, rating_units, text_units
 from tasks.files.jsonl import read_jsonl, write_jsonl
-from tasks.params.schema import apply_overrides, load_params, overlay, validate
+from tasks.params.load import load_params, merged, validate, with_values
 from tasks.runtime.stage import Restored
 from tasks.stages.base import base
 from tasks.stages.collect import collect
@@ -80,7 +80,7 @@ def runner(folder):
     unchanged = yaml.safe_load((folder / "params.yaml").read_text())
 
     def run_stages(*stages, **changes):
-        (folder / "params.yaml").write_text(yaml.safe_dump(overlay(unchanged, changes), sort_keys=False))
+        (folder / "params.yaml").write_text(yaml.safe_dump(merged(unchanged, changes), sort_keys=False))
         try:
             for stage in stages:
                 with suppress(Restored):  # it has run before with these parameters
@@ -294,7 +294,7 @@ def rated_rows():
 
 def test_a_users_ratings_go_through_every_stage_to_a_judge(module_patch, tmp_path, monkeypatch):
     """Ratings, a thurstone model of the pairs they imply, its figures for each source; a likert model as well."""
-    changes = overlay(SHORT, {"prepare": {"format": "auto", "path": "rated.jsonl", "judge_fraction": 0.2}})
+    changes = merged(SHORT, {"prepare": {"format": "auto", "path": "rated.jsonl", "judge_fraction": 0.2}})
     changes["prepare"] |= {"development_fraction": 0.2, "test_fraction": 0.2}
     folder = make_checkout(tmp_path, changes)
     write_jsonl(folder / "rated.jsonl", rated_rows())
@@ -342,7 +342,7 @@ RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
 )
 def test_pitfall_28_options_of_feedback_and_reward_without_effect_raise(changes, message):
     with pytest.raises(UserError, match=message):
-        validate(apply_overrides(RAW, changes))
+        validate(with_values(RAW, changes))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_pitfall_28_options_of_feedback_and_reward_without_effect_raise(changes,
     ],
 )
 def test_options_that_have_an_effect_are_taken(changes):
-    validate(apply_overrides(RAW, changes))
+    validate(with_values(RAW, changes))
 
 
 # --- ensembles and figures ---

@@ -16,7 +16,8 @@ from rlhf_core.common.errors import UserError
 from rlhf_core.models.store import load_policy, load_scalar_model, load_tokenizer, save_policy
 from tasks.common.source import model_source
 from tasks.files.jsonl import read_jsonl
-from tasks.params.schema import ModelParams, load_params
+from tasks.params.load import load_params
+from tasks.params.sections import ModelParams
 from tasks.runtime import stage as stages
 from tasks.runtime.stage import main, open_stage, write_json
 from tasks.stages import sft

@@ -20,7 +20,8 @@ from rlhf_core.scoring.rewards import (
 )
 from tasks.common.rows import prepared_kind
 from tasks.data.kinds import check_rewards
-from tasks.params.schema import Params, RewardTerm
+from tasks.params.schema import Params
+from tasks.params.sections import RewardTerm
 
 
 def make_reward(params: Params, accelerator: Accelerator, rows: int) -> WeightedSum:
