@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -24,6 +25,7 @@ from rlhf_core.algorithms.base.table import policy_algorithms
 from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned
 from tasks.data.readers import read_rows
+from tasks.files import declared
 from tasks.params.derived import stage_of
 from tasks.params.schema import Params
 from tasks.runtime.git import head
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "rlhf-pipeline"
 GB = 1e9
-TRAINING_STAGES = ("base", "sft", "reward")
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,13 @@ def _passed(check: Callable[[], None]) -> str:
 
 
 def _checks(stage: str, params: Params) -> "Iterator[Check]":
-    kind, _, name = stage.partition("@")
-    if stage not in [*TRAINING_STAGES, *map(stage_of, policy_algorithms())]:
-        listed = ", ".join([*TRAINING_STAGES, *map(stage_of, params.policy.methods)])
+    single = [item.name for item in declared.STAGES if item.checks and not item.is_matrix]
+    if stage not in [*single, *map(stage_of, policy_algorithms())]:
+        listed = ", ".join([*single, *map(stage_of, params.policy.methods)])
         raise UserError(f"--stage {stage} is not a stage that trains. Choose from: {listed}.")
-    module = import_module(f"tasks.stages.{kind}")
-    checks: Iterator[Check] = module.checks(params, name) if name else module.checks(params)
-    return checks
+    _, _, member = stage.partition("@")
+    checks: Callable[..., Iterator[Check]] = resolve_name(declared.of(stage).checks)
+    return checks(params, member) if member else checks(params)
 
 
 def _environment(root: Path) -> Iterator[Finding]:

@@ -9,6 +9,9 @@ it lies 10 to 30 % above what was measured: an upper bound of the right size.
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_core.algorithms.base.algorithm import Data
+from tasks.files import declared
+from tasks.files.declared import Loads
 from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
 
@@ -63,37 +66,40 @@ def model_shape(config: Any) -> ModelShape:
 
 
 def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[Need]:
-    """Return what each stage that loads a model needs."""
-    trained, frozen = TRAINED * shape.weights, FROZEN * shape.weights
-    sampling = _sampling(shape, params)
-    reward = params.reward.micro_batch_size * 2
-    needs = [
-        Need("sft", trained, _training(shape, params, params.sft.micro_batch_size)),
-        Need("collect", frozen, sampling),
-        Need("reward", trained + frozen, max(_training(shape, params, reward, logits=False), sampling)),
-        *(_policy(shape, params, name) for name in params.policy.methods),
-        Need("evaluate", 4 * frozen, sampling),  # policy, SFT model, judge, reward model
-    ]
-    if is_from_scratch:
-        needs.insert(0, Need("base", trained, _training(shape, params, params.base.micro_batch_size)))
+    """Return what each stage that loads a model needs, by its declaration, the policies by their methods."""
+    needs = []
+    for stage in declared.STAGES:
+        if stage.is_matrix:
+            for name in params.policy.methods:
+                if declared.of(stage_of(name)) == stage:
+                    loads, section = _loads(params, name), params.policy.section(name)
+                    needs.append(_need(stage_of(name), loads, section, shape, params))
+        elif stage.loads is not None and (is_from_scratch or stage != declared.BASE):
+            needs.append(_need(stage.name, stage.loads, getattr(params, stage.name), shape, params))
     return needs
 
 
-def _policy(shape: ModelShape, params: Params, name: str) -> Need:
-    """A policy is trained, with a critic where there is one; reference and reward model are frozen."""
-    algorithm, section = algorithm_of(params, name), params.policy.section(name)
-    if algorithm.data == "none":
-        return Need(stage_of(name), 0, 0)
-    samples = algorithm.data in ("rollouts", "best_of_n")
-    needs = algorithm.needs
-    trained = 2 if needs.critic else 1
-    frozen = 2 if samples else 1
-    if needs.trust_region:
-        frozen += 1  # π_old
-    weights = (trained * TRAINED + frozen * FROZEN) * shape.weights
-    rows = section.micro_batch_size * (2 if algorithm.data in ("pairs", "unpaired") else 1)
-    activations = _training(shape, params, rows) * trained
-    return Need(stage_of(name), weights, max(activations, _sampling(shape, params) if samples else 0))
+def _loads(params: Params, name: str) -> Loads:
+    """A policy is trained, with a critic where the method has one; reference and reward model are frozen."""
+    algorithm = algorithm_of(params, name)
+    if algorithm.data == Data.NOTHING:
+        return Loads()
+    return Loads(
+        trained=1 + algorithm.needs.critic,
+        frozen=1 + algorithm.data.is_rewarded + algorithm.needs.trust_region,  # of a trust region also π_old
+        is_sampling=algorithm.data.is_rewarded,
+        rows=1 if algorithm.data.is_rewarded else 2,
+    )
+
+
+def _need(stage: str, loads: Loads, section: Any, shape: ModelShape, params: Params) -> Need:
+    """`section` is that of params.yaml with the stage's micro_batch_size, where it trains."""
+    weights = (loads.trained * TRAINED + loads.frozen * FROZEN) * shape.weights
+    activations = 0.0
+    if loads.trained:
+        rows = loads.rows * section.micro_batch_size
+        activations = loads.trained * _training(shape, params, rows, logits=loads.has_logits)
+    return Need(stage, weights, max(activations, _sampling(shape, params) if loads.is_sampling else 0))
 
 
 def _training(shape: ModelShape, params: Params, rows: int, *, logits: bool = True) -> float:

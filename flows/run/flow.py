@@ -30,6 +30,7 @@ from flows.run.workspace import Workspace, open_workspace
 from flows.servers.services import mlflow_address
 from flows.servers.settings import find_root
 from rlhf_core.common.errors import UserError
+from tasks.files import paths
 from tasks.params.schema import Params
 
 # What `rlhf run` has resolved already, for the flow that it starts in the same process.
@@ -129,7 +130,7 @@ def _run(root: Path, resolved: Resolved, only: str | None, name: str | None) -> 
         with StageRunner(workspace.checkout, _environment(params, parent)) as runner:
             _run_stages(stages, runner, params.run.parallel)
             # The page shows links and wall times, which no tracked output may hold, so it is drawn afterwards.
-            if (workspace.checkout / "reports" / "report.json").is_file():
+            if (workspace.checkout / paths.REPORT).is_file():
                 outcome = runner.call("report page", ["tasks.stages.report", "--render"], logger.info)
                 if runner.is_stopped:
                     raise Stopped
@@ -186,7 +187,7 @@ def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> 
 
 def _publish(parent: ParentRun, workspace: Workspace) -> None:
     """Show the comparison and links to the MLflow runs on the flow run's page."""
-    if table := comparison_markdown(read_report(workspace.checkout / "reports")):
+    if table := comparison_markdown(read_report(workspace.checkout / paths.REPORTS)):
         create_markdown_artifact(table, key="comparison", description="Policies compared, best first")
     address = f"{mlflow_address(workspace.root)}/#/experiments/{parent.experiment_id}/runs/"
     lines = [f"- [{name}]({address}{run_id})" for name, run_id in parent.family().items()]

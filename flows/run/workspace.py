@@ -23,6 +23,7 @@ from flows.run.changes import Resolved
 from flows.run.locks import CHECKOUT, FAILED, IN_PLACE, RUNS, only_one, require_idle, require_no_dvc
 from flows.run.yaml_edit import update_yaml
 from rlhf_core.common.errors import UserError
+from tasks.files import paths
 from tasks.runtime.finished import require_resume_folder, sweep_checkout
 from tasks.runtime.git import git, head
 
@@ -45,12 +46,12 @@ class Workspace:
         An isolated run becomes an experiment of the user's checkout, and its clone is deleted.
         """
         if self.name is None:
-            return self.checkout / "reports"
+            return self.checkout / paths.REPORTS
         folder = self.checkout.parent
         save_experiment(self.checkout, self.name, stages)
         for page in ("report.html", "report.md", "report.json"):
-            if (self.checkout / "reports" / page).is_file():
-                shutil.copyfile(self.checkout / "reports" / page, folder / page)
+            if (self.checkout / paths.REPORTS / page).is_file():
+                shutil.copyfile(self.checkout / paths.REPORTS / page, folder / page)
         shutil.rmtree(self.checkout)
         return folder
 

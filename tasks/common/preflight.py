@@ -7,7 +7,6 @@ named checks; models are loaded when the first check is asked for, and freed bef
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,19 +17,12 @@ from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common import preflight
 from rlhf_core.models.store import load_policy, stop_tokens
 from tasks.common.accelerator import accelerator_of
-from tasks.files import paths
+from tasks.files import declared, paths
 from tasks.params.schema import Params
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 Check = tuple[str, Callable[[], None]]
 ROWS = 4  # rows of each file that are looked at
-MADE_BY = {
-    "data/prepared": "prepare",
-    "data/feedback": "collect",
-    "models/base": "base",
-    "models/sft": "sft",
-    "models/reward": "reward",
-}
 
 
 def run_checks(stage: str, checks: Iterable[Check]) -> None:
@@ -53,17 +45,17 @@ def run_checks(stage: str, checks: Iterable[Check]) -> None:
         sys.stderr.write(f"{stage:12} preflight: {count} checks passed\n")
 
 
-def require(stage: str, *folders: str | Path) -> None:
-    """See that a stage's inputs are there.
+def require(stage: str) -> None:
+    """See that the inputs of a stage are there.
 
     Raises:
-        UserError: naming the first that is not, and the stage that makes it.
+        UserError: naming the first that is missing, and the stage that makes it.
     """
-    for folder in folders:
-        if not Path(folder).is_dir():
+    for folder in declared.of(stage).inputs:
+        if not folder.is_dir():
             raise UserError(
                 f"stage {stage} reads {folder}, which does not exist. "
-                f"Make it with: rlhf run --only {MADE_BY.get(str(folder), folder)}"
+                f"Make it with: rlhf run --only {' or '.join(declared.makers(folder))}"
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tasks.files import paths
+from tasks.files import declared, paths
 from tasks.files.jsonl import rows_if_any
 from tasks.reporting.comparison import COLUMNS, page_columns
 from tasks.reporting.explanations import reward_sentence, sampling_sentences
@@ -22,7 +22,6 @@ from tasks.reporting.formats import duration, number
 from tasks.reporting.page_charts import learning_curves, tradeoffs
 from tasks.reporting.sources import StageRun, find_runs, origin, stale_stages
 
-ORDER = ("prepare", "base", "sft", "collect", "reward", "offline", "online", "evaluate", "report")
 SAMPLES = 12
 Report = Mapping[str, Any]
 
@@ -53,7 +52,8 @@ def render(report: Report, folder: Path) -> list[Path]:
 
 def _content(report: Report) -> dict[str, Any]:
     """Everything the templates show."""
-    stages = sorted(report["sources"]["stages"].items(), key=lambda item: (ORDER.index(item[0].split("@")[0]), item[0]))
+    order = [stage.name for stage in declared.STAGES]
+    stages = sorted(report["sources"]["stages"].items(), key=lambda item: (order.index(item[0].split("@")[0]), item[0]))
     policies = ranked(report["policies"])
     colours = {name: index for index, name in enumerate(report["policies"])}
     runs = find_runs({name: stage["key"] for name, stage in stages})
@@ -75,6 +75,7 @@ def _content(report: Report) -> dict[str, Any]:
         "stale": stale_stages(stages),
         "curves": learning_curves(list(policies), colours),
         "tradeoffs": tradeoffs(report),
+        "examples": str(paths.EXAMPLES),
         "samples": rows_if_any(paths.EXAMPLES)[:SAMPLES],
         "origin": partial(origin, stages),
     }

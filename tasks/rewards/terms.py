@@ -20,6 +20,7 @@ from rlhf_core.scoring.rewards import (
 )
 from tasks.common.rows import prepared_kind
 from tasks.data.kinds import check_rewards
+from tasks.files import paths
 from tasks.params.schema import Params
 from tasks.params.sections import RewardTerm
 
@@ -50,7 +51,7 @@ def _reward(term: RewardTerm, params: Params, accelerator: Accelerator, rows: in
 
 
 def _model(term: RewardTerm, accelerator: Accelerator, rows: int) -> Reward:
-    model = accelerator.prepare_model(load_reward_model("models/reward"), evaluation_mode=True)
+    model = accelerator.prepare_model(load_reward_model(paths.REWARD), evaluation_mode=True)
     return ModelReward(model, rows, term.clamp)
 
 

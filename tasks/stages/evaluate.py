@@ -27,6 +27,7 @@ from rlhf_core.scoring.rewards import ExactMatch, ModelReward, Sampled, Weighted
 from tasks.common.accelerator import accelerator_of
 from tasks.common.rows import as_prompts, last_user_text, prepared_kind
 from tasks.common.sampling import Response, make_sampler, sample_responses
+from tasks.files import paths
 from tasks.files.jsonl import read_jsonl, write_jsonl
 from tasks.params.load import load_params
 from tasks.params.schema import algorithm_of
@@ -35,7 +36,6 @@ from tasks.rewards.terms import make_reward
 from tasks.runtime.progress import counted
 from tasks.runtime.stage import Stage, main, open_stage, write_json
 
-OUT = "evaluation"
 ROWS = 128  # rows of one forward pass without gradients; even, so that no pair is split between two
 NO_JUDGE = "nothing (the data holds no feedback, answers or gold)"
 ROUNDING = 1e-4  # standard deviations: what padding and batching may change in a reward model's score, with room
@@ -64,8 +64,8 @@ class Evaluation:
     def __init__(self, stage: Stage) -> None:
         self.stage, self.params = stage, stage.params
         self.accelerator = accelerator_of(stage.params)
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer("models/sft")
-        self.reference = self._policy("models/sft")
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(paths.SFT)
+        self.reference = self._policy(paths.SFT)
         self.reward = self._optimised_reward()
         self.reward_model = self._proxy()
         self.judge = self._judge()
@@ -74,15 +74,15 @@ class Evaluation:
         policy: PreTrainedModel = self.accelerator.prepare_model(load_policy(path), evaluation_mode=True)
         return policy
 
-    def _reward_model(self, path: str) -> ModelReward | None:
-        if (Path(path) / "none.json").is_file():
+    def _reward_model(self, path: Path) -> ModelReward | None:
+        if (path / paths.NO_MODEL).is_file():
             return None
         return ModelReward(self.accelerator.prepare_model(load_reward_model(path), evaluation_mode=True), ROWS)
 
     def _optimised_reward(self) -> WeightedSum | None:
         """policy.rewards, as training sums it; None where it is empty, or names a reward model and there is none."""
         terms = self.params.policy.rewards
-        has_model = not Path("models/reward/none.json").is_file()
+        has_model = not (paths.REWARD / paths.NO_MODEL).is_file()
         if not terms or (not has_model and any(term.name == "model" for term in terms)):
             return None
         return make_reward(self.params, self.accelerator, ROWS)
@@ -92,7 +92,7 @@ class Evaluation:
         for _, _, part in self.reward.parts if self.reward is not None else ():
             if isinstance(part, ModelReward):
                 return replace(part, clamp=None)
-        return self._reward_model("models/reward")
+        return self._reward_model(paths.REWARD)
 
     def _judge(self) -> ScoreJudge | None:
         """Gold where it exists, else the second reward model; never the model that was optimised against.
@@ -106,7 +106,7 @@ class Evaluation:
         if kind == "question_answer":
             exact = ExactMatch(prepare.answer_pattern)
             return _text_judge("exact match", lambda prompt, text: float(exact.correct(text, prompt.answer)))
-        model = self._reward_model("models/judge")
+        model = self._reward_model(paths.JUDGE)
         if model is None:
             return None
         return ScoreJudge(
@@ -126,7 +126,7 @@ class Evaluation:
 
     def prompts(self, split: str, count: int) -> tuple[list[Prompt], list[Answer] | None]:
         """The first `count` prompts of a split, and their reference responses, if the data has any."""
-        rows = read_jsonl(Path(f"data/prepared/prompts_{split}.jsonl"))[:count]
+        rows = read_jsonl(paths.rows(paths.PREPARED, "prompts", split))[:count]
         prompts = as_prompts(rows, self.tokenizer)
         if any("response" not in row for row in rows):
             return prompts, None
@@ -259,7 +259,7 @@ def drop_unlisted(listed: Sequence[str]) -> None:
 
     DVC's cache keeps them: a policy that is listed again comes back without being trained.
     """
-    for folder in sorted(Path("models/policies").iterdir()):
+    for folder in sorted(paths.POLICIES.iterdir()):
         if folder.name not in listed and (folder / "manifest.json").is_file():
             shutil.rmtree(folder)
             sys.stdout.write(
@@ -272,7 +272,7 @@ def evaluate() -> None:
     drop_unlisted(load_params().policy.methods)  # before the stage takes down what its inputs are
     with open_stage("evaluate") as stage:
         evaluation = Evaluation(stage)
-        folder = stage.out(OUT)
+        folder = stage.out(paths.EVALUATION)
         results, samples = _judge_policies(evaluation)
         write_json(folder / "results.json", results)
         write_jsonl(folder / "samples.jsonl", samples)
@@ -286,14 +286,14 @@ def evaluate() -> None:
 def _judge_policies(evaluation: Evaluation) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     params = evaluation.params
     prompts, references = evaluation.prompts("test", params.evaluate.prompts)
-    sft = evaluation.answers("models/sft", prompts, "sft")
+    sft = evaluation.answers(paths.SFT, prompts, "sft")
     results: dict[str, Any] = {
         "sft": evaluation.describe(prompts, sft)
         | {"win_rate_vs_reference": evaluation.win_rate(prompts, sft.answers, references)}
     }
     texts = {"sft": sft.answers} if references is None else {"reference": references, "sft": sft.answers}
     for name in counted("judging policies", params.policy.methods):
-        given = evaluation.answers(f"models/policies/{name}", prompts, name)
+        given = evaluation.answers(paths.policy(name), prompts, name)
         results[name] = evaluation.describe(prompts, given) | {
             "reward_optimised": algorithm_of(params, name).data.is_rewarded,
             "win_rate_vs_sft": evaluation.win_rate(prompts, given.answers, sft.answers),
@@ -318,9 +318,9 @@ def _judge_snapshots(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Each snapshot on the development split, so that choosing one never touches the test split."""
     params = evaluation.params
     prompts, _ = evaluation.prompts("development", params.evaluate.development_prompts)
-    sft = evaluation.answers("models/sft", prompts, "development/sft")
+    sft = evaluation.answers(paths.SFT, prompts, "development/sft")
     rows = [{"policy": "sft", "step": 0, **evaluation.describe(prompts, sft)}]
-    folders = [Path(f"models/policies/{name}/snapshots") for name in params.policy.methods]
+    folders = [paths.policy(name) / "snapshots" for name in params.policy.methods]
     for path in counted("judging snapshots", [path for folder in folders for path in sorted(folder.glob("step-*"))]):
         name = path.parent.parent.name
         given = evaluation.answers(path, prompts, f"development/{name}/{path.name}")

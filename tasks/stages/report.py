@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.common.errors import UserError
-from tasks.files import paths
+from tasks.files import declared, paths
 from tasks.files.jsonl import read_jsonl, rows_if_any
 from tasks.files.tables import write_csv
 from tasks.reporting.comparison import COLUMNS, comparison, curve_rows
 from tasks.reporting.report_page import render
 from tasks.runtime.stage import Restored, main, open_stage, write_json
 
-FOLDERS = (paths.PREPARED, paths.BASE, paths.SFT, paths.FEEDBACK, paths.REWARD, paths.JUDGE, paths.EVALUATION)
 FEEDBACK = paths.FEEDBACK / paths.SUMMARY
 INTERVALS = [column.key for column in COLUMNS if column.has_interval]  # evaluate writes each with its interval
 
@@ -131,7 +130,8 @@ def _scalar_model(folder: Path) -> tuple[dict[str, Any] | None, str | None, Path
 def _stages(policies: list[str]) -> dict[str, Any]:
     """What made the outputs: each stage's key, parameters, input digests and output folders."""
     stages: dict[str, Any] = {}
-    for folder in (*FOLDERS, *map(paths.policy, policies)):
+    inputs = [folder for folder in declared.of("report").inputs if folder != paths.POLICIES]
+    for folder in (*inputs, *map(paths.policy, policies)):
         made = _read(folder / paths.MANIFEST)
         entry = {"key": made["key"], "params": made["params"], "inputs": made["inputs"], "outputs": []}
         stages.setdefault(made["stage"], entry)["outputs"].append(str(folder))

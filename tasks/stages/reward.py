@@ -90,7 +90,7 @@ def _no_judge() -> str:
 
 def checks(params: Params) -> Iterator[Check]:
     """What is looked at before training; nothing where the data holds no preferences."""
-    require("reward", "data/prepared", "data/feedback", "models/sft")
+    require("reward")
     tokenizer = load_tokenizer("data/prepared/tokenizer")
     pairs = preference_units(FEEDBACK / "preferences_development.jsonl", tokenizer, ROWS)
     rows = [example for pair in pairs for example in pair]
