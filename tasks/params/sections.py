@@ -1,5 +1,6 @@
 """The sections of params.yaml, one per stage: every key with its meaning and bounds."""
 
+import re
 from dataclasses import MISSING, dataclass
 from typing import Literal
 
@@ -89,12 +90,22 @@ class SFTParams(OfflineConfig, Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleParams(Section):
-    """Responses of the SFT model, which annotators judge."""
+    """Responses to be judged."""
 
     prompts: int = setting(600, "training prompts to collect feedback on", ge=1)
     development_prompts: int = setting(100, "further prompts, for held-out preferences", ge=1)
-    responses: int = setting(4, "K, responses per prompt", ge=2)
+    responses: int = setting(4, "K, responses per prompt and checkpoint", ge=2)
     temperature: float = setting(1.0, "of sampling", gt=0)
+    checkpoints: list[str] = setting(
+        ["models/sft"], "the models to sample from: models/sft, and folders in inputs/checkpoints"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.checkpoints or len(set(self.checkpoints)) < len(self.checkpoints):
+            raise ValueError("checkpoints is empty or names one twice; name at least one, and each once")
+        for path in self.checkpoints:
+            if path != "models/sft" and not re.fullmatch(r"inputs/checkpoints/[\w.-]*\w", path):
+                raise ValueError(f"checkpoints names {path}; use models/sft, or a folder in inputs/checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)

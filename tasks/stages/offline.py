@@ -1,7 +1,7 @@
 """Stage `offline@NAME`: one aligned policy, trained on the feedback itself."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rlhf_core.algorithms.base.algorithm import Data
@@ -16,11 +16,11 @@ from tasks.common.train import train_and_save_policy
 from tasks.files.paths import FEEDBACK, SFT, policy, rows
 from tasks.params.schema import Params, algorithm_of
 from tasks.runtime.progress import progress
-from tasks.runtime.stage import main, open_stage
+from tasks.runtime.stage import Stage, main, open_stage
 
 
 def offline(name: str) -> None:
-    """Train the policy `name` from the SFT model, whose log-probabilities are computed once, before training."""
+    """Train the policy `name` from the SFT model."""
     with open_stage(f"offline@{name}", stream=f"policy@{name}") as stage:
         algorithm, config = algorithm_of(stage.params, name), stage.params.policy.section(name)
         run_checks(stage.name, checks(stage.params, name))
@@ -32,15 +32,22 @@ def offline(name: str) -> None:
                 f"policy.offline names {name}, which learns from {algorithm.data}, and {FEEDBACK} holds none. "
                 "Take it off the list, or set prepare.path to such data."
             )
-        accelerator, reference = accelerator_of(stage.params), load_policy(SFT)
-        with progress(f"{stage.name} reference", len(train) + len(held_out)) as report:
-            train, held_out = (
-                with_ref_logprobs(accelerator, reference, units, config, tokenizer.pad_token_id, report)
-                for units in (train, held_out)
-            )
-        train_and_save_policy(
-            stage, load_policy(SFT), tokenizer, algorithm, train, held_out, config, policy(name), config.snapshots
+        _train(stage, name, algorithm, config, train, held_out)
+
+
+def _train(
+    stage: Stage, name: str, algorithm: Any, config: Any, train: Sequence[Unit], held_out: Sequence[Unit]
+) -> None:
+    """Train on units whose reference log-probabilities are computed once, before training."""
+    tokenizer, reference, accelerator = load_tokenizer(SFT), load_policy(SFT), accelerator_of(stage.params)
+    with progress(f"{stage.name} reference", len(train) + len(held_out)) as report:
+        train, held_out = (
+            with_ref_logprobs(accelerator, reference, units, config, tokenizer.pad_token_id, report)
+            for units in (train, held_out)
         )
+    train_and_save_policy(
+        stage, load_policy(SFT), tokenizer, algorithm, train, held_out, config, policy(name), config.snapshots
+    )
 
 
 def checks(params: Params, name: str) -> Iterator[Check]:

@@ -15,16 +15,17 @@ from tasks.files.paths import EFFECTIVE_PARAMS
 from tasks.params.load import effective, load_params
 
 
-def params() -> None:
-    """Write params.effective.yaml from params.yaml.
+def params(root: Path = Path()) -> None:
+    """Write `root`/params.effective.yaml from `root`/params.yaml.
 
     Raises:
         UserError: params.yaml is wrong; the message names file and key.
     """
-    text = yaml.safe_dump(effective(load_params(Path("params.yaml"))), allow_unicode=True)
-    partial = EFFECTIVE_PARAMS.with_suffix(".partial")
+    text = yaml.safe_dump(effective(load_params(root / "params.yaml")), allow_unicode=True)
+    final = root / EFFECTIVE_PARAMS
+    partial = final.with_suffix(".partial")
     partial.write_text(f"# Made from params.yaml by the stage params. Edit params.yaml.\n{text}", encoding="utf-8")
-    os.replace(partial, EFFECTIVE_PARAMS)
+    os.replace(partial, final)
 
 
 if __name__ == "__main__":

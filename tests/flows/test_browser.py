@@ -85,7 +85,7 @@ def test_a_run_is_started_from_the_page_with_one_changed_parameter(served, page,
     page.goto(f"{server}/runs/flow-run/{created.value.json()['id']}")
     # Its title carries the state; the page follows the run by itself.
     page.get_by_text("Completed", exact=True).first.wait_for(timeout=8 * MINUTES)
-    page.get_by_text("policy@dpo").first.wait_for(timeout=MINUTES)
+    page.get_by_text("offline@dpo").first.wait_for(timeout=MINUTES)
     page.locator("canvas").first.wait_for()
     page.screenshot(path=pictures / "prefect-run.png")
     page.goto(mlflow)
@@ -113,9 +113,9 @@ def stages_of(folder: Path, name: str) -> set[str]:
 def test_its_result_is_an_experiment_that_can_be_applied(served):
     """After the run above: `dvc exp apply` gives the changed beta, and everything is up to date."""
     folder = served[0]
-    assert stages_of(folder, "from-the-page") == {"policy@dpo", "evaluate", "report"}
+    assert stages_of(folder, "from-the-page") == {"offline@dpo", "evaluate", "report"}
     report = json.loads((folder / "runs" / "from-the-page" / "report.json").read_text())
-    assert report["sources"]["stages"]["policy@dpo"]["params"]["policy.dpo"]["beta"] == 0.25
+    assert report["sources"]["stages"]["offline@dpo"]["params"]["policy.dpo"]["beta"] == 0.25
     run(folder, "dvc", "exp", "apply", "from-the-page")
     assert "beta: 0.25" in (folder / "params.yaml").read_text()
     assert stages_run(run(folder, "dvc", "repro").stdout) == []

@@ -44,10 +44,10 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_graph_is_dvcs(scratch: Path) -> None:
     stages = read_graph(scratch)
-    assert [stage.name for stage in stages] == ["prepare", "sft", "policy@ppo", "policy@grpo", "policy@dpo", "report"]
+    assert [stage.name for stage in stages] == ["prepare", "sft", "offline@dpo", "online@ppo", "online@grpo", "report"]
     assert stages[0].upstream == ()
     assert stages[2].upstream == ("sft",)
-    assert stages[5].upstream == ("policy@dpo", "policy@grpo", "policy@ppo")
+    assert stages[5].upstream == ("offline@dpo", "online@grpo", "online@ppo")
 
 
 def test_graph_leaves_out_what_other_needs_imply(scratch: Path) -> None:
@@ -56,8 +56,8 @@ def test_graph_leaves_out_what_other_needs_imply(scratch: Path) -> None:
     text = text.replace("deps: [models/policies]", "deps: [models/policies, models/sft, data/prepared]")
     (scratch / "dvc.yaml").write_text(text)
     stages = {stage.name: stage.upstream for stage in read_graph(scratch)}
-    assert stages["report"] == ("policy@dpo", "policy@grpo", "policy@ppo")
-    assert [stage.name for stage in select(read_graph(scratch), "policy@dpo")] == ["prepare", "sft", "policy@dpo"]
+    assert stages["report"] == ("offline@dpo", "online@grpo", "online@ppo")
+    assert [stage.name for stage in select(read_graph(scratch), "offline@dpo")] == ["prepare", "sft", "offline@dpo"]
 
 
 STAGES = [Stage("a", ()), Stage("b", ("a",)), Stage("c@x", ("b",)), Stage("c@y", ("b",)), Stage("d", ("a",))]
@@ -176,14 +176,12 @@ def test_a_hub_id_stands_in_for_a_path(scratch: Path) -> None:
 def test_label_says_what_is_changed() -> None:
     assert Changes().label() == "default"
     assert Changes("fast", {"policy.dpo.beta": 0.2, "sft.epochs": 2}).label() == "fast-dpo.beta-0.2-sft.epochs-2"
-    assert Changes(overrides={"policy.algorithms": ["ppo", "dpo"]}).label() == "policy.algorithms-ppo-dpo"
+    assert Changes(overrides={"policy.online": ["ppo", "rloo"]}).label() == "policy.online-ppo-rloo"
 
 
 def test_run_is_named_by_what_it_is(scratch: Path) -> None:
-    from flows.run.flow import describe
-
     def name(changes: Changes) -> str:
-        return describe(changes, changes.resolve(scratch).params)
+        return changes.resolve(scratch).title()
 
     assert name(Changes()) == "default: ppo, grpo, dpo"
     assert name(Changes("fast")) == "fast: ppo, grpo, dpo"
@@ -217,7 +215,7 @@ def test_form_begins_with_data_model_and_methods() -> None:
     assert titles[:4] == ["Data", "Model", "Methods", "Supervised fine-tuning"]
     assert list(schema["$defs"]["prepare"]["properties"])[:2] == ["format", "path"]
     methods = schema["$defs"]["policy"]["properties"]
-    assert list(methods) == ["algorithms", "ppo", "grpo", "dpo"]
+    assert list(methods) == ["online", "offline", "ppo", "grpo", "dpo"]
     assert [methods[name]["title"] for name in ("ppo", "grpo", "dpo")] == ["PPO", "GRPO", "DPO"]
     shown = {name: list(form["properties"]) for name, form in schema["$defs"].items()}
     assert shown["ppo"] == shown["grpo"] == ["kl_coef", "learning_rate"]
@@ -330,7 +328,7 @@ def test_stage_dies_with_whoever_started_it(scratch: Path) -> None:
 
 
 def test_unchanged_run_works_in_place(scratch: Path) -> None:
-    with open_workspace(scratch, Changes()) as workspace:
+    with open_workspace(scratch, Changes().resolve(scratch)) as workspace:
         assert workspace.checkout == scratch
         assert workspace.finish([]) == scratch / "reports"
     assert not (scratch / "runs").exists()
@@ -339,7 +337,9 @@ def test_unchanged_run_works_in_place(scratch: Path) -> None:
 def test_changed_run_ends_as_an_experiment_and_leaves_the_checkout_alone(scratch: Path) -> None:
     dvc(scratch, "repro")
     commit(scratch, "lock")
-    with open_workspace(scratch, Changes(overrides={"policy.dpo.learning_rate": 0.4}), "mine") as workspace:
+    with open_workspace(
+        scratch, Changes(overrides={"policy.dpo.learning_rate": 0.4}).resolve(scratch), "mine"
+    ) as workspace:
         dvc(workspace.checkout, "repro")
         stages = [stage.name for stage in read_graph(workspace.checkout)]
         assert workspace.finish(stages) == scratch / "runs" / "mine"
@@ -357,7 +357,7 @@ def test_changed_run_ends_as_an_experiment_and_leaves_the_checkout_alone(scratch
 def test_edits_and_untracked_files_go_along(scratch: Path) -> None:
     (scratch / "profiles/fast.yaml").write_text("sft:\n  learning_rate: 0.25\n")
     (scratch / "notes.txt").write_text("untracked")
-    with open_workspace(scratch, Changes("fast")) as workspace:
+    with open_workspace(scratch, Changes("fast").resolve(scratch)) as workspace:
         assert (workspace.checkout / "profiles/fast.yaml").read_text() == "sft:\n  learning_rate: 0.25\n"
         assert (workspace.checkout / "notes.txt").read_text() == "untracked"
         assert (workspace.checkout / "rows.jsonl").is_file()  # ignored by git, named in params.yaml
@@ -368,10 +368,10 @@ def test_failed_run_sees_what_was_mended_in_its_data(scratch: Path) -> None:
     (scratch / "my").mkdir()
     (scratch / "my/rows.jsonl").write_text('{"prompt": ')
     changes = Changes(overrides={"prepare.path": "my/rows.jsonl"})
-    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes):
+    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes.resolve(scratch)):
         raise ZeroDivisionError
     (scratch / "my/rows.jsonl").write_text("{}\n")
-    with open_workspace(scratch, changes) as workspace:
+    with open_workspace(scratch, changes.resolve(scratch)) as workspace:
         assert (workspace.checkout / "my/rows.jsonl").read_text() == "{}\n"
         dvc(workspace.checkout, "repro")
         workspace.finish([stage.name for stage in read_graph(workspace.checkout)])
@@ -382,46 +382,55 @@ def test_data_outside_the_checkout_gets_its_full_path(scratch: Path, tmp_path_fa
     outside = tmp_path_factory.mktemp("outside") / "rows.jsonl"
     outside.write_text("{}\n")
     relative = os.path.relpath(outside, scratch)
-    with open_workspace(scratch, Changes(overrides={"prepare.path": relative})) as workspace:
+    with open_workspace(scratch, Changes(overrides={"prepare.path": relative}).resolve(scratch)) as workspace:
         assert f"path: {outside}" in (workspace.checkout / "params.yaml").read_text()
         dvc(workspace.checkout, "repro")
 
 
 def test_failed_run_is_taken_up_again_by_the_same_run_alone(scratch: Path) -> None:
     changes = Changes(overrides={"sft.learning_rate": 0.4})
-    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes, "mine") as workspace:
+    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes.resolve(scratch), "mine") as workspace:
         (workspace.checkout / "half").touch()
         raise ZeroDivisionError
     with (
         pytest.raises(UserError, match=r"other code or parameters.*another --name"),
-        open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.5}), "mine"),
+        open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.5}).resolve(scratch), "mine"),
     ):
         pass
-    with open_workspace(scratch, changes, "mine") as workspace:
+    with open_workspace(scratch, changes.resolve(scratch), "mine") as workspace:
         assert (workspace.checkout / "half").exists()
-        with pytest.raises(UserError, match="already under way"), open_workspace(scratch, changes, "mine"):
+        with (
+            pytest.raises(UserError, match="already under way"),
+            open_workspace(scratch, changes.resolve(scratch), "mine"),
+        ):
             pass
 
 
 def test_name_of_an_experiment_is_taken_once(scratch: Path) -> None:
     changes = Changes(overrides={"sft.learning_rate": 0.4})
-    with open_workspace(scratch, changes, "mine") as workspace:
+    with open_workspace(scratch, changes.resolve(scratch), "mine") as workspace:
         dvc(workspace.checkout, "repro")
         workspace.finish(["prepare", "sft"])
-    with pytest.raises(UserError, match="already is an experiment mine"), open_workspace(scratch, changes, "mine"):
+    with (
+        pytest.raises(UserError, match="already is an experiment mine"),
+        open_workspace(scratch, changes.resolve(scratch), "mine"),
+    ):
         pass
 
 
 @pytest.mark.parametrize("name", ["a b", "../x", "", "x.lock", "-x", "a..b"])
 def test_bad_names_are_refused(scratch: Path, name: str) -> None:
-    with pytest.raises(UserError, match="cannot name"), open_workspace(scratch, Changes(), name):
+    with pytest.raises(UserError, match="cannot name"), open_workspace(scratch, Changes().resolve(scratch), name):
         pass
 
 
 def test_checkout_without_a_commit_is_a_message(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     (tmp_path / "params.yaml").write_text(PARAMS_YAML)
-    with pytest.raises(UserError, match="no commit to start from"), open_workspace(tmp_path, Changes(), "x"):
+    with (
+        pytest.raises(UserError, match="no commit to start from"),
+        open_workspace(tmp_path, Changes().resolve(tmp_path), "x"),
+    ):
         pass
 
 

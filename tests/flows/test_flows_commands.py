@@ -23,6 +23,7 @@ from flows.commands.run import _say_where
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.bpe import train_tokenizer
 from rlhf_core.models.store import new_policy, new_scalar_model, save_policy, save_scalar_model
+from tasks.params.derived import stage_of
 from tasks.params.load import ROOT, load_params, merged, read_yaml, validate
 from tasks.params.schema import Params, algorithm_of
 
@@ -221,10 +222,12 @@ FEW = {
     },
     "base": {"epochs": 2, "max_steps": None, "batch_size": 10},
     "sft": {"epochs": 1, "batch_size": 32},
-    "collect": {"prompts": 30, "development_prompts": 5, "responses": 4, "judgements": 2, "development_judgements": 3},
+    "sample": {"prompts": 30, "development_prompts": 5, "responses": 4},
+    "collect": {"judgements": 2, "development_judgements": 3},
     "reward": {"epochs": 1, "batch_size": 10, "centre_prompts": 20},
     "policy": {
-        "algorithms": ["ppo", "dpo", "best_of_n", "best_of_n_distillation"],
+        "online": ["ppo", "best_of_n", "best_of_n_distillation"],
+        "offline": ["dpo"],
         "ppo": {"steps": 3, "rollout_size": 16, "minibatch_size": 8, "epochs": 2, "snapshots": 2},
         "dpo": {"epochs": 1, "batch_size": 8, "max_steps": 5, "snapshots": 1},
         "best_of_n": {"best_of": 4},
@@ -253,10 +256,10 @@ def test_work_of_each_stage_by_hand() -> None:
         "collect": Work("collect", sampled=(30 + 5) * 4),
         "reward": Work("reward", trained=2 * pairs, sampled=20),
         # 3 rollouts of 16, twice, policy and critic; read by policy, reference, reward model and critic
-        "policy@ppo": Work("policy@ppo", trained=2 * 48 * 2, read=4 * 48, sampled=48),
-        "policy@dpo": Work("policy@dpo", trained=2 * 5 * 8, read=2 * pairs),
-        "policy@best_of_n": Work("policy@best_of_n"),
-        "policy@best_of_n_distillation": Work("policy@best_of_n_distillation", trained=20, read=160, sampled=160),
+        "online@ppo": Work("online@ppo", trained=2 * 48 * 2, read=4 * 48, sampled=48),
+        "offline@dpo": Work("offline@dpo", trained=2 * 5 * 8, read=2 * pairs),
+        "online@best_of_n": Work("online@best_of_n"),
+        "online@best_of_n_distillation": Work("online@best_of_n_distillation", trained=20, read=160, sampled=160),
         # SFT 20 + 10; PPO 20 + 2·10; DPO 20 + 10; best of 4: 80; distillation 20
         "evaluate": Work("evaluate", read=6 * 200, sampled=200),
     }
@@ -271,7 +274,7 @@ def test_seconds_by_hand() -> None:
 
 
 def test_policies_side_by_side_take_as_long_as_the_longest_or_their_share() -> None:
-    spans = {"sft": (10.0, 20.0), "policy@a": (30.0, 40.0), "policy@b": (10.0, 20.0), "policy@c": (10.0, 20.0)}
+    spans = {"sft": (10.0, 20.0), "online@a": (30.0, 40.0), "online@b": (10.0, 20.0), "offline@c": (10.0, 20.0)}
     assert together(spans, 1) == (60, 100)
     assert together(spans, 2) == (10 + 30, 20 + 40)
     assert [span_text(span) for span in ((8, 12), (60, 240), (3000, 9000), (8, 8))] == [
@@ -307,8 +310,9 @@ def test_measured_speed_is_scaled_to_the_whole_model(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", ["ppo", "trpo", "kto", "online_dpo", "reinforce", "ipo"])
 def test_every_method_has_an_estimate(name: str) -> None:
-    params = params_with({"policy": {"algorithms": [name]}})
-    item = next(item for item in work(params, Rows(10, 10, 10, 10, 0), False) if item.stage == f"policy@{name}")
+    kind = stage_of(name).partition("@")[0]
+    params = params_with({"policy": {"online": [], "offline": []} | {kind: [name]}})
+    item = next(item for item in work(params, Rows(10, 10, 10, 10, 0), False) if item.stage == stage_of(name))
     samples = algorithm_of(params, name).data == "rollouts"
     assert item.trained > 0 and item.read > 0 and (item.sampled > 0) == samples
 
@@ -334,12 +338,12 @@ def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
     params = scratch_params(tmp_path)
     shape = ModelShape(weights=1_000_000, layers=2, width=10, heads=3, vocabulary=100)
     needs = {need.stage: need for need in estimate(shape, params, is_from_scratch=True)}
-    assert list(needs) == ["base", "sft", "collect", "reward", "policy@ppo", "policy@grpo", "policy@dpo", "evaluate"]
+    assert list(needs) == ["base", "sft", "collect", "reward", "online@ppo", "online@grpo", "offline@dpo", "evaluate"]
     # bytes a weight: trained 20, frozen 4. PPO: policy and critic trained, reference and reward model frozen.
     models = {stage: need.models / shape.weights for stage, need in needs.items()}
     assert models == {
         "base": 20, "sft": 20, "collect": 4, "reward": 24,
-        "policy@ppo": 48, "policy@grpo": 28, "policy@dpo": 24, "evaluate": 16,
+        "online@ppo": 48, "online@grpo": 28, "offline@dpo": 24, "evaluate": 16,
     }  # fmt: skip
     # 128 tokens, 32 rows, 2 layers of 32*10 + 3*128 values; logits of 64 response tokens, 2 copies
     layers = 2 * 128 * 32 * (320 + 384) * 4
@@ -358,7 +362,9 @@ def test_doctor_finds_a_sound_checkout_sound(tmp_path: Path, monkeypatch: pytest
     assert "rows.jsonl, 1 rows of kind preference" in text.getvalue()
     assert "✗" not in text.getvalue()
     times = [
-        line.rstrip().split("  ")[-1].strip() for line in text.getvalue().splitlines() if line.startswith("policy@")
+        line.rstrip().split("  ")[-1].strip()
+        for line in text.getvalue().splitlines()
+        if line.startswith(("online@", "offline@"))
     ]
     assert len(times) == 3 and all(re.fullmatch(r"[\d.]+(–[\d.]+)? (s|min|h)", time) for time in times)
     assert re.search(r"✓ time +about [\d.]+(–[\d.]+)? (s|min|h) for all stages", text.getvalue())

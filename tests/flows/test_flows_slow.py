@@ -151,7 +151,7 @@ def test_mistakes_are_told_before_anything_starts(
 def test_only_runs_a_stage_and_what_it_needs(served: tuple[Path, services.Services]) -> None:
     root, _ = served
     forget_calls(root)
-    done = rlhf(root, "run", "--only", "policy@dpo", "--set", "sft.learning_rate=0.6", "--name", "only_dpo")
+    done = rlhf(root, "run", "--only", "offline@dpo", "--set", "sft.learning_rate=0.6", "--name", "only_dpo")
     assert done.returncode == 0, done.stderr
     assert calls(root) == ["sft", "dpo"]
 

@@ -243,7 +243,10 @@ def test_a_failed_run_keeps_no_copy_of_credentials(tmp_path: Path) -> None:
         config.write("['remote \"store\"']\n    url = https://example.invalid/store\n    user = nobody\n")
     commit(root, "remote")
     (root / ".dvc" / "config.local").write_text("['remote \"store\"']\n    user = me\n    password = hunter2\n")
-    with pytest.raises(ZeroDivisionError), open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4})) as work:
+    with (
+        pytest.raises(ZeroDivisionError),
+        open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4}).resolve(root)) as work,
+    ):
         # inside the run the remote works, and the user's own settings win as they do in the user's checkout
         assert config_of(work.checkout, "remote.store.password") == "hunter2"
         assert config_of(work.checkout, "remote.store.user") == "me"
@@ -261,7 +264,7 @@ def test_a_clone_shares_the_cache_wherever_it_is(tmp_path: Path, cache: str | No
     if cache is not None:
         text = str(place) if cache == "/absolute" else cache
         (root / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {text}\n")
-    with open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4})) as work:
+    with open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4}).resolve(root)) as work:
         (work.checkout / "thing").write_text("kept once")
         subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "thing"], cwd=work.checkout, check=True)
     held = [path.read_text() for path in place.rglob("*") if path.is_file() and "files/md5" in str(path)]
@@ -276,7 +279,7 @@ def test_a_cache_that_cannot_be_shared_is_two_lines_and_nothing_is_deleted(tmp_p
     (mine / "thesis").touch()
     with (
         pytest.raises(UserError, match=r"leads to .*\nGive the full path: dvc cache dir --local"),
-        open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4})),
+        open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4}).resolve(root)),
     ):
         pass
     assert (mine / "thesis").exists()

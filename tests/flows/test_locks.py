@@ -34,7 +34,7 @@ value, = sys.argv[1:]
 changes = Changes(overrides={"sft.learning_rate": float(value)} if value != "none" else {})
 if port := os.environ.get("CONNECT"):
     connection = socket.create_connection(("127.0.0.1", int(port)))
-with open_workspace(Path.cwd(), changes):
+with open_workspace(Path.cwd(), changes.resolve(Path.cwd())):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -87,7 +87,7 @@ def test_second_run_is_told_who_runs(
     process.send_signal(signal.SIGKILL)
     process.wait()
     changes = Changes(overrides={} if value == "none" else {"sft.learning_rate": float(value)})
-    with open_workspace(scratch, changes):
+    with open_workspace(scratch, changes.resolve(scratch)):
         pass
 
 
@@ -96,7 +96,7 @@ def test_run_in_the_checkout_and_changed_runs_go_side_by_side(
 ) -> None:
     hold_run(scratch, "none", started)
     hold_run(scratch, "0.5", started)
-    with open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.25})):
+    with open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.25}).resolve(scratch)):
         pass
 
 
@@ -114,7 +114,7 @@ def test_dvc_at_work_is_named(scratch: Path, started: list["subprocess.Popen[str
     mark = scratch / ".rlhf" / "hanging"
     poll(lambda: mark.is_file() and mark.read_text())
     with pytest.raises(UserError) as refused:
-        plan(scratch, Changes())
+        plan(scratch, Changes().resolve(scratch))
     first, second = str(refused.value).splitlines()
     assert first.startswith(f"DVC is at work in {scratch}: pid {process.pid}, since ")
     assert "dvc repro prepare" in first
@@ -123,7 +123,7 @@ def test_dvc_at_work_is_named(scratch: Path, started: list["subprocess.Popen[str
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert str(process.pid) in (scratch / ".dvc/tmp/rwlock").read_text()
-    plan(scratch, Changes())
+    plan(scratch, Changes().resolve(scratch))
 
 
 def test_lock_of_a_process_whose_number_is_anothers_by_now(scratch: Path) -> None:
@@ -206,7 +206,7 @@ def four(scratch: Path, started: list["subprocess.Popen[str]"]) -> Path:
     interrupted.wait()
     with (
         pytest.raises(UserError),
-        open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.125}), "failing"),
+        open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.125}).resolve(scratch), "failing"),
     ):
         raise UserError("stage sft: no")
     (scratch / "runs/done").mkdir()
@@ -234,7 +234,7 @@ def test_states_and_sizes(four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a failed run that is started again is running, and interrupted when a person stops it
     with (
         pytest.raises(KeyboardInterrupt),
-        open_workspace(four, Changes(overrides={"sft.learning_rate": 0.125}), "failing"),
+        open_workspace(four, Changes(overrides={"sft.learning_rate": 0.125}).resolve(four), "failing"),
     ):
         assert states(four)["failing"] == "running"
         raise KeyboardInterrupt

@@ -56,12 +56,19 @@ def make_checkout(folder: Path, changes: dict | None = None) -> Path:
         if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/", "dvc.lock")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    params = merged(merged(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY), changes or {})
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    write_params(folder, merged(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY, changes or {}))
     git(folder, "init", "-q", "-b", "main")
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "checkout")
     return folder
+
+
+def write_params(folder: Path, raw: dict) -> None:
+    """Write params.yaml, and what the stage params makes of it, for stages that run in the test's own process."""
+    from tasks.stages.params import params
+
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    params(folder)
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -30,8 +30,8 @@ STAGES = {
     "data/feedback": "collect",
     "models/reward": "reward",
     "models/judge": "reward",
-    "models/policies/ppo": "policy@ppo",
-    "models/policies/dpo": "policy@dpo",
+    "models/policies/ppo": "online@ppo",
+    "models/policies/dpo": "offline@dpo",
     "evaluation": "evaluate",
 }
 REWARDS = [{"name": "model", "weight": 1.0, "clamp": 3.0}, {"name": "missing_end", "weight": 3.0, "clamp": None}]
@@ -239,7 +239,7 @@ def test_figures_stand_on_both_pages(outputs: None) -> None:
         assert "9,400 of 9,500 rows" in page
         assert "no MLflow run found" in page
     assert "from: evaluation/results.json, stage evaluate, key 00000008…" in html
-    assert "from: models/policies/dpo/metrics.jsonl, stage policy@dpo, key 00000007…" in html
+    assert "from: models/policies/dpo/metrics.jsonl, stage offline@dpo, key 00000007…" in html
     assert html.count("<svg") == 2 + 1 + 3 + 3 + 3  # trade-offs; sft, reward model, ppo, dpo
     assert html.count("<details") == 12 + len(set(STAGES.values())) + 1  # samples; stages and the report itself
 
@@ -391,9 +391,9 @@ def test_runs_are_linked_by_stage_key(outputs: None, monkeypatch: pytest.MonkeyP
         client.set_terminated(begun.info.run_id, status, end * 1000)
         return str(begun.info.run_id)
 
-    older = run(key_of("policy@dpo"), 1000, 1010)
-    newer = run(key_of("policy@dpo"), 2000, 2075)
-    failed = run(key_of("policy@dpo"), 3000, 3001, "FAILED")
+    older = run(key_of("offline@dpo"), 1000, 1010)
+    newer = run(key_of("offline@dpo"), 2000, 2075)
+    failed = run(key_of("offline@dpo"), 3000, 3001, "FAILED")
     other = run("b" * 32, 4000, 4001)
     before = paths.REPORT
     html, markdown = draw()

@@ -213,7 +213,7 @@ def test_dpo_stage_shows_its_reference_pass(monkeypatch):
     from contextlib import contextmanager
     from types import SimpleNamespace
 
-    from tasks.stages import policy as stage_module
+    from tasks.stages import offline as stage_module
 
     shown = []
 
@@ -232,9 +232,9 @@ def test_dpo_stage_shows_its_reference_pass(monkeypatch):
     monkeypatch.setattr(stage_module, "train_and_save_policy", lambda *arguments: trained.append(arguments))
     pairs = paired(examples(10))
     config = SimpleNamespace(micro_batch_size=2, snapshots=0)
-    stage = SimpleNamespace(params=None)
-    stage_module._train_offline(stage, "dpo", DPO(beta=0.1), config, pairs[:3], pairs[3:])
-    assert shown == [("policy@dpo reference", 5, 5)]
+    stage = SimpleNamespace(params=None, name="offline@dpo")
+    stage_module._train(stage, "dpo", DPO(beta=0.1), config, pairs[:3], pairs[3:])
+    assert shown == [("offline@dpo reference", 5, 5)]
     assert [len(units) for units in trained[0][4:6]] == [3, 2]
 
 

@@ -14,11 +14,10 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
-from tasks.stages.policy import policy
 from transformers import AutoModelForCausalLM
 
 import tiny
-from checkout import make_checkout
+from checkout import make_checkout, write_params
 from rlhf_core.common.batch import Example, collate
 from rlhf_core.models.ensembles import load_reward_model
 from rlhf_core.models.forward import response_kl, response_logprobs, scores
@@ -32,6 +31,7 @@ from tasks.files.jsonl import read_jsonl, write_jsonl
 from tasks.params.load import load_params, merged
 from tasks.rewards.best_of_n import BEST_OF_N, best_of_n
 from tasks.stages import evaluate as stage
+from tasks.stages.online import online
 from tiny import ASSISTANT, END, PAD, WORDS
 
 A, B, C = (WORDS.index(word) for word in "abc")
@@ -130,13 +130,13 @@ def write(path, content):
 
 def judged(folder, **changes):
     """Results, snapshots and samples of the stage under changed parameters."""
-    unchanged = (folder / "params.yaml").read_text()
-    changed = merged(yaml.safe_load(unchanged), {"policy": {"algorithms": ["ppo", "dpo", "grpo", "best_of_n"]}})
-    (folder / "params.yaml").write_text(yaml.safe_dump(merged(changed, changes), sort_keys=False))
+    unchanged = yaml.safe_load((folder / "params.yaml").read_text())
+    methods = {"policy": {"online": ["ppo", "grpo", "best_of_n"], "offline": ["dpo"]}}
+    write_params(folder, merged(unchanged, methods, changes))
     try:
         stage.evaluate()
     finally:
-        (folder / "params.yaml").write_text(unchanged)
+        write_params(folder, unchanged)
     results = json.loads(Path("evaluation/results.json").read_text())
     return results, *(read_jsonl(Path(f"evaluation/{name}.jsonl")) for name in ("snapshots", "samples"))
 
@@ -261,7 +261,7 @@ def test_with_a_reward_model_its_clamp_counts_and_its_own_score_is_reported(chec
     rewards = [{"name": "model", "weight": 2.0, "clamp": clamp}, {"name": "missing_end", "weight": 3.0}]
     results, _, _ = judged(
         checkout,
-        policy={"algorithms": ["ppo", "grpo"], "rewards": rewards},
+        policy={"online": ["ppo", "grpo"], "offline": [], "rewards": rewards},
         evaluate={"temperature": 0.0},
     )
     assert results["judge"] == "second reward model"
@@ -284,7 +284,7 @@ def test_with_a_reward_model_its_clamp_counts_and_its_own_score_is_reported(chec
 
 def test_equal_answers_are_ties_to_a_reward_model(checkout, with_models):
     """At temperature 0 PPO answers a on every prompt, as 15 of 16 references do; the other, longer one is judged."""
-    results, _, _ = judged(checkout, policy={"algorithms": ["ppo"]}, evaluate={"temperature": 0.0})
+    results, _, _ = judged(checkout, policy={"online": ["ppo"], "offline": []}, evaluate={"temperature": 0.0})
     rate = results["policies"]["ppo"]["win_rate_vs_reference"]
     assert rate["value"] * TESTS in (7.5, 8.5)
 
@@ -345,16 +345,14 @@ def expected_scores(path, words, *, ended):
 
 def test_the_policy_stage_writes_its_training_temperature_where_evaluate_reads_it(checkout):
     """GRPO trained at 0.7: so it is in the generation config of the policy and its snapshot."""
-    unchanged = (checkout / "params.yaml").read_text()
+    unchanged = yaml.safe_load((checkout / "params.yaml").read_text())
     settings = {"temperature": 0.7, "steps": 1, "rollout_size": 8, "minibatch_size": 8, "group_size": 4, "snapshots": 1}
-    changes = {"algorithms": ["grpo"], "rewards": REWARDS, "grpo": settings}
-    (checkout / "params.yaml").write_text(
-        yaml.safe_dump(merged(yaml.safe_load(unchanged), {"policy": changes}), sort_keys=False)
-    )
+    changes = {"online": ["grpo"], "offline": [], "rewards": REWARDS, "grpo": settings}
+    write_params(checkout, merged(unchanged, {"policy": changes}))
     try:
-        policy("grpo")
+        online("grpo")
     finally:
-        (checkout / "params.yaml").write_text(unchanged)
+        write_params(checkout, unchanged)
     folder = Path("models/policies/grpo")
     for path in (folder, *folder.glob("snapshots/step-*")):
         assert own_temperature(AutoModelForCausalLM.from_pretrained(path)) == 0.7

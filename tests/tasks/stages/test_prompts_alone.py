@@ -8,20 +8,21 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
-from tasks.stages.policy import policy
 
 import tiny
-from checkout import git, make_checkout
+from checkout import git, make_checkout, write_params
 from flows.run.changes import Changes, require_inputs
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.bpe import train_tokenizer
 from rlhf_core.models.store import save_policy
 from rlhf_core.models.tokens import ready_tokenizer
 from tasks.files.jsonl import read_jsonl, write_jsonl
+from tasks.params.load import merged
 from tasks.reporting.comparison import curve_rows
 from tasks.stages.base import base
 from tasks.stages.collect import collect
 from tasks.stages.evaluate import evaluate
+from tasks.stages.online import online
 from tasks.stages.prepare import prepare
 from tasks.stages.report import report
 from tasks.stages.reward import reward
@@ -31,7 +32,7 @@ PROMPTS = [f"prompt number {number}" for number in range(40)]
 CHANGES = {
     "model": {"path": "pretrained"},
     "prepare": {"format": "prompts", "path": "prompts.jsonl", "max_response_tokens": 8},
-    "policy": {"algorithms": ["grpo"], "rewards": [{"name": "length", "weight": -1.0}]},
+    "policy": {"online": ["grpo"], "offline": [], "rewards": [{"name": "length", "weight": -1.0}]},
 }
 
 
@@ -52,7 +53,7 @@ def checkout(tmp_path_factory):
         save_policy(model, tokenizer, Path("pretrained"), max_new_tokens=8)
         git(folder, "add", "-A")
         git(folder, "commit", "-qm", "data")
-        for stage in (prepare, base, sft, collect, reward, lambda: policy("grpo"), evaluate, report):
+        for stage in (prepare, base, sft, collect, reward, lambda: online("grpo"), evaluate, report):
             stage()
         yield folder
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -112,9 +113,9 @@ def test_nothing_is_judged_and_the_rest_is_reported(checkout):
             {"policy.rewards": [{"name": "exact_answer"}]},
             "policy.rewards names exact_answer, and the data has no answers",
         ),
-        ({"policy.algorithms": ["grpo", "dpo"]}, "policy.algorithms names dpo, which learns from feedback"),
-        ({"policy.algorithms": ["kto"]}, "policy.algorithms names kto, which learns from feedback"),
-        ({"policy.algorithms": ["ppo"]}, "policy.algorithms names ppo, whose critic starts from the reward model"),
+        ({"policy.offline": ["dpo"]}, "policy.offline names dpo, which learns from feedback"),
+        ({"policy.offline": ["kto"]}, "policy.offline names kto, which learns from feedback"),
+        ({"policy.online": ["ppo"]}, "policy.online names ppo, whose critic starts from the reward model"),
     ],
 )
 def test_what_prompts_give_no_ground_for_is_refused_before_a_run(checkout, overrides, message):
@@ -124,12 +125,10 @@ def test_what_prompts_give_no_ground_for_is_refused_before_a_run(checkout, overr
 
 
 def test_stage_prepare_refuses_to_train_from_scratch_on_prompts(checkout):
-    text = (checkout / "params.yaml").read_text()
-    raw = yaml.safe_load(text)
-    raw["model"]["path"] = "helpdesk/model.json"
-    (checkout / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    unchanged = yaml.safe_load((checkout / "params.yaml").read_text())
+    write_params(checkout, merged(unchanged, {"model": {"path": "helpdesk/model.json"}}))
     try:
         with pytest.raises(UserError, match="there is no text to train on"):
             prepare()
     finally:
-        (checkout / "params.yaml").write_text(text)
+        write_params(checkout, unchanged)

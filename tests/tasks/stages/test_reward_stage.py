@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, PartialState
 from transformers import AutoModelForSequenceClassification
 
 import tiny
-from checkout import make_checkout
+from checkout import make_checkout, write_params
 from rlhf_core.algorithms.base.table import reward_loss, reward_losses
 from rlhf_core.common.batch import collate, collate_units
 from rlhf_core.common.errors import UserError
@@ -80,13 +80,13 @@ def runner(folder):
     unchanged = yaml.safe_load((folder / "params.yaml").read_text())
 
     def run_stages(*stages, **changes):
-        (folder / "params.yaml").write_text(yaml.safe_dump(merged(unchanged, changes), sort_keys=False))
+        write_params(folder, merged(unchanged, changes))
         try:
             for stage in stages:
                 with suppress(Restored):  # it has run before with these parameters
                     stage()
         finally:
-            (folder / "params.yaml").write_text(yaml.safe_dump(unchanged, sort_keys=False))
+            write_params(folder, unchanged)
         return [read_json(path) for path in (FEEDBACK / "summary.json", REWARD / "summary.json") if path.is_file()]
 
     return run_stages
