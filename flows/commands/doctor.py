@@ -2,11 +2,9 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flows.commands.durations import Span, count_rows, measure, span_text, together, work
+from flows.commands.installation import Finding, look, packages, python
 from flows.commands.memory import FROZEN, TRAINED, ModelShape, Need, estimate, model_shape
 from flows.commands.screen import plain_table
 from flows.run.changes import Changes, require_data
@@ -33,17 +32,7 @@ from tasks.runtime.git import head
 if TYPE_CHECKING:
     from tasks.common.preflight import Check
 
-DISTRIBUTION = "rlhf-pipeline"
 GB = 1e9
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: `is_ok` is None where it does not stop a run but is worth knowing."""
-
-    subject: str
-    is_ok: bool | None
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -114,7 +103,7 @@ def examine_stage(root: Path, stage: str, profile: str, assignments: list[str], 
 
     quiet_libraries()
     torch.manual_seed(0)
-    findings = [_look(name, partial(_passed, check)) for name, check in _checks(stage, params)]
+    findings = [look(name, partial(_passed, check)) for name, check in _checks(stage, params)]
     return _show(findings or [Finding(stage, True, "nothing is trained here")], [], 0, out)
 
 
@@ -135,68 +124,15 @@ def _checks(stage: str, params: Params) -> "Iterator[Check]":
 
 def _environment(root: Path) -> Iterator[Finding]:
     """Versions, git, DVC's graph, services."""
-    yield _python()
-    yield _packages(root)
-    yield _look("git", lambda: f"commit {head(root)[:10]}")
-    yield _look("stages", lambda: ", ".join(stage.name for stage in read_graph(root)))
+    yield python()
+    yield packages(root)
+    yield look("git", lambda: f"commit {head(root)[:10]}")
+    yield look("stages", lambda: ", ".join(stage.name for stage in read_graph(root)))
     services = find(root)
     running = (
         f"Prefect {services.prefect}, MLflow {services.mlflow}" if services else "not running; rlhf up starts them"
     )
     yield Finding("services", True, running)
-
-
-def _look(subject: str, check: Callable[[], str]) -> Finding:
-    """Turn a check that returns what it saw, or raises UserError, into a finding."""
-    try:
-        return Finding(subject, True, check())
-    except UserError as error:
-        return Finding(subject, False, str(error))
-
-
-def _python() -> Finding:
-    version = ".".join(map(str, sys.version_info[:3]))
-    is_ok = (3, 11) <= sys.version_info[:2] < (3, 13)
-    return Finding("Python", is_ok, version if is_ok else f"{version}; make the environment with Python 3.11 or 3.12")
-
-
-def _packages(root: Path) -> Finding:
-    """Compare what is installed with what is required (else nothing works) and with the tested set (worth knowing)."""
-    from packaging.requirements import Requirement
-
-    try:
-        required = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or [] if "extra ==" not in text]
-    except metadata.PackageNotFoundError:
-        return Finding("packages", False, "the project is not installed. Run: pip install -c constraints.txt -e .")
-    mend = "Run: pip install -c constraints.txt -e ."
-    wrong = []
-    for requirement in required:
-        have = _installed(requirement.name)
-        if have is None or not requirement.specifier.contains(have, prereleases=True):
-            wrong.append(f"{requirement.name} {have or 'missing'} (needs {requirement.specifier})")
-    if wrong:
-        return Finding("packages", False, f"{', '.join(wrong)}. {mend}")
-    tested = _constraints(root / "constraints.txt")
-    other = [
-        f"{item.name} {_installed(item.name)} (tested {tested[item.name]})"
-        for item in required
-        if item.name in tested and (_installed(item.name) or "").split("+")[0] != tested[item.name]
-    ]
-    if other:
-        return Finding("packages", None, f"not the tested versions: {', '.join(other)}. {mend}")
-    return Finding("packages", True, f"all {len(required)} as tested")
-
-
-def _constraints(path: Path) -> dict[str, str]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return dict(line.strip().split("==") for line in lines if "==" in line)
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _data(params: Params) -> Data:

@@ -1,11 +1,9 @@
 """What every stage does around its work: parameters, inputs, resuming, logging, and writing all or nothing."""
 
-import hashlib
 import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -31,9 +29,11 @@ from tasks.runtime.finished import (
     sweep,
     sweep_superseded,
 )
+from tasks.runtime.key import dependencies, portable, stage_key
 from tasks.runtime.launcher import LAUNCHER, Launcher
-from tasks.runtime.progress import Shown, show, transformers_progress
+from tasks.runtime.progress import transformers_progress
 from tasks.runtime.tracking import StageRun
+from tasks.runtime.training_progress import TrainingProgress
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -83,7 +83,7 @@ class Stage:
     def training_run(self, name: str = "", snapshot: Callable[[int], None] | None = None) -> Run:
         """Seed, resume store and reporting for a loop; `name` tells several trainings of a stage apart."""
         path = f"/{name}" if name else ""
-        progress = Progress(self.tracker, f"{name}/" if name else "", self.name + path)
+        progress = TrainingProgress(self.tracker, f"{name}/" if name else "", self.name + path)
         store = ResumeStore(self.folder / "state" / (name or "main"))
         return Run(
             seed=self.params.run.seed,
@@ -102,8 +102,8 @@ class Stage:
         manifest = {
             "stage": self.name,
             "key": self.key,
-            "params": {key: _portable(value) for key, value in self.sections.items()},
-            "inputs": {_portable(path): digest for path, digest in self.inputs.items()},
+            "params": {key: portable(value) for key, value in self.sections.items()},
+            "inputs": {portable(path): digest for path, digest in self.inputs.items()},
         }
         for working, _ in self.written:
             if working.is_dir():
@@ -111,37 +111,6 @@ class Stage:
         outputs = [str(final) for _, final in self.written]
         mark_finished(self.folder, self.name, outputs)
         place(self.folder, outputs)
-
-
-class Progress:
-    """Shows how far a training is and sends every step's metrics to MLflow, those of development data apart."""
-
-    def __init__(self, tracker: StageRun, prefix: str, name: str) -> None:
-        self.tracker, self.prefix, self.name = tracker, prefix, name
-        self.began = time.monotonic()
-        self.tokens = 0
-        self.shown: Shown | None = None
-
-    def __call__(self, metrics: Mapping[str, float], step: int, total: int, tokens: int) -> None:
-        """Report one step."""
-        self.tokens += tokens
-        speed = self.tokens / max(time.monotonic() - self.began, 1e-9)
-        logged = {self.prefix + tracked_name(key): value for key, value in metrics.items()}
-        self.tracker.log_metrics({**logged, f"{self.prefix}train/tokens_per_second": speed}, step)
-        if self.shown is None:
-            if step > 1:
-                sys.stderr.write(f"{self.name:12} continues at step {step} of {total}, from its last saved state\n")
-            self.shown = show(self.name, total, step - 1, self.began)
-        numbers = [f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl", "accuracy") if key in metrics]
-        self.shown.advance(1, f"{speed:,.0f} tokens/s  {'  '.join(numbers)}")
-        if step == total:
-            self.shown.close()
-
-
-def tracked_name(key: str) -> str:
-    """A metric's name in MLflow, which draws one group of charts for each prefix: `train/loss`, `development/loss`."""
-    name = key.removeprefix("development_")
-    return f"train/{key}" if name == key else f"development/{name}"
 
 
 @contextmanager
@@ -164,8 +133,8 @@ def open_stage(name: str, stream: str = "") -> Iterator[Stage]:
         )
     with ExitStack() as held:
         with Repo() as repo:
-            inputs, sections = _dependencies(repo, name)
-            key = _stage_key(name, sections, inputs)
+            inputs, sections = dependencies(repo, name)
+            key = stage_key(name, sections, inputs)
             tracker = StageRun(name, key, RESUME / key)
             stage = Stage(name, params, sections, inputs, key, tracker, stream=stream)
             held.enter_context(holding(stage.folder))
@@ -197,44 +166,6 @@ def _restore(stage: Stage, repo: "Repo") -> None:
     place(stage.folder, outputs)
     stage.tracker.restore()
     raise Restored(stage.name)
-
-
-def _dependencies(repo: "Repo", name: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Digests of a stage's files, and its parameters by the keys that dvc.yaml names, both by DVC itself."""
-    from dvc.dependency.param import ParamsDependency
-
-    stage = repo.stage.load_one(path="dvc.yaml", name=name)
-    files = {}
-    sections: dict[str, Any] = {}
-    for dependency in stage.deps:
-        if isinstance(dependency, ParamsDependency):
-            sections |= dependency.read_params()
-            continue
-        if not dependency.exists:
-            raise UserError(f"{dependency.def_path} does not exist. Name an existing file or folder, or run: dvc repro")
-        files[dependency.def_path] = dependency.get_hash().value
-    return files, sections
-
-
-def _portable(value: Any) -> Any:
-    """A value without absolute paths: outputs are the same whatever folder a user's file stands in."""
-    if isinstance(value, Mapping):
-        return {key: _portable(inner) for key, inner in value.items()}
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _stage_key(name: str, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    import torch
-    import transformers
-
-    content = [
-        name,
-        {key: _portable(value) for key, value in sections.items()},
-        sorted(inputs.values()),
-        torch.__version__,
-        transformers.__version__,
-    ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def write_json(path: Path, content: Any) -> None:
