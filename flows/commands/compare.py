@@ -1,7 +1,7 @@
 """`rlhf compare`: finished runs side by side; which policy is best, and which parameters differed.
 
 Win rates are ranked only among runs that were judged alike: on the same test prompts, as many of them, by the same
-judge. Every other run is in a group of its own kind.
+judge. Runs that were judged differently form separate groups.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ RATE = "win_rate_vs_sft"
 # The tags of flows.run.lineage.terms_of under which runs are comparable, and what it is called if they differ.
 TERMS = {"test_prompts": "other test prompts", "prompts": "another number of prompts", "judge": "another judge"}
 BEFORE_POLICIES = ("run.", "model.", "prepare.", "base.", "sft.")  # what an SFT model depends on
-NOT_RESULTS = frozenset({"run.parallel"})  # bears on the time a run takes, not on what comes out
+NOT_RESULTS = frozenset({"run.parallel"})  # affects the time of a run, not its results
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ def compare_runs(out: Console) -> None:
 def _heading(run: Run, first: Run | None) -> Text:
     """How a group was judged; of a later group also why it is not ranked with the first."""
     if not run.terms:
-        text = "Not ranked, because judge and test prompts are not on record (made by an earlier version)."
+        text = "Not ranked, because the judge and test prompts are not recorded (made by an earlier version)."
     else:
         prompts, test, judge = (run.terms[key] for key in ("prompts", "test_prompts", "judge"))
         text = f"Judged on {prompts} test prompts ({test}) by: {judge}."
     if first is not None and first.terms and run.terms:
         reasons = [what for key, what in TERMS.items() if run.terms[key] != first.terms[key]]
-        text += f" Not ranked with those above: {', '.join(reasons)}."
+        text += f" Not ranked with the runs above: {', '.join(reasons)}."
     return Text(text, "bold")
 
 
@@ -101,7 +101,7 @@ def _print_group(out: Console, runs: Mapping[str, Run]) -> None:
     if differing:
         out.print(_parameters(runs, differing))
         if any(key.startswith(BEFORE_POLICIES) for key in differing):
-            text = "The runs have SFT models of their own: a win rate says how far a policy is above its own."
+            text = "The runs have different SFT models: a win rate compares a policy with the SFT model of its own run."
             out.print(text, soft_wrap=True)
     elif len(runs) > 1:
         out.print("All ran with the same parameters; code or data differed.", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`rlhf doctor`: what could stop a run, looked at before it starts, each finding with its mend."""
+"""`rlhf doctor`: checks what could stop a run before it starts; each finding says how to fix it."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run: what there is to say of it, its kind, and how many rows the user gave; None if unknown."""
+    """The data of a run: a description, its kind, and the number of the user's rows; None if unknown."""
 
     detail: str
     kind: str = ""
@@ -86,14 +86,14 @@ def _spans(params: Params, data: Data, config: Any, is_from_scratch: bool) -> di
 
 def _time(spans: dict[str, Span], params: Params) -> Finding:
     whole = span_text(together(spans, params.run.parallel))
-    return Finding("time", True, f"about {whole} for all stages; measured on this device, which other programs slow")
+    return Finding("time", True, f"about {whole} for all stages; measured on this device; other programs slow it down")
 
 
 def examine_stage(root: Path, stage: str, profile: str, assignments: list[str], out: Console) -> bool:
     """Run the checks of one training stage on the data and models in this checkout; whether all passed.
 
     Raises:
-        UserError: if the stage trains nothing, or what it reads is not there yet.
+        UserError: the stage does not train, or one of its inputs is missing.
     """
     params = Changes.from_command_line(profile, assignments).resolve(root).params
     os.chdir(root)
@@ -104,7 +104,7 @@ def examine_stage(root: Path, stage: str, profile: str, assignments: list[str], 
     quiet_libraries()
     torch.manual_seed(0)
     findings = [look(name, partial(_passed, check)) for name, check in _checks(stage, params)]
-    return _show(findings or [Finding(stage, True, "nothing is trained here")], [], 0, out)
+    return _show(findings or [Finding(stage, True, "this stage trains nothing here")], [], 0, out)
 
 
 def _passed(check: Callable[[], None]) -> str:
@@ -136,11 +136,11 @@ def _environment(root: Path) -> Iterator[Finding]:
 
 
 def _data(params: Params) -> Data:
-    """Read the data as stage prepare will, and say what is there."""
+    """Read the data as stage prepare will, and describe it."""
     section = params.prepare
     require_data(section, Path())
     if section.hub:
-        return Data(f"{section.hub}, fetched when stage prepare first runs")
+        return Data(f"{section.hub}, downloaded when stage prepare first runs")
     if section.format == "helpdesk":
         from helpdesk.world import World
 
@@ -151,12 +151,12 @@ def _data(params: Params) -> Data:
 
 
 def _devices(params: Params) -> Iterator[Finding]:
-    """Whether the chosen device is there, and whether threads outnumber cores."""
+    """Whether the chosen device exists, and whether there are more threads than cores."""
     import torch
 
     cores = os.cpu_count() or 1
     if params.run.device == "cuda" and not torch.cuda.is_available():
-        yield Finding("device", False, "run.device is cuda and torch sees none. Set run.device to auto or cpu.")
+        yield Finding("device", False, "run.device is cuda, and torch finds none. Set run.device to auto or cpu.")
     elif _on_gpu(params):
         yield Finding("device", True, f"CUDA: {torch.cuda.get_device_name()}")
     else:
@@ -178,11 +178,11 @@ def _model(params: Params) -> tuple[Any, bool]:
 
     from rlhf_core.models.store import load_config
 
-    if params.model.hub:  # the config alone: a look must not fetch gigabytes
+    if params.model.hub:  # only the config: a check must not download gigabytes
         name, revision = require_pinned(params.model.hub)
         try:
             return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False), False
-        except (OSError, ValueError) as error:  # not found, or of an architecture that brings its own code
+        except (OSError, ValueError) as error:  # not found, or of an architecture with its own code
             first = str(error).strip().splitlines()[0]
             raise UserError(f"model.hub {params.model.hub}: {first} Check the id and the network.") from error
     source = model_source(params.model)
@@ -193,14 +193,14 @@ def _model(params: Params) -> tuple[Any, bool]:
 
 
 def _free_memory(params: Params) -> float:
-    """Bytes that stages may take on the device they will run on."""
+    """Free bytes on the device that the stages will run on."""
     import torch
 
     return float(torch.cuda.mem_get_info()[0]) if _on_gpu(params) else float(psutil.virtual_memory().available)
 
 
 def _memory(needs: list[Need], params: Params) -> Finding:
-    """Whether the largest stage fits, or all policies that run side by side."""
+    """Whether the largest stage fits, and the policies that run in parallel."""
     policies = sorted((need for need in needs if "@" in need.stage), key=lambda need: -need.total)
     together = policies[: params.run.parallel]
     largest = max(needs, key=lambda need: need.total)
@@ -211,8 +211,8 @@ def _memory(needs: list[Need], params: Params) -> Finding:
     free = _free_memory(params)
     if need <= free:
         return Finding("memory", True, f"about {need / GB:.1f} GB for {who}; {free / GB:.1f} GB free")
-    mend = "Lower run.parallel, a micro_batch_size or prepare.max_response_tokens, or choose a smaller model."
-    return Finding("memory", False, f"about {need / GB:.1f} GB for {who}, {free / GB:.1f} GB free. {mend}")
+    fix = "Lower run.parallel, a micro_batch_size or prepare.max_response_tokens, or choose a smaller model."
+    return Finding("memory", False, f"about {need / GB:.1f} GB for {who}, {free / GB:.1f} GB free. {fix}")
 
 
 def _disk(root: Path, shape: ModelShape, params: Params) -> Finding:
@@ -221,9 +221,9 @@ def _disk(root: Path, shape: ModelShape, params: Params) -> Finding:
     checkpoints = 4 + sum(1 + getattr(policy, "snapshots", 0) for policy in policies)  # base, sft, reward, judge
     need = (FROZEN * checkpoints + TRAINED * params.run.parallel) * shape.weights + GB
     free = shutil.disk_usage(root).free
-    said = f"about {need / GB:.1f} GB for {checkpoints} checkpoints and the rest, {free / GB:.1f} GB free"
-    mend = "Free some, or lower policy.*.snapshots."
-    return Finding("disk", need <= free, said if need <= free else f"{said}. {mend}")
+    text = f"about {need / GB:.1f} GB for {checkpoints} checkpoints and the rest, {free / GB:.1f} GB free"
+    fix = "Free some, or lower policy.*.snapshots."
+    return Finding("disk", need <= free, text if need <= free else f"{text}. {fix}")
 
 
 def _show(

@@ -1,10 +1,10 @@
-"""How long each stage will take, from a measurement of a few steps and the numbers of tokens that stages process.
+"""An estimate of each stage's time, from a few measured steps and the number of tokens that it processes.
 
 A stage's work is counted in tokens: those it trains on (forward, backward and AdamW), those it only reads (forward),
-and those it samples. `measure` times each kind on this device, with fresh weights of the configured shape; a model
-beyond MEASURED weights is cut to fewer layers and the time scaled by the weights. Rows are taken to be between half as
-long and as long as prepare.max_prompt_tokens and prepare.max_response_tokens allow, which is the interval shown; what
-else the machine does meanwhile is not in it.
+and those it samples. `measure` times each kind on this device with new weights of the configured shape. A model with
+more than MEASURED weights is cut to fewer layers, and the time is scaled by the weights. The interval shown is for rows
+between half and the full length that prepare.max_prompt_tokens and prepare.max_response_tokens allow. Other programs
+on the machine are not accounted for.
 """
 
 import time
@@ -18,14 +18,14 @@ from flows.commands.memory import SAMPLED_ROWS, model_shape
 from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
 
-START = 8.0  # seconds of a stage's process around its work: imports, DVC, loading, saving
+START = 8.0  # seconds that a stage needs besides its work: imports, DVC, loading, saving
 MEASURED = 20e6  # weights
 BUDGET = {"cpu": 1e11, "cuda": 1e13}  # weights times tokens of one measured step: about a second
 REPEATS = 3
 SHORTEST = 0.5  # of the lengths that prepare allows
 
 
-Span = tuple[float, float]  # the least and the most seconds
+Span = tuple[float, float]  # shortest and longest, seconds
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Work:
-    """Rows of full length that a stage trains on, reads and samples responses for."""
+    """Rows of full length that a stage trains on, reads and samples."""
 
     stage: str
     trained: float = 0
@@ -47,7 +47,7 @@ class Work:
     sampled: float = 0
 
     def seconds(self, speed: Speed, params: Params) -> Span:
-        """The least and the most that it should take, for rows from SHORTEST to full length."""
+        """The shortest and the longest expected time, for rows from SHORTEST to full length."""
         response = params.prepare.max_response_tokens
         row = params.prepare.max_prompt_tokens + response
         full = row * (self.trained * speed.train + self.read * speed.read) + response * self.sampled * speed.sample
@@ -56,7 +56,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Rows:
-    """How many rows there will be of each kind, before any is dropped: an upper bound."""
+    """The number of rows of each kind before any is dropped: an upper bound."""
 
     threads: int
     demonstrations: int
@@ -82,7 +82,7 @@ def count_rows(params: Params, kind: str, user_rows: int) -> Rows:
 
 
 def work(params: Params, rows: Rows, is_from_scratch: bool) -> list[Work]:
-    """What each stage that runs a model has to do."""
+    """The work of each stage that runs a model."""
     sample, reward = params.sample, params.reward
     is_helpdesk = params.prepare.format == "helpdesk"
     asked = min(sample.prompts, rows.prompts) + sample.development_prompts
@@ -110,12 +110,12 @@ def _policy(params: Params, name: str, rows: Rows) -> Work:
     if algorithm.data == "best_of_n":
         sampled = min(algorithm.prompts, rows.prompts) * algorithm.best_of
         return Work(stage, trained=_steps(section, min(algorithm.prompts, rows.prompts)), read=sampled, sampled=sampled)
-    if algorithm.data in ("pairs", "unpaired"):  # of both, two rows to a unit; the reference reads each once
+    if algorithm.data in ("pairs", "unpaired"):  # two rows per unit; the reference reads each once
         return Work(stage, trained=2 * _steps(section, rows.preferences), read=2 * rows.preferences)
     responses = section.steps * section.rollout_size
     critic = algorithm.needs.critic
     trained = section.epochs * responses * (1 + critic)
-    if algorithm.needs.trust_region:  # the critic alone takes gradient steps; a Fisher product costs two of them
+    if algorithm.needs.trust_region:  # only the critic takes gradient steps; a Fisher product costs two of them
         trained = responses * (section.epochs + 2 * algorithm.cg_iterations * algorithm.fisher_fraction)
     return Work(stage, trained=trained, read=(3 + critic) * responses, sampled=responses)
 
@@ -180,7 +180,7 @@ def measure(config: Any, params: Params, device: str) -> Speed:
 
 
 def _cut(config: Any, weights: int) -> Any:
-    """The config with so few layers that about MEASURED weights are left."""
+    """The config with fewer layers, so that about MEASURED weights remain."""
     cut = deepcopy(config)
     text = cut.get_text_config()
     text.num_hidden_layers = max(1, min(text.num_hidden_layers, int(text.num_hidden_layers * MEASURED / weights)))
@@ -190,7 +190,7 @@ def _cut(config: Any, weights: int) -> Any:
 
 
 def _seconds(step: Callable[[], None], device: str) -> float:
-    """The middle of REPEATS times that a step takes, after one that is not counted."""
+    """The median time of REPEATS steps, after one warm-up step."""
     import torch
 
     times = []
@@ -204,7 +204,7 @@ def _seconds(step: Callable[[], None], device: str) -> float:
 
 
 def together(spans: Mapping[str, Span], parallel: int) -> Span:
-    """The whole run: stages after each other, policies up to `parallel` side by side."""
+    """The whole run: stages one after another, up to `parallel` policies at a time."""
     policies = [span for stage, span in spans.items() if "@" in stage]
     others = [span for stage, span in spans.items() if "@" not in stage]
     ends = []
@@ -215,7 +215,7 @@ def together(spans: Mapping[str, Span], parallel: int) -> Span:
 
 
 def span_text(span: Span) -> str:
-    """`20–40 s`, `3–6 min`, `1.5–3 h`: no more digits than are known."""
+    """`20–40 s`, `3–6 min`, `1.5–3 h`: two significant digits."""
     for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
         if span[1] >= 1.5 * size or size == 1:
             low, high = (f"{value / size:.2g}" for value in span)

@@ -14,7 +14,7 @@ INSTALL = "Run: pip install -c constraints.txt -e ."
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: `is_ok` is None where it does not stop a run but is worth knowing."""
+    """One check: `is_ok` is None for a warning that does not stop a run."""
 
     subject: str
     is_ok: bool | None
@@ -22,7 +22,7 @@ class Finding:
 
 
 def look(subject: str, check: Callable[[], str]) -> Finding:
-    """Turn a check that returns what it saw, or raises UserError, into a finding."""
+    """The finding of a check that returns a description, or raises UserError."""
     try:
         return Finding(subject, True, check())
     except UserError as error:
@@ -37,7 +37,7 @@ def python() -> Finding:
 
 
 def packages(root: Path) -> Finding:
-    """Compare what is installed with what is required (else nothing works) and with the tested set (worth knowing)."""
+    """Compare the installed packages with the requirements (an error) and with the tested versions (a warning)."""
     from packaging.requirements import Requirement
 
     try:

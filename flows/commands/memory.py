@@ -1,9 +1,9 @@
-"""How much memory each stage will need, estimated from the model's config and params.yaml before anything starts.
+"""An estimate of the memory that each stage needs, from the model's config and params.yaml, before anything starts.
 
 A trained model holds weights, gradients, AdamW's two moments and one more copy during its step, all float32: 20
-bytes a weight; a frozen one 4. A layer keeps about 32 values of the model's width for each token until the backward
-pass, and one for each token it looks back at; the logits come on top. Fitted to two Llama-style models on CPU, where
-it lies 10 to 30 % above what was measured: an upper bound of the right size.
+bytes per weight; a frozen one holds 4. Until the backward pass a layer keeps, for each token, about 32 values per unit
+of width and one value per head and attended token; the logits are added. Fitted to two Llama-style models on CPU: the
+estimate is 10 to 30 % above the measured memory.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
 
 PROCESS = 0.7e9  # bytes of a stage's process before it loads a model: torch, transformers, datasets, MLflow
-TRAINED, FROZEN = 20, 4  # bytes a weight
+TRAINED, FROZEN = 20, 4  # bytes per weight
 WIDTHS_KEPT = 32  # values a layer keeps for each token and each unit of width
 LOGIT_COPIES = 2  # logits and their log-softmax
 SAMPLED_ROWS = 128  # rlhf_core.models.sampling.Sampler.rows
@@ -35,7 +35,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a stage needs: for weights with their optimiser state, and for one batch on its way through."""
+    """Bytes that a stage needs: for weights with their optimiser state, and for the activations of one batch."""
 
     stage: str
     models: float
@@ -43,7 +43,7 @@ class Need:
 
     @property
     def total(self) -> float:
-        """All of it, the process itself included."""
+        """Bytes in total, the process itself included."""
         return PROCESS + self.models + self.activations
 
 

@@ -1,4 +1,4 @@
-"""`rlhf run`: checks what was asked for, runs the flow on the terminal, and says where to look."""
+"""`rlhf run`: checks the request, runs the flow on the terminal, and prints the comparison and where to find more."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from flows.servers.services import find
 from rlhf_core.common.errors import UserError
 from tasks.reporting.comparison import short_table
 
-# Prefect's own lines say little on a terminal; the stages' lines do, each after the name of its stage.
+# On a terminal only the stages' lines matter, each after the name of its stage.
 TERMINAL = {
     "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s %(task_run_name)-11s %(message)s",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s %(flow_run_name)s: %(message)s",
@@ -27,13 +27,13 @@ TERMINAL = {
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
 }
 
-# How each waiting stage ended is the failure of another; the end of a run by SIGTERM is told in one line.
+# A stage that waited fails because another failed, and a run ended by SIGTERM prints one line: these lines add nothing.
 NO_NEWS = re.compile(r"Finished in state (?!Completed)|Crash detected!")
 NO_PAGE = re.compile(r"View at ")  # the temporary server draws none
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of Prefect's is worth a place on the terminal, where a failure is told once, at the end."""
+    """Whether to show a line of Prefect on the terminal; a failure is printed once, at the end."""
     return not (stopping.is_asked() or NO_NEWS.match(record.getMessage()))
 
 

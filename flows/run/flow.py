@@ -1,6 +1,6 @@
 """The flow: one Prefect task for each stage of DVC's graph, an MLflow parent run around them.
 
-DVC decides what is up to date, so Prefect's own cache is off. The graph is read, never written here.
+DVC decides what is up to date, so Prefect's own cache is off. This module reads the graph and never writes it.
 """
 
 import os
@@ -36,11 +36,11 @@ from tasks.params.schema import Params
 # What `rlhf run` has resolved already, for the flow that it starts in the same process.
 _HANDED: ContextVar[Resolved | None] = ContextVar("handed", default=None)
 
-MISTAKE = "Mistake"  # name of the state of a stage that a person has to mend something for
+MISTAKE = "Mistake"  # state of a stage that failed by a user's mistake
 
 
 def _may_resume(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """A stage that was killed resumes; one that met a user's mistake would meet it again."""
+    """A killed stage is retried and resumes; after a user's mistake a retry would fail again."""
     return state.name != MISTAKE
 
 

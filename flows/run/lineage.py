@@ -1,4 +1,4 @@
-"""The MLflow parent run of a flow run: what was asked for, from which code, and what came out."""
+"""The MLflow parent run of a flow run: its parameters, the code it ran, and its results."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from tasks.reporting.comparison import comparison, markdown_table, short_table
 from tasks.runtime import tracking
 from tasks.runtime.git import code_tags
 
-KIND = "pipeline"  # the tag `kind` by which parent runs are told from those of stages
+KIND = "pipeline"  # the tag `kind` of parent runs; runs of stages do not have it
 
 
 class ParentRun:
@@ -41,7 +41,7 @@ class ParentRun:
         return self
 
     def record(self, workspace: Workspace) -> None:
-        """Log what came out: the hash of dvc.lock, the figures of report.json, and the page itself."""
+        """Log the results: the hash of dvc.lock, the figures of report.json, and the report page."""
         checkout = workspace.checkout
         tags = tracking.lock_tag(checkout) | terms_of(checkout)
         if workspace.name:
@@ -65,7 +65,7 @@ class ParentRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the run as what it was: finished, failed, or stopped by a person; and its stages', which run no more."""
+        """Close the run as finished, failed or interrupted, and the runs of stages that were killed."""
         for run_id in self._running() if kind is not None else ():
             tracking.interrupt(self.client, run_id)
         if kind is None or issubclass(kind, Exception):
@@ -74,7 +74,7 @@ class ParentRun:
             tracking.interrupt(self.client, self.run_id)
 
     def _running(self) -> list[str]:
-        """Runs of stages that were killed: all that this run has started have ended by now."""
+        """Runs that are still open although their stages have ended: they were killed."""
         children = self.client.search_runs(
             [self.experiment_id],
             filter_string=f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'",
@@ -89,15 +89,15 @@ def read_report(reports: Path) -> dict[str, Any]:
 
 
 def figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """What is compared, as MLflow groups it: `win_rate_vs_sft/dpo`, `kl/dpo`, `reward_model/accuracy` ..."""
+    """The compared figures by their names in MLflow: `win_rate_vs_sft/dpo`, `kl/dpo`, `reward_model/accuracy` ..."""
     groups = comparison(report, intervals=True)
     return {f"{group}/{name}": float(value) for group, row in groups.items() for name, value in row.items()}
 
 
 def terms_of(checkout: Path) -> dict[str, str]:
-    """What a win rate depends on besides the policies, for the report in `checkout`: {} where there is none.
+    """The conditions under which the win rates of the report in `checkout` were measured; {} without a report.
 
-    judge: its name, and of a judge that is a model the DVC digest. test_prompts: sha256 of the file of prompts and
+    judge: its name, with the DVC digest if it is a model. test_prompts: sha256 of the file of prompts and
     reference responses. prompts: how many of them were judged.
     """
     report = read_report(checkout / paths.REPORTS)

@@ -1,7 +1,7 @@
-"""What a training stage looks at in its own model and data before it trains; `rlhf doctor --stage` alone.
+"""Checks of a training stage's model and data, run before it trains and by `rlhf doctor --stage`.
 
-Each training stage has a function `checks(params)` beside it, which reads a few rows of the stage's inputs and yields
-named checks; models are loaded when the first check is asked for, and freed before the training loads its own.
+The script of each training stage has a function `checks(params)`, which reads a few rows of the stage's inputs and
+yields named checks. Models are loaded with the first check, and freed before the training loads its own.
 """
 
 import sys
@@ -22,17 +22,17 @@ from tasks.params.schema import Params
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 Check = tuple[str, Callable[[], None]]
-ROWS = 4  # rows of each file that are looked at
+ROWS = 4  # rows of each file that are checked
 
 
 def run_checks(stage: str, checks: Iterable[Check]) -> None:
-    """Run a stage's checks before it trains; a line says how many passed.
+    """Run a stage's checks before it trains; print how many passed.
 
     Raises:
-        UserError: at the first that fails, naming it.
+        UserError: a check failed; the message names it.
     """
     count = 0
-    # What is drawn here must not move the training's random streams.
+    # Random numbers drawn here must not change the training's random streams.
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for name, check in checks:
@@ -46,10 +46,10 @@ def run_checks(stage: str, checks: Iterable[Check]) -> None:
 
 
 def require(stage: str) -> None:
-    """See that the inputs of a stage are there.
+    """Check that the inputs of a stage exist.
 
     Raises:
-        UserError: naming the first that is missing, and the stage that makes it.
+        UserError: an input is missing; the message names it and the stage that makes it.
     """
     for folder in declared.of(stage).inputs:
         if not folder.is_dir():
@@ -66,7 +66,7 @@ def prepared(params: Params, model: ModelT) -> ModelT:
 
 
 def tolerance(params: Params) -> float:
-    """What rounding explains in the stage's precision."""
+    """The difference that rounding may cause in the stage's precision."""
     return preflight.TOLERANCE[params.run.precision]
 
 

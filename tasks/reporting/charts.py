@@ -1,6 +1,6 @@
-"""Charts for the report page: SVG that stands in the page itself and takes its colours, light and dark, from CSS.
+"""Charts for the report page: SVG embedded in the page, with its light and dark colours from CSS.
 
-Matplotlib draws with stand-in colours, which are replaced by CSS variables of the page (`--ink`, `--series-0`, ...).
+Matplotlib draws with placeholder colours, which are then replaced by CSS variables (`--ink`, `--series-0`, ...).
 """
 
 import html
@@ -15,10 +15,10 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SERIES = 6  # colours of the page's palette; further series begin again
-MARKERS = "osD^v"  # not as many as colours, so that few series share both
+SERIES = 6  # colours of the page's palette; further series reuse them
+MARKERS = "osD^v"  # fewer than colours, so that few series share colour and marker
 INK, MUTED, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
-SMOOTH_FROM = 60  # curves with more points are drawn thin under their running mean
+SMOOTH_FROM = 60  # curves with more points are drawn thin, with their running mean
 STYLE: dict[Any, Any] = {  # matplotlib's keys are a Literal of its own
     "svg.hashsalt": "rlhf",
     "svg.fonttype": "none",
@@ -38,7 +38,7 @@ Row = Mapping[str, Any]
 
 
 def series_colour(index: int) -> str:
-    """Stand-in for the page's variable --series-INDEX."""
+    """Placeholder of the CSS variable --series-INDEX."""
     return f"#0500{index % SERIES:02x}"
 
 
@@ -99,7 +99,7 @@ def tradeoff(
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Mean over each value and up to `width` values on either side of it, fewer at the ends."""
+    """Mean of each value and up to `width` neighbours on either side, fewer at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     first, last = np.maximum(index - width, 0), np.minimum(index + width + 1, len(values))
@@ -113,7 +113,7 @@ def _x(row: Row) -> float:
 
 
 def _svg(draw: Callable[["Axes"], None], title: str, size: tuple[float, float]) -> str:
-    """Draw on fresh axes, `size` in inches, and return an <svg> element that may stand in HTML beside others."""
+    """Draw on fresh axes, `size` in inches, and return an <svg> element whose ids are unique on the page."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -127,7 +127,7 @@ def _svg(draw: Callable[["Axes"], None], title: str, size: tuple[float, float]) 
 
 
 def _for_page(svg: str, title: str) -> str:
-    """Ids made unique by the chart's title, stand-in colours made CSS variables, no declarations and no addresses."""
+    """Make ids unique by the title, turn placeholder colours into CSS variables, remove declarations and addresses."""
     prefix = re.sub(r"\W+", "-", title.lower())
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", svg)

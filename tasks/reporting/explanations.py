@@ -9,7 +9,7 @@ Report = Mapping[str, Any]
 
 
 def sampling_sentences(report: Report) -> list[str]:
-    """At which temperature the responses were sampled, and what KL is."""
+    """The sampling temperature of the responses, and how KL is measured."""
     policies = report["policies"]
     described = {"SFT": report["sft"]} | {label(name): figures for name, figures in policies.items()}
     judged = {name: figures["temperature"] for name, figures in described.items()}
@@ -25,7 +25,7 @@ def sampling_sentences(report: Report) -> list[str]:
     return [
         f"Responses are sampled at {at}.",
         f"{kl}.",
-        *([f"That of {labels(bounds)} is not measured: it is the upper bound."] if bounds else []),
+        *([f"That of {labels(bounds)} is an upper bound, not a measurement."] if bounds else []),
     ]
 
 
@@ -38,9 +38,9 @@ def _listed(temperatures: Mapping[str, float]) -> str:
 
 
 def reward_sentence(report: Report) -> str:
-    """What the figure called reward adds up, and which policies were optimised for it."""
+    """The terms of the reward, and which policies were optimised for it."""
     if not report["rewards"]:
-        return "There is no reward: policy.rewards names none that this data gives."
+        return "There is no reward: policy.rewards has no term that this data supports."
     terms = [
         f"{term['weight']:g} × {term['name']}" + ("" if term["clamp"] is None else f" (within ±{term['clamp']:g})")
         for term in report["rewards"]
@@ -49,12 +49,37 @@ def reward_sentence(report: Report) -> str:
     did, did_not = ([name for name in optimised if optimised[name] is wanted] for wanted in (True, False))
     uses = [f"{labels(did)} {_verb(did)} optimised for it, apart from any KL penalty"] if did else []
     what = "not" if did else "not optimised for it"
-    uses += [f"{labels(did_not)} {_verb(did_not)} {what}: trained on given data, without it"] if did_not else []
+    uses += [f"{labels(did_not)} {_verb(did_not)} {what}: trained on feedback, without it"] if did_not else []
     return (
-        f"Reward is the whole of policy.rewards: {' + '.join(terms)}; each term's mean before its weight is beside it. "
+        f"Reward is the sum of policy.rewards: {' + '.join(terms)}. "
+        "Each term is shown by its mean before its weight. "
         f"{'; '.join(uses)}."
     )
 
 
 def _verb(names: Sequence[str]) -> str:
     return "was" if len(names) == 1 else "were"
+
+
+def glossary(report: Report) -> list[tuple[str, str]]:
+    """The words of the page that a reader cannot know, each with its meaning; only those that this report uses."""
+    has_gold = "gold" in report["judge"] or "agreement_with_gold" in report["feedback"]
+    terms = [term["name"] for term in report["rewards"]]
+    words = [
+        ("SFT", "the model after supervised fine-tuning, from which every policy starts", True),
+        ("reference", "the response that the data gives for a prompt", True),
+        ("judge", "scores each response; a win is a higher score on the same prompt", True),
+        ("gold", "the exact score of a response by the rubric of the built-in data", has_gold),
+        ("missing_end", "−1 for a response that was cut off before its end token, otherwise 0", "missing_end" in terms),
+        ("exact_answer", "1 for a correct answer, otherwise 0", "exact_answer" in terms),
+        ("KL", "divergence from the SFT model: how far a policy has moved", True),
+        ("length", "mean tokens of a response", True),
+        ("share ended", "share of responses that ended before the token limit", True),
+        ("distinct-1, distinct-2", "share of different words, and of word pairs, in all responses", True),
+        ("ECE", "expected calibration error of the predicted probabilities", _has_ece(report)),
+    ]
+    return [(word, meaning) for word, meaning, is_used in words if is_used]
+
+
+def _has_ece(report: Report) -> bool:
+    return any("ece" in (report[model] or {}) for model in ("reward_model", "judge_model"))

@@ -1,7 +1,7 @@
 """The report page: one self-contained HTML file and its markdown twin, drawn from report.json and the outputs.
 
-Links to MLflow runs and wall times are looked up when the page is drawn: they differ from run to run, and what DVC
-tracks may not.
+Links to MLflow runs and wall times are looked up when the page is drawn, since they differ from run to run and files
+that DVC tracks must not.
 """
 
 import re
@@ -16,7 +16,7 @@ from markupsafe import Markup
 from tasks.files import declared, paths
 from tasks.files.jsonl import rows_if_any
 from tasks.reporting.comparison import COLUMNS, page_columns
-from tasks.reporting.explanations import reward_sentence, sampling_sentences
+from tasks.reporting.explanations import glossary, reward_sentence, sampling_sentences
 from tasks.reporting.findings import label, ranked, summary, title
 from tasks.reporting.formats import duration, number
 from tasks.reporting.page_charts import learning_curves, tradeoffs
@@ -64,6 +64,7 @@ def _content(report: Report) -> dict[str, Any]:
         "summary": summary(report),
         "sampling": sampling_sentences(report),
         "reward": reward_sentence(report),
+        "glossary": glossary(report),
         "columns": COLUMNS,
         "page_columns": page_columns(),
         "compared": [
@@ -91,7 +92,7 @@ def _row(name: str, figures: Report, report: Report, runs: Mapping[str, StageRun
 
 
 def markdown_text(value: Any) -> Any:
-    """A value put into the markdown template: sampled text may hold anything, so all of it is shown literally."""
+    """A value put into the markdown template: escaped, since sampled text may contain any markup."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     escaped = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -53,7 +53,7 @@ def holding(folder: Path) -> Iterator[None]:
 
 
 def mark_finished(folder: Path, stage: str, outputs: Sequence[str]) -> None:
-    """Declare what stands under `folder`/out to be the whole output of `stage`; what a kill or a full disk left is not.
+    """Mark `folder`/out as the complete output of `stage`; without the mark it may be what a kill or a full disk left.
 
     The training state is deleted.
     """
@@ -146,9 +146,9 @@ def sweep_superseded(stage: str, key: Path) -> None:
 
 
 def is_recorded(folder: Path, repo: "Repo") -> bool:
-    """Whether dvc.lock and DVC's cache hold the finished outputs of `folder`, or dvc.yaml has their stage no more.
+    """Whether dvc.lock and DVC's cache hold the finished outputs of `folder`, or dvc.yaml no longer has their stage.
 
-    Every output folder has a manifest with the stage's key in it, so its digest tells whose output it is.
+    Every output folder has a manifest with the stage's key in it, so its digest identifies the stage that made it.
     """
     from dvc.stage.exceptions import StageNotFound
 

@@ -1,4 +1,4 @@
-"""What every stage does around its work: parameters, inputs, resuming, logging, and writing all or nothing."""
+"""What every stage does around its work: parameters, inputs, resuming, logging, and all outputs or none."""
 
 import json
 import os
@@ -66,7 +66,7 @@ class Stage:
         return RESUME / self.key
 
     def out(self, path: str | Path) -> Path:
-        """Where to write the output that will stand at `path`, the same for each call; put there on success."""
+        """Where to write the output `path`, the same for each call; moved there on success."""
         working = self.folder / "out" / path
         working.mkdir(parents=True, exist_ok=True)
         if (working, Path(path)) not in self.written:
@@ -74,14 +74,14 @@ class Stage:
         return working
 
     def out_file(self, path: str | Path) -> Path:
-        """The same for an output that is one file; it has no manifest beside it."""
+        """The same for an output that is one file; it has no manifest."""
         working = self.folder / "out" / path
         working.parent.mkdir(parents=True, exist_ok=True)
         self.written.append((working, Path(path)))
         return working
 
     def training_run(self, name: str = "", snapshot: Callable[[int], None] | None = None) -> Run:
-        """Seed, resume store and reporting for a loop; `name` tells several trainings of a stage apart."""
+        """Seed, resume store and reporting for a loop; `name` distinguishes the trainings of a stage."""
         path = f"/{name}" if name else ""
         progress = TrainingProgress(self.tracker, f"{name}/" if name else "", self.name + path)
         store = ResumeStore(self.folder / "state" / (name or "main"))
@@ -115,7 +115,7 @@ class Stage:
 
 @contextmanager
 def open_stage(name: str, stream: str = "") -> Iterator[Stage]:
-    """Run one stage of dvc.yaml; on success its outputs are put in place, otherwise nothing is left behind.
+    """Run one stage of dvc.yaml; on success its outputs are moved into place, otherwise nothing is left behind.
 
     `stream` names the stage's random streams, if not its own name.
 
@@ -146,7 +146,7 @@ def open_stage(name: str, stream: str = "") -> Iterator[Stage]:
             try:
                 yield stage
             except UserError:
-                # The same parameters and inputs would fail again, so there is nothing to go on from.
+                # The same parameters and inputs would fail again, so there is nothing to resume.
                 shutil.rmtree(stage.folder, ignore_errors=True)
                 raise
             stage.finish()
@@ -159,7 +159,7 @@ def _restore(stage: Stage, repo: "Repo") -> None:
     if not is_finished(stage.folder):
         return
     outputs = finished_outputs(stage.folder)
-    # Recorded, and yet started again: by `dvc repro --force`.
+    # Recorded but started again: by `dvc repro --force`.
     if outputs is None or is_recorded(stage.folder, repo):
         empty(stage.folder)
         return
@@ -174,7 +174,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def quiet_libraries() -> None:
-    """No notes of transformers about what it loads; its progress is shown as the stages' own."""
+    """Silence the notes of transformers on loading, and show its progress like that of the stages."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
@@ -185,7 +185,7 @@ def quiet_libraries() -> None:
 
 
 def main(work: Callable[..., None], *arguments: str, launcher: Launcher = LAUNCHER) -> None:
-    """Run a stage's `work` as a command: a user's mistake is two lines and exit code 1, not a traceback."""
+    """Run a stage's `work` as a command: a user's mistake is two lines and exit code 1, without a traceback."""
     quiet_libraries()
     try:
         launcher.run(work, *arguments)
@@ -194,13 +194,11 @@ def main(work: Callable[..., None], *arguments: str, launcher: Launcher = LAUNCH
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        # Over what is left of a progress line.
+        # Overwrites the rest of a progress line.
         sys.stderr.write(("\r\033[K" if sys.stderr.isatty() else "") + "stopped; run the same command to continue\n")
         sys.exit(STOPPED)
     except Exception:
-        # A full disk shows as many errors (the system's, safetensors', SQLite's): one look says whether it is that.
+        # A full disk raises different errors (of the system, safetensors, SQLite), so look at the disk itself.
         if shutil.disk_usage(".").free < FULL_DISK:
-            sys.exit(
-                f"error: the disk of {Path.cwd()} is full. Free some space and run it again: it goes on from there."
-            )
+            sys.exit(f"error: the disk of {Path.cwd()} is full. Free some space and run it again: it continues.")
         raise

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "rlhf"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page then shows trainings, not traces
-INTERRUPTED = "interrupted"  # tag of a run whose process was killed; gone again once the run is taken up
+INTERRUPTED = "interrupted"  # tag of a run whose process was killed; removed when the run resumes
 LOCK = "dvc_lock_sha256"  # tag of every run
-SAME_START = 2.0  # seconds; the start of a process is reckoned from the clock, which may be set
+SAME_START = 2.0  # seconds; the start of a process is computed from the clock, which may be adjusted
 
 
 def tracking_root() -> Path:
@@ -96,7 +96,7 @@ def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def writer_tags() -> dict[str, str]:
-    """Who writes a run: this host, this process, and when it began, since process ids are given again."""
+    """The writer of a run: host, process id, and the start of the process, since process ids are reused."""
     import psutil
 
     return {
@@ -107,7 +107,7 @@ def writer_tags() -> dict[str, str]:
 
 
 def is_writer_alive(tags: Mapping[str, str]) -> bool:
-    """Whether the process that these tags name still runs on this host."""
+    """Whether the process named by these tags still runs on this host."""
     import psutil
 
     try:
@@ -125,7 +125,7 @@ def interrupt(mlflow_client: "MlflowClient", run_id: str) -> None:
 
 
 def close_interrupted(mlflow_client: "MlflowClient") -> list[str]:
-    """Close the runs that killed processes of this host have left open, and return their ids."""
+    """Close the runs that killed processes of this host left open; return their ids."""
     found = mlflow_client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         return []
@@ -140,7 +140,7 @@ def close_interrupted(mlflow_client: "MlflowClient") -> list[str]:
 
 
 class StageRun:
-    """The MLflow run of one execution of one stage; a resumed stage goes on in the run it began."""
+    """The MLflow run of one execution of one stage; a resumed stage continues its run."""
 
     def __init__(self, stage: str, key: str, folder: Path) -> None:
         self.stage, self.key = stage, key
@@ -155,7 +155,7 @@ class StageRun:
         return self
 
     def _begun(self) -> str | None:
-        """The run that an earlier start of this stage began, taken up again, or None."""
+        """The run of an earlier start of this stage, reopened; None where there is none."""
         if not self._memory.is_file():
             return None
         from mlflow.entities import RunTag
@@ -180,7 +180,7 @@ class StageRun:
         return str(run.info.run_id)
 
     def restore(self) -> None:
-        """Close the run that made outputs which are used again; it may have been killed before it could."""
+        """Close the run that made the restored outputs, if it was killed before it could close itself."""
         self.client = client()
         if run_id := self._begun():
             self.client.set_terminated(run_id, "FINISHED")
@@ -204,7 +204,7 @@ class StageRun:
         try:
             self.client.log_inputs(self.run_id, rows)
         except MlflowException:
-            # A stage beside this one entered the same data set first, between look-up and insertion; now it is there.
+            # A parallel stage inserted the same data set between our look-up and insertion; now it exists.
             self.client.log_inputs(self.run_id, rows)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:

@@ -1,7 +1,7 @@
 """Stage `report`: every figure of a run in one machine-readable file, and the page drawn from it.
 
 `python -m tasks.stages.report` is the stage. `python -m tasks.stages.report --render` only draws
-reports/report.{html,md} again, with links and wall times, which no tracked output may hold.
+reports/report.{html,md} again, with links and wall times, which tracked outputs must not contain.
 """
 
 import json
@@ -33,7 +33,7 @@ def report() -> None:
         figures = json.dumps(comparison(built), indent=1) + "\n"  # in this order, which DVC keeps for its columns
         stage.out_file(paths.METRICS).write_text(figures, encoding="utf-8")
         write_csv(stage.out_file(paths.CURVES), curve_rows(built["policies"], paths.POLICIES, paths.SNAPSHOTS))
-    # After the stage: its own MLflow run has ended then, and the page can link it.
+    # After the stage, so that its own MLflow run has ended and the page can link to it.
     render_page()
 
 
@@ -53,7 +53,7 @@ def build_report(own: Mapping[str, Any]) -> dict[str, Any]:
     """All figures and where they come from: numbers, names and hashes of inputs, the same for the same outputs.
 
     `own` is this stage's entry in `sources.stages`. Intervals of KL (nats per response), reward, the reward model's
-    score and the judge's are beside them as NAME_low and NAME_high, 95 %.
+    score and the judge's score are stored as NAME_low and NAME_high, 95 %.
     """
     results = _read(paths.RESULTS)
     snapshots = read_jsonl(paths.SNAPSHOTS)
@@ -102,7 +102,7 @@ def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _best_snapshot(name: str, snapshots: list[dict[str, Any]]) -> int | None:
-    """Step of the snapshot with the highest win rate against SFT on the development split, the earliest of equals.
+    """Step of the snapshot with the highest win rate against SFT on the development split, the earliest on a tie.
 
     None where there are no snapshots, or nothing to judge them with.
     """
@@ -122,7 +122,7 @@ def _tokens(name: str) -> dict[str, int]:
 
 
 def _scalar_model(folder: Path) -> tuple[dict[str, Any] | None, str | None, Path]:
-    """Held-out figures of a reward model, or None and the reason for having none; and the file that says so."""
+    """Held-out figures of a reward model, or None and the reason; and the file that holds either."""
     none, summary = folder / paths.NO_MODEL, folder / paths.SUMMARY
     return (None, _read(none)["why"], none) if none.is_file() else (_read(summary), None, summary)
 

@@ -270,15 +270,15 @@ def test_both_pages_show_every_column_in_one_order(outputs: None) -> None:
 
 def test_reward_is_shown_as_the_sum_and_its_terms(outputs: None) -> None:
     said = (
-        "Reward is the whole of policy.rewards: 1 × model (within ±3) + 3 × missing_end; each term's mean before its "
-        "weight is beside it. PPO was optimised for it, apart from any KL penalty; DPO was not: trained on given data, "
+        "Reward is the sum of policy.rewards: 1 × model (within ±3) + 3 × missing_end. Each term is shown by its mean "
+        "before its weight. PPO was optimised for it, apart from any KL penalty; DPO was not: trained on feedback, "
         "without it."
     )
     report = build_report(OWN)
     assert reward_sentence(report) == said
     alone = report | {"policies": {"dpo": report["policies"]["dpo"]}}
     assert reward_sentence(alone).endswith(
-        "is beside it. DPO was not optimised for it: trained on given data, without it."
+        "before its weight. DPO was not optimised for it: trained on feedback, without it."
     )
     html, markdown = draw()
     assert "1.38<small>1.25 to 1.50</small><small>model 1.88</small><small>missing_end -0.250</small></td>" in html
@@ -298,7 +298,7 @@ def test_a_reward_without_a_reward_model_is_shown_all_the_same(checkout: None) -
     html, markdown = draw()
     assert "0.750<small>0.500 to 1.00</small><small>exact_answer 0.375</small></td>\n<td>–</td>" in html
     assert "| 0.750 | exact\\_answer 0.375 | – |" in markdown
-    assert "Reward is the whole of policy.rewards: 2 × exact_answer;" in html
+    assert "Reward is the sum of policy.rewards: 2 × exact_answer." in html
 
 
 def test_a_reward_model_without_probabilities_is_shown_without_their_figures(outputs: None) -> None:
@@ -343,7 +343,7 @@ def test_the_page_says_at_which_temperature_responses_are_sampled_and_kl_is_meas
     report = {"sft": described_at(*sft), "policies": {name: described_at(*both) for name, both in policies.items()}}
     assert sampling_sentences(report) == [f"Responses are sampled at {at}", kl]
     report["policies"]["best_of_n"] = described_at(sft[0], sft[0], is_bound=True)
-    assert sampling_sentences(report)[2] == "That of Best of N is not measured: it is the upper bound."
+    assert sampling_sentences(report)[2] == "That of Best of N is an upper bound, not a measurement."
 
 
 def test_a_policy_without_figures_is_shown_last(outputs: None) -> None:
