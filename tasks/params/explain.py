@@ -45,7 +45,7 @@ def shorten(text: str) -> str:
 
 
 def dotted(where: Where) -> str:
-    """`policy.algorithms.1`."""
+    """`policy.online.1`."""
     return ".".join(map(str, where))
 
 

@@ -31,7 +31,7 @@ def policy_algorithm(name: str) -> type[Any]:
     Raises:
         UserError: if there is none; the names that exist are listed.
     """
-    return _look_up(policy_algorithms(), name, "policy.algorithms")
+    return _look_up(policy_algorithms(), name, "policy.online or policy.offline")
 
 
 def reward_loss(name: str) -> type[Any]:
