@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 from rich.console import Console
@@ -30,6 +30,8 @@ from tasks.params.schema import Params
 from tasks.runtime.git import head
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from tasks.common.preflight import Check
 
 GB = 1e9
@@ -77,7 +79,7 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console) -> b
     return _show(findings, needs, _free_memory(params), out, spans)
 
 
-def _spans(params: Params, data: Data, config: Any, is_from_scratch: bool) -> dict[str, Span]:
+def _spans(params: Params, data: Data, config: "PretrainedConfig", is_from_scratch: bool) -> dict[str, Span]:
     """The least and the most seconds of each stage, from a short measurement on this device."""
     speed = measure(config, params, "cuda" if _on_gpu(params) else "cpu")
     stages = work(params, count_rows(params, data.kind, data.rows or 0), is_from_scratch)
@@ -172,7 +174,7 @@ def _on_gpu(params: Params) -> bool:
     return params.run.device != "cpu" and torch.cuda.is_available()
 
 
-def _model(params: Params) -> tuple[Any, bool]:
+def _model(params: Params) -> "tuple[PretrainedConfig, bool]":
     """The config of the chosen model, and whether it is trained from scratch."""
     from transformers import AutoConfig
 

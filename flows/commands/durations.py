@@ -12,11 +12,15 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from math import comb
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.commands.memory import SAMPLED_ROWS, model_shape
+from rlhf_core.algorithms.base.config import OfflineConfig
 from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 START = 8.0  # seconds that a stage needs besides its work: imports, DVC, loading, saving
 MEASURED = 20e6  # weights
@@ -97,7 +101,7 @@ def work(params: Params, rows: Rows, is_from_scratch: bool) -> list[Work]:
     return [Work("base", trained=_steps(params.base, rows.threads)), *stages] if is_from_scratch else stages
 
 
-def _steps(config: Any, units: int) -> int:
+def _steps(config: OfflineConfig, units: int) -> int:
     """Units that a training on fixed data visits."""
     return int(config.total_steps(units)) * min(config.batch_size, units) if units else 0
 
@@ -132,7 +136,7 @@ def _evaluation(params: Params) -> Work:
     return Work("evaluate", read=6 * responses, sampled=responses)
 
 
-def measure(config: Any, params: Params, device: str) -> Speed:
+def measure(config: "PretrainedConfig", params: Params, device: str) -> Speed:
     """Time a few steps of the model that `config` describes, in a few seconds."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -179,7 +183,7 @@ def measure(config: Any, params: Params, device: str) -> Speed:
     )
 
 
-def _cut(config: Any, weights: int) -> Any:
+def _cut(config: "PretrainedConfig", weights: int) -> "PretrainedConfig":
     """The config with fewer layers, so that about MEASURED weights remain."""
     cut = deepcopy(config)
     text = cut.get_text_config()

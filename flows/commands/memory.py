@@ -7,13 +7,16 @@ estimate is 10 to 30 % above the measured memory.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_core.algorithms.base.algorithm import Data
 from tasks.files import declared
 from tasks.files.declared import Loads
 from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROCESS = 0.7e9  # bytes of a stage's process before it loads a model: torch, transformers, datasets, MLflow
 TRAINED, FROZEN = 20, 4  # bytes per weight
@@ -47,7 +50,7 @@ class Need:
         return PROCESS + self.models + self.activations
 
 
-def model_shape(config: Any) -> ModelShape:
+def model_shape(config: "PretrainedConfig") -> ModelShape:
     """Return the sizes of the model a transformers config describes, counting its weights without allocating any."""
     import torch
     from transformers import AutoModelForCausalLM
