@@ -188,6 +188,19 @@ def test_run_is_named_by_what_it_is(scratch: Path) -> None:
     assert name(Changes("fast", {"policy.dpo.beta": 0.2})) == "fast-dpo.beta-0.2"
 
 
+def test_a_flow_takes_what_rlhf_run_has_resolved(scratch: Path) -> None:
+    """The files are read once for a run, even if they change meanwhile; a flow with other changes reads them."""
+    from flows.run.flow import _resolved, handing
+
+    changes = Changes.from_command_line("default", ["policy.dpo.beta=0.7"])
+    resolved = changes.resolve(scratch)
+    with handing(resolved):
+        assert _resolved(Changes(overrides={"policy.dpo.beta": 0.7})) is resolved
+        assert _resolved(Changes(overrides={"policy.dpo.beta": 0.8})).params.policy.section("dpo").beta == 0.8
+    again = _resolved(changes)
+    assert again == resolved and again is not resolved
+
+
 def test_form_gives_only_what_was_filled_in() -> None:
     assert chosen(Form()) == {}
     filled = Form.model_validate({"policy": {"dpo": {"beta": 0.2}}, "run": {"device": "cpu"}})
@@ -220,7 +233,7 @@ def test_form_begins_with_data_model_and_methods() -> None:
     shown = {name: list(form["properties"]) for name, form in schema["$defs"].items()}
     assert shown["ppo"] == shown["grpo"] == ["kl_coef", "learning_rate"]
     assert shown["dpo"] == ["beta", "learning_rate"]
-    assert all(len(names) <= 4 for names in shown.values())
+    assert all(len(names) <= 5 for names in shown.values())
     known = set(all_keys())
     assert all(key in known for key in _leaves(schema, schema["properties"]))
 
@@ -344,7 +357,7 @@ def test_changed_run_ends_as_an_experiment_and_leaves_the_checkout_alone(scratch
         stages = [stage.name for stage in read_graph(workspace.checkout)]
         assert workspace.finish(stages) == scratch / "runs" / "mine"
     # only DPO and the report ran again: the cache is shared
-    assert calls(scratch) == ["prepare", "sft", "ppo", "grpo", "dpo", "dpo"]
+    assert calls(scratch) == ["prepare", "sft", "dpo", "ppo", "grpo", "dpo"]
     assert (scratch / "params.yaml").read_text() == PARAMS_YAML
     assert (scratch / "models/policies/dpo/value").read_text() == "0.3"
     assert sorted(path.name for path in (scratch / "runs/mine").iterdir()) == ["report.json"]

@@ -256,7 +256,9 @@ def test_further_judgements_measure_agreement_and_change_nothing_else(desk):
 
 def test_ties_are_kept_where_asked_for(desk):
     """They are trained on with label ½, and left out of what is measured on held-out pairs."""
-    feedback, summary = desk(collect, reward, collect={"keep_ties": True, "prompts": 30, "development_prompts": 20})
+    feedback, summary = desk(
+        collect, reward, collect={"keep_ties": True}, sample={"prompts": 30, "development_prompts": 20}
+    )
     for split in ("train", "development"):
         rows = read_jsonl(FEEDBACK / f"preferences_{split}.jsonl")
         assert sum(row.get("label") == 0.5 for row in rows) == feedback["ties"][split] > 0
