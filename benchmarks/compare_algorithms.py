@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tasks.params.derived import stage_of  # noqa: E402
-from tasks.reporting.report_page import duration, find_runs, label, number, rate  # noqa: E402
+from tasks.reporting.findings import label  # noqa: E402
+from tasks.reporting.formats import duration, number, rate  # noqa: E402
+from tasks.reporting.sources import find_runs  # noqa: E402
 
 PAGE = ROOT / "docs" / "comparison.md"
 FIGURES = ("judge_score", "reward", "kl", "mean_length", "sampled_tokens", "trained_tokens")

@@ -11,6 +11,7 @@ from rich.console import Console
 from flows.run.stopping import stoppable
 from flows.servers.settings import find_root, login, set_environment
 from rlhf_core.common.errors import UserError
+from tasks.files import paths
 
 app = typer.Typer(
     help="Train, align and judge a language model; every number traceable to the data and code that made it.",
@@ -82,7 +83,7 @@ def report() -> None:
     from flows.run.stages import StageRunner
     from flows.servers.services import mlflow_address
 
-    if not (root / "reports" / "report.json").is_file():
+    if not (root / paths.REPORT).is_file():
         raise UserError(f"{root / 'reports' / 'report.json'} does not exist. Make it with: rlhf run")
     environment = {"RLHF_MLFLOW_UI": mlflow_address(root), **os.environ}
     outcome = StageRunner(root, environment).call("report page", ["tasks.stages.report", "--render"], out.print)

@@ -1,7 +1,7 @@
 """`rlhf compare`: finished runs side by side; which policy is best, and which parameters differed.
 
 Win rates are ranked only among runs that were judged alike: on the same test prompts, as many of them, by the same
-judge. Every other run is in a group of its own kind.
+judge. Runs that were judged differently form separate groups.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.commands.screen import plain_table
-from flows.run.lineage import KIND, number_text, rate_text
+from flows.run.lineage import KIND
 from rlhf_core.common.errors import UserError
+from tasks.reporting import formats
+from tasks.reporting.comparison import column
 from tasks.reporting.findings import did_not_move
 from tasks.runtime import tracking
 
@@ -21,7 +23,7 @@ RATE = "win_rate_vs_sft"
 # The tags of flows.run.lineage.terms_of under which runs are comparable, and what it is called if they differ.
 TERMS = {"test_prompts": "other test prompts", "prompts": "another number of prompts", "judge": "another judge"}
 BEFORE_POLICIES = ("run.", "model.", "prepare.", "base.", "sft.")  # what an SFT model depends on
-NOT_RESULTS = frozenset({"run.parallel"})  # bears on the time a run takes, not on what comes out
+NOT_RESULTS = frozenset({"run.parallel"})  # affects the time of a run, not its results
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,13 @@ def compare_runs(out: Console) -> None:
 def _heading(run: Run, first: Run | None) -> Text:
     """How a group was judged; of a later group also why it is not ranked with the first."""
     if not run.terms:
-        text = "Not ranked, because judge and test prompts are not on record (made by an earlier version)."
+        text = "Not ranked, because the judge and test prompts are not recorded (made by an earlier version)."
     else:
         prompts, test, judge = (run.terms[key] for key in ("prompts", "test_prompts", "judge"))
         text = f"Judged on {prompts} test prompts ({test}) by: {judge}."
     if first is not None and first.terms and run.terms:
         reasons = [what for key, what in TERMS.items() if run.terms[key] != first.terms[key]]
-        text += f" Not ranked with those above: {', '.join(reasons)}."
+        text += f" Not ranked with the runs above: {', '.join(reasons)}."
     return Text(text, "bold")
 
 
@@ -99,7 +101,7 @@ def _print_group(out: Console, runs: Mapping[str, Run]) -> None:
     if differing:
         out.print(_parameters(runs, differing))
         if any(key.startswith(BEFORE_POLICIES) for key in differing):
-            text = "The runs have SFT models of their own: a win rate says how far a policy is above its own."
+            text = "The runs have different SFT models: a win rate compares a policy with the SFT model of its own run."
             out.print(text, soft_wrap=True)
     elif len(runs) > 1:
         out.print("All ran with the same parameters; code or data differed.", soft_wrap=True)
@@ -122,7 +124,7 @@ def finished_runs() -> list[Run]:
         Run(
             name=str(run.info.run_name),
             began=datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M"),
-            lock=run.data.tags.get("dvc_lock_sha256", run.info.run_id),
+            lock=run.data.tags.get(tracking.LOCK, run.info.run_id),
             params=run.data.params,
             metrics={renamed(key): value for key, value in run.data.metrics.items()},
             terms={key: run.data.tags[key] for key in TERMS if key in run.data.tags},
@@ -165,18 +167,19 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 def _results(runs: Mapping[str, Run]) -> Table:
     """A block of lines for each run, one for each of its policies, so that any number of them fits a terminal."""
-    table = plain_table("run", "policy", "wins against SFT", "KL", "length", "reward model")
+    wins, *others = (column(key) for key in (RATE, "kl", "mean_length"))
+    table = plain_table("run", "policy", wins.heading, *(shown.heading for shown in others), "reward model")
     for number, run in runs.items():
         heading, style = number, "bold green"
-        accuracy = number_text(run.metrics.get("reward_model/accuracy"))
+        accuracy = formats.number(run.metrics.get("reward_model/accuracy"))
         for policy, rate in run.rates().items():
-            kl, length, low, high = (
-                run.metrics.get(key)
-                for key in (f"kl/{policy}", f"mean_length/{policy}", f"{RATE}/{policy}_low", f"{RATE}/{policy}_high")
-            )
-            wins = Text(rate_text({"value": rate, "low": low, "high": high}), style)
-            table.add_row(heading, policy, wins, number_text(kl), number_text(length), accuracy)
-            heading = accuracy = style = ""  # said once, beside the best policy
+            ends = {end: run.metrics.get(f"{RATE}/{policy}_{end}") for end in ("low", "high")}
+            figures = {RATE: {"value": rate, **ends}} | {
+                shown.key: run.metrics.get(f"{shown.key}/{policy}") for shown in others
+            }
+            cells: list[Text | str] = [Text(wins.cell(figures), style), *(shown.cell(figures) for shown in others)]
+            table.add_row(heading, policy, *cells, accuracy)
+            heading = accuracy = style = ""  # shown once, beside the best policy
         table.add_section()
     return table
 

@@ -1,31 +1,35 @@
-"""How long each stage will take, from a measurement of a few steps and the numbers of tokens that stages process.
+"""An estimate of each stage's time, from a few measured steps and the number of tokens that it processes.
 
 A stage's work is counted in tokens: those it trains on (forward, backward and AdamW), those it only reads (forward),
-and those it samples. `measure` times each kind on this device, with fresh weights of the configured shape; a model
-beyond MEASURED weights is cut to fewer layers and the time scaled by the weights. Rows are taken to be between half as
-long and as long as prepare.max_prompt_tokens and prepare.max_response_tokens allow, which is the interval shown; what
-else the machine does meanwhile is not in it.
+and those it samples. `measure` times each kind on this device with new weights of the configured shape. A model with
+more than MEASURED weights is cut to fewer layers, and the time is scaled by the weights. The interval shown is for rows
+between half and the full length that prepare.max_prompt_tokens and prepare.max_response_tokens allow. Other programs
+on the machine are not accounted for.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.commands.memory import SAMPLED_ROWS, model_shape
+from rlhf_core.algorithms.base.config import OfflineConfig
 from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
 from tasks.problems.problem import Counts
 
-START = 8.0  # seconds of a stage's process around its work: imports, DVC, loading, saving
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+START = 8.0  # seconds that a stage needs besides its work: imports, DVC, loading, saving
 MEASURED = 20e6  # weights
 BUDGET = {"cpu": 1e11, "cuda": 1e13}  # weights times tokens of one measured step: about a second
 REPEATS = 3
 SHORTEST = 0.5  # of the lengths that prepare allows
 
 
-Span = tuple[float, float]  # the least and the most seconds
+Span = tuple[float, float]  # shortest and longest, seconds
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Work:
-    """Rows of full length that a stage trains on, reads and samples responses for."""
+    """Rows of full length that a stage trains on, reads and samples."""
 
     stage: str
     trained: float = 0
@@ -47,7 +51,7 @@ class Work:
     sampled: float = 0
 
     def seconds(self, speed: Speed, params: Params) -> Span:
-        """The least and the most that it should take, for rows from SHORTEST to full length."""
+        """The shortest and the longest expected time, for rows from SHORTEST to full length."""
         response = params.prepare.max_response_tokens
         row = params.prepare.max_prompt_tokens + response
         full = row * (self.trained * speed.train + self.read * speed.read) + response * self.sampled * speed.sample
@@ -55,7 +59,7 @@ class Work:
 
 
 def work(params: Params, rows: Counts, is_from_scratch: bool) -> list[Work]:
-    """What each stage that runs a model has to do."""
+    """The work of each stage that runs a model."""
     sample, reward = params.sample, params.reward
     models = reward.members * (rows.preferences > 0) + (rows.judge > 0)
     stages = [
@@ -68,7 +72,7 @@ def work(params: Params, rows: Counts, is_from_scratch: bool) -> list[Work]:
     return [Work("base", trained=_steps(params.base, rows.threads)), *stages] if is_from_scratch else stages
 
 
-def _steps(config: Any, units: int) -> int:
+def _steps(config: OfflineConfig, units: int) -> int:
     """Units that a training on fixed data visits."""
     return int(config.total_steps(units)) * min(config.batch_size, units) if units else 0
 
@@ -81,12 +85,12 @@ def _policy(params: Params, name: str, rows: Counts) -> Work:
     if algorithm.data == "best_of_n":
         sampled = min(algorithm.prompts, rows.prompts) * algorithm.best_of
         return Work(stage, trained=_steps(section, min(algorithm.prompts, rows.prompts)), read=sampled, sampled=sampled)
-    if algorithm.data in ("pairs", "unpaired"):  # of both, two rows to a unit; the reference reads each once
+    if algorithm.data in ("pairs", "unpaired"):  # two rows per unit; the reference reads each once
         return Work(stage, trained=2 * _steps(section, rows.preferences), read=2 * rows.preferences)
     responses = section.steps * section.rollout_size
     critic = algorithm.needs.critic
     trained = section.epochs * responses * (1 + critic)
-    if algorithm.needs.trust_region:  # the critic alone takes gradient steps; a Fisher product costs two of them
+    if algorithm.needs.trust_region:  # only the critic takes gradient steps; a Fisher product costs two of them
         trained = responses * (section.epochs + 2 * algorithm.cg_iterations * algorithm.fisher_fraction)
     return Work(stage, trained=trained, read=(3 + critic) * responses, sampled=responses)
 
@@ -103,7 +107,7 @@ def _evaluation(params: Params) -> Work:
     return Work("evaluate", read=6 * responses, sampled=responses)
 
 
-def measure(config: Any, params: Params, device: str) -> Speed:
+def measure(config: "PretrainedConfig", params: Params, device: str) -> Speed:
     """Time a few steps of the model that `config` describes, in a few seconds."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -150,8 +154,8 @@ def measure(config: Any, params: Params, device: str) -> Speed:
     )
 
 
-def _cut(config: Any, weights: int) -> Any:
-    """The config with so few layers that about MEASURED weights are left."""
+def _cut(config: "PretrainedConfig", weights: int) -> "PretrainedConfig":
+    """The config with fewer layers, so that about MEASURED weights remain."""
     cut = deepcopy(config)
     text = cut.get_text_config()
     text.num_hidden_layers = max(1, min(text.num_hidden_layers, int(text.num_hidden_layers * MEASURED / weights)))
@@ -161,7 +165,7 @@ def _cut(config: Any, weights: int) -> Any:
 
 
 def _seconds(step: Callable[[], None], device: str) -> float:
-    """The middle of REPEATS times that a step takes, after one that is not counted."""
+    """The median time of REPEATS steps, after one warm-up step."""
     import torch
 
     times = []
@@ -175,7 +179,7 @@ def _seconds(step: Callable[[], None], device: str) -> float:
 
 
 def together(spans: Mapping[str, Span], parallel: int) -> Span:
-    """The whole run: stages after each other, policies up to `parallel` side by side."""
+    """The whole run: stages one after another, up to `parallel` policies at a time."""
     policies = [span for stage, span in spans.items() if "@" in stage]
     others = [span for stage, span in spans.items() if "@" not in stage]
     ends = []
@@ -186,7 +190,7 @@ def together(spans: Mapping[str, Span], parallel: int) -> Span:
 
 
 def span_text(span: Span) -> str:
-    """`20–40 s`, `3–6 min`, `1.5–3 h`: no more digits than are known."""
+    """`20–40 s`, `3–6 min`, `1.5–3 h`: two significant digits."""
     for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
         if span[1] >= 1.5 * size or size == 1:
             low, high = (f"{value / size:.2g}" for value in span)

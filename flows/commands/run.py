@@ -1,4 +1,4 @@
-"""`rlhf run`: checks what was asked for, runs the flow on the terminal, and says where to look."""
+"""`rlhf run`: checks the request, runs the flow on the terminal, and prints the comparison and where to find more."""
 
 import logging
 import os
@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from flows.commands.screen import plain_table
 from flows.run import stopping
 from flows.run.changes import Changes, require_inputs
 from flows.run.graph import read_graph, select
-from flows.run.lineage import number_text, rate_text, read_report
+from flows.run.lineage import read_report
 from flows.run.workspace import plan
 from flows.servers import temporary
 from flows.servers.services import find
 from rlhf_core.common.errors import UserError
-from tasks.reporting.findings import ranked
+from tasks.reporting.comparison import short_table
 
-# Prefect's own lines say little on a terminal; the stages' lines do, each after the name of its stage.
+# On a terminal only the stages' lines matter, each after the name of its stage.
 TERMINAL = {
     "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s %(task_run_name)-11s %(message)s",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s %(flow_run_name)s: %(message)s",
@@ -28,13 +27,13 @@ TERMINAL = {
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
 }
 
-# How each waiting stage ended is the failure of another; the end of a run by SIGTERM is told in one line.
+# A stage that waited fails because another failed, and a run ended by SIGTERM prints one line: these lines add nothing.
 NO_NEWS = re.compile(r"Finished in state (?!Completed)|Crash detected!")
 NO_PAGE = re.compile(r"View at ")  # the temporary server draws none
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of Prefect's is worth a place on the terminal, where a failure is told once, at the end."""
+    """Whether to show a line of Prefect on the terminal; a failure is printed once, at the end."""
     return not (stopping.is_asked() or NO_NEWS.match(record.getMessage()))
 
 
@@ -86,20 +85,14 @@ def run_pipeline(
 
 def _say_where(reports: Path, experiment: str | None, is_up: bool, out: Console) -> None:
     """Print the comparison of policies and how to see more."""
-    policies = read_report(reports).get("policies")
-    if policies:
-        out.print(_table(policies))
+    headings, *rows = short_table(read_report(reports)) or [[]]
+    if rows:
+        table = plain_table(*headings)
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
     if (reports / "report.html").is_file():
         out.print(f"Report: {reports / 'report.html'}")
     if experiment is not None:
         out.print(f"Experiment: {experiment}; make it your checkout's state with: dvc exp apply {experiment}")
     out.print("Compare runs: rlhf compare" + ("" if is_up else ". Curves and graphs in a browser: rlhf up"))
-
-
-def _table(policies: dict[str, dict[str, object]]) -> Table:
-    table = plain_table("policy", "wins against SFT", "against reference", "KL", "reward", "length")
-    for name, figures in ranked(policies).items():
-        rates = [rate_text(figures.get(key)) for key in ("win_rate_vs_sft", "win_rate_vs_reference")]
-        numbers = [number_text(figures.get(key)) for key in ("kl", "reward", "mean_length")]
-        table.add_row(name, *rates, *numbers)
-    return table

@@ -1,6 +1,6 @@
 """The flow: one Prefect task for each stage of DVC's graph, an MLflow parent run around them.
 
-DVC decides what is up to date, so Prefect's own cache is off. The graph is read, never written here.
+DVC decides what is up to date, so Prefect's own cache is off. This module reads the graph and never writes it.
 """
 
 import os
@@ -30,16 +30,17 @@ from flows.run.workspace import Workspace, open_workspace
 from flows.servers.services import mlflow_address
 from flows.servers.settings import find_root
 from rlhf_core.common.errors import UserError
+from tasks.files import paths
 from tasks.params.schema import Params
 
 # What `rlhf run` has resolved already, for the flow that it starts in the same process.
 _HANDED: ContextVar[Resolved | None] = ContextVar("handed", default=None)
 
-MISTAKE = "Mistake"  # name of the state of a stage that a person has to mend something for
+MISTAKE = "Mistake"  # state of a stage that failed by a user's mistake
 
 
 def _may_resume(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """A stage that was killed resumes; one that met a user's mistake would meet it again."""
+    """A killed stage is retried and resumes; after a user's mistake a retry would fail again."""
     return state.name != MISTAKE
 
 
@@ -129,7 +130,7 @@ def _run(root: Path, resolved: Resolved, only: str | None, name: str | None) -> 
         with StageRunner(workspace.checkout, _environment(params, parent)) as runner:
             _run_stages(stages, runner, params.run.parallel)
             # The page shows links and wall times, which no tracked output may hold, so it is drawn afterwards.
-            if (workspace.checkout / "reports" / "report.json").is_file():
+            if (workspace.checkout / paths.REPORT).is_file():
                 outcome = runner.call("report page", ["tasks.stages.report", "--render"], logger.info)
                 if runner.is_stopped:
                     raise Stopped
@@ -186,7 +187,7 @@ def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> 
 
 def _publish(parent: ParentRun, workspace: Workspace) -> None:
     """Show the comparison and links to the MLflow runs on the flow run's page."""
-    if table := comparison_markdown(read_report(workspace.checkout / "reports")):
+    if table := comparison_markdown(read_report(workspace.checkout / paths.REPORTS)):
         create_markdown_artifact(table, key="comparison", description="Policies compared, best first")
     address = f"{mlflow_address(workspace.root)}/#/experiments/{parent.experiment_id}/runs/"
     lines = [f"- [{name}]({address}{run_id})" for name, run_id in parent.family().items()]

@@ -23,7 +23,9 @@ from flows.run.changes import Resolved
 from flows.run.locks import CHECKOUT, FAILED, IN_PLACE, RUNS, only_one, require_idle, require_no_dvc
 from flows.run.yaml_edit import update_yaml
 from rlhf_core.common.errors import UserError
+from tasks.files import paths
 from tasks.runtime.finished import require_resume_folder, sweep_checkout
+from tasks.runtime.git import git, head
 
 FINGERPRINT = "fingerprint"  # file of a run of its own that is not finished: what it was started with
 COPY_BELOW = 1 << 20  # bytes; a larger untracked file is linked
@@ -44,12 +46,12 @@ class Workspace:
         An isolated run becomes an experiment of the user's checkout, and its clone is deleted.
         """
         if self.name is None:
-            return self.checkout / "reports"
+            return self.checkout / paths.REPORTS
         folder = self.checkout.parent
         save_experiment(self.checkout, self.name, stages)
         for page in ("report.html", "report.md", "report.json"):
-            if (self.checkout / "reports" / page).is_file():
-                shutil.copyfile(self.checkout / "reports" / page, folder / page)
+            if (self.checkout / paths.REPORTS / page).is_file():
+                shutil.copyfile(self.checkout / paths.REPORTS / page, folder / page)
         shutil.rmtree(self.checkout)
         return folder
 
@@ -133,34 +135,6 @@ def require_free_name(root: Path, name: str) -> None:
         raise UserError(
             f"There already is an experiment {name}. Choose another --name, or delete it: `dvc exp remove {name}`."
         )
-
-
-def git(folder: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
-    """Run git in `folder` and return what it prints.
-
-    Raises:
-        UserError: git failed; the message holds its last line.
-    """
-    # A session of its own: Ctrl-C at the terminal ends the run, not a command in the middle of its work.
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, input=stdin, capture_output=True, check=False, start_new_session=True
-    )
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
-        raise UserError(f"git {arguments[0]} failed in {folder}: {said[-1]}")
-    return done.stdout
-
-
-def head(root: Path) -> str:
-    """Return the commit checked out in `root`.
-
-    Raises:
-        UserError: there is none yet.
-    """
-    try:
-        return git(root, "rev-parse", "--verify", "HEAD").decode().strip()
-    except UserError as error:
-        raise UserError(f"{root} has no commit to start from. Run `git add -A && git commit` first.") from error
 
 
 def make_clone(root: Path, checkout: Path, edits: bytes) -> None:

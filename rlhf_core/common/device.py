@@ -18,11 +18,11 @@ def require_cuda() -> None:
         raise UserError("run.device is cuda, and torch sees no CUDA device. Set run.device to auto or cpu.")
 
 
-def make_accelerator(device: Device, precision: Precision, threads: int) -> "Accelerator":
-    """An Accelerator for one process, with the number of CPU threads fixed so that sums round the same way each time.
+def make_accelerator(device: Device, precision: Precision, threads: int, processes: int = 1) -> "Accelerator":
+    """An Accelerator, with the number of CPU threads fixed so that sums round the same way each time.
 
     Raises:
-        UserError: if CUDA is asked for and absent, or several processes were launched.
+        UserError: CUDA is asked for and absent, or accelerate found another number of processes than were started.
     """
     from accelerate import Accelerator
 
@@ -31,8 +31,9 @@ def make_accelerator(device: Device, precision: Precision, threads: int) -> "Acc
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
-    if accelerator.num_processes != 1:
+    if accelerator.num_processes != processes:
         raise UserError(
-            f"{accelerator.num_processes} processes were launched; a stage runs in one. Start it without a launcher."
+            f"this stage runs in {processes} process(es), and accelerate found {accelerator.num_processes}. "
+            "Start it with rlhf run or dvc repro, not with torchrun or accelerate launch."
         )
     return accelerator

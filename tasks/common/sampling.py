@@ -28,6 +28,6 @@ def sample_responses(
 ) -> list[Response]:
     """One response per prompt, drawn from the stream (run seed, name)."""
     seed_everything(*stream)
-    policy.eval()  # type: ignore[no-untyped-call]
+    policy.eval()
     with progress(f"sampling {stream[1]}", len(prompts)) as report:
         return sampler.responses(policy, tokenizer, prompts, report)

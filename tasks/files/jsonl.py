@@ -27,6 +27,11 @@ def read_jsonl(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
     return rows
 
 
+def rows_if_any(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that a stage may leave out; none where it does not exist."""
+    return read_jsonl(path) if path.is_file() else []
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows, keys in their order."""
     with path.open("w", encoding="utf-8") as handle:

@@ -9,6 +9,7 @@ from rlhf_core.common.device import Device, Precision
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.feedback.table import forms
 from rlhf_core.scoring.answers import answer_pattern, format_pattern
+from tasks.files.paths import SFT
 
 Format = Literal[
     "helpdesk", "auto", "preference", "implicit", "demonstration", "unpaired", "ratings", "rankings", "question_answer",
@@ -99,14 +100,14 @@ class SampleParams(Section):
     responses: int = setting(4, "K, responses per prompt and checkpoint", ge=2)
     temperature: float = setting(1.0, "of sampling", gt=0)
     checkpoints: list[str] = setting(
-        ["models/sft"], "the models to sample from: models/sft, and folders in inputs/checkpoints"
+        [str(SFT)], "the models to sample from: models/sft, and folders in inputs/checkpoints"
     )
 
     def __post_init__(self) -> None:
         if not self.checkpoints or len(set(self.checkpoints)) < len(self.checkpoints):
             raise ValueError("checkpoints is empty or names one twice; name at least one, and each once")
         for path in self.checkpoints:
-            if path != "models/sft" and not re.fullmatch(r"inputs/checkpoints/[\w.-]*\w", path):
+            if path != str(SFT) and not re.fullmatch(r"inputs/checkpoints/[\w.-]*\w", path):
                 raise ValueError(f"checkpoints names {path}; use models/sft, or a folder in inputs/checkpoints")
 
 

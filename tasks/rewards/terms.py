@@ -18,6 +18,7 @@ from rlhf_core.scoring.rewards import (
     Reward,
     WeightedSum,
 )
+from tasks.files import paths
 from tasks.params.schema import Params
 from tasks.params.sections import RewardTerm
 from tasks.problems.table import prepared_problem
@@ -49,7 +50,7 @@ def _reward(term: RewardTerm, params: Params, accelerator: Accelerator, rows: in
 
 
 def _model(term: RewardTerm, accelerator: Accelerator, rows: int) -> Reward:
-    model = accelerator.prepare_model(load_reward_model("models/reward"), evaluation_mode=True)
+    model = accelerator.prepare_model(load_reward_model(paths.REWARD), evaluation_mode=True)
     return ModelReward(model, rows, term.clamp)
 
 

@@ -13,11 +13,16 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_core.common.errors import UserError
 from tasks.runtime.hold import hold
 
+if TYPE_CHECKING:
+    from dvc.output import Output
+    from dvc.repo import Repo
+
+PathLike = str | Path
 RESUME = Path(".resume")
 MARKER = "finished.json"
 
@@ -48,7 +53,7 @@ def holding(folder: Path) -> Iterator[None]:
 
 
 def mark_finished(folder: Path, stage: str, outputs: Sequence[str]) -> None:
-    """Declare what stands under `folder`/out to be the whole output of `stage`; what a kill or a full disk left is not.
+    """Mark `folder`/out as the complete output of `stage`; without the mark it may be what a kill or a full disk left.
 
     The training state is deleted.
     """
@@ -103,7 +108,7 @@ def any_finished(root: Path = Path()) -> bool:
     return any((root / RESUME).glob(f"*/{MARKER}"))
 
 
-def sweep(repo: Any, but: Path | None = None) -> None:
+def sweep(repo: "Repo", but: Path | None = None) -> None:
     """Delete finished outputs that the dvc.lock of a dvc.repo.Repo holds, and those whose stage is gone.
 
     What a live process holds stays, and so does `but`.
@@ -140,10 +145,10 @@ def sweep_superseded(stage: str, key: Path) -> None:
                 os.close(handle)
 
 
-def is_recorded(folder: Path, repo: Any) -> bool:
-    """Whether dvc.lock and DVC's cache hold the finished outputs of `folder`, or dvc.yaml has their stage no more.
+def is_recorded(folder: Path, repo: "Repo") -> bool:
+    """Whether dvc.lock and DVC's cache hold the finished outputs of `folder`, or dvc.yaml no longer has their stage.
 
-    Every output folder has a manifest with the stage's key in it, so its digest tells whose output it is.
+    Every output folder has a manifest with the stage's key in it, so its digest identifies the stage that made it.
     """
     from dvc.stage.exceptions import StageNotFound
 
@@ -158,7 +163,7 @@ def is_recorded(folder: Path, repo: Any) -> bool:
     return all(path in kept and _holds(kept[path], folder / "out" / path) for path in marker["outputs"])
 
 
-def _holds(out: Any, path: Path) -> bool:
+def _holds(out: "Output", path: Path) -> bool:
     """Whether a DVC output, as dvc.lock has it, is the file or folder at `path`."""
     stored = out.get_obj() if out.hash_info else None
     if stored is None:
@@ -192,7 +197,7 @@ def _flush(path: Path) -> None:
         os.fsync(handle.fileno())
 
 
-def _link(source: Any, target: Any) -> Any:
+def _link(source: PathLike, target: PathLike) -> PathLike:
     try:
         os.link(source, target)
     except OSError:  # no hard links here

@@ -1,4 +1,4 @@
-"""A folder held by one process; the kernel lets go of it when the process ends, however it ends."""
+"""A folder locked by one process; the kernel releases the lock when the process ends."""
 
 import fcntl
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def hold(folder: Path) -> int | None:
-    """Make `folder` and return a locked handle of it, None where another holder has it. Close the handle to let go."""
+    """Make `folder` and return a locked handle, None where another process holds it. Close the handle to release it."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -19,7 +19,7 @@ class Shown(Protocol):
     """Something that shows how many of `total` are done."""
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done; `note` is shown beside."""
+        """`count` more are done; `note` is shown next to the count."""
         ...
 
     def close(self) -> None:
@@ -44,13 +44,13 @@ class Bar:
         self.shown.update(self.task, advance=count, note=note)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Stop updating the bar."""
         self.shown.stop()
         atexit.unregister(self.close)
 
 
 class Lines:
-    """Lines on stderr, at most one every INTERVAL seconds and one at the end; quick work without a note says nothing.
+    """Lines on stderr, at most one every INTERVAL seconds and one at the end; short work without a note prints nothing.
 
     `clock` gives seconds (time.monotonic); `began` is its reading when work on what is not done yet began.
     """
@@ -78,7 +78,7 @@ class Lines:
         self.last, self.has_spoken = now, True
         left = (self.total - self.done) * (now - self.began) / max(self.done - self.start, 1)
         line = f"{self.name:12} {self.done}/{self.total}  {left:,.0f} s left  {note}"
-        sys.stderr.write(line.rstrip() + "\n")  # in one piece: stages that run side by side share a log
+        sys.stderr.write(line.rstrip() + "\n")  # one write per line: parallel stages share a log
         sys.stderr.flush()
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ def evaluate() -> None:
     drop_unlisted(load_params().policy.methods)  # before the stage records its inputs
     with open_stage("evaluate") as stage:
         evaluation = Evaluation(stage.params)
-        folder = stage.out(str(paths.EVALUATION))
+        folder = stage.out(paths.EVALUATION)
         results, samples = evaluation.policies()
         write_json(folder / "results.json", results)
         write_jsonl(folder / "samples.jsonl", samples)

@@ -45,13 +45,14 @@ def _train(
             with_ref_logprobs(accelerator, reference, units, config, tokenizer.pad_token_id, report)
             for units in (train, held_out)
         )
-    out = str(policy(name))
-    train_and_save_policy(stage, load_policy(SFT), tokenizer, algorithm, train, held_out, config, out, config.snapshots)
+    train_and_save_policy(
+        stage, load_policy(SFT), tokenizer, algorithm, train, held_out, config, policy(name), config.snapshots
+    )
 
 
 def checks(params: Params, name: str) -> Iterator[Check]:
     """What is looked at before training."""
-    require(f"offline@{name}", FEEDBACK, SFT)
+    require(f"offline@{name}")
     tokenizer = load_tokenizer(SFT)
     units = READERS[algorithm_of(params, name).data]("train", tokenizer, ROWS)
     if units:  # else the stage says what is missing
@@ -72,4 +73,4 @@ READERS: dict[Data, Callable[[str, Any, int | None], list[Unit]]] = {Data.PAIRS:
 
 
 if __name__ == "__main__":
-    main(lambda: offline(sys.argv[1]))
+    main(offline, *sys.argv[1:])

@@ -49,7 +49,7 @@ def online(name: str) -> None:
 
 def checks(params: Params, name: str) -> Iterator[Check]:
     """What is looked at before training; nothing where nothing is trained."""
-    require(f"online@{name}", paths.PREPARED, paths.SFT, paths.REWARD)
+    require(f"online@{name}")
     algorithm, config = algorithm_of(params, name), params.policy.section(name)
     yield from TRAINERS[algorithm.data].checks(params, config)
 
@@ -84,7 +84,7 @@ def _train_on_rollouts(stage: Stage, name: str, algorithm: Any, config: Any) -> 
     params = stage.params
     tokenizer = load_tokenizer(paths.SFT)
     model = load_policy(paths.SFT)
-    folder = stage.out(str(paths.policy(name)))
+    folder = stage.out(paths.policy(name))
     longest = params.prepare.max_response_tokens
     accelerator = accelerator_of(stage.params)
     training = OnlineTraining(
@@ -137,7 +137,7 @@ def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None
             f"only {len(units)} of {len(prompts)} best responses ended within prepare.max_response_tokens. "
             "Raise it, or raise best_of."
         )
-    out = str(paths.policy(name))
+    out = paths.policy(name)
     write_json(
         stage.out(out) / "samples.json",
         {"sampled_tokens": sampled_tokens, "kept": len(units), "cut_off": len(best) - len(units)},
@@ -159,7 +159,7 @@ def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None
 def _write_best_of_n(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
     """Nothing is trained: write down how the answer is chosen."""
     chosen = {"policy": str(paths.SFT), "best_of": algorithm.best_of, "kl_bound": algorithm.kl_bound}
-    write_json(stage.out(str(paths.policy(name))) / BEST_OF_N, chosen)
+    write_json(stage.out(paths.policy(name)) / BEST_OF_N, chosen)
 
 
 def _training_prompts(tokenizer: Any) -> list[Prompt]:
@@ -183,4 +183,4 @@ TRAINERS = {
 
 
 if __name__ == "__main__":
-    main(lambda: online(sys.argv[1]))
+    main(online, *sys.argv[1:])

@@ -87,7 +87,7 @@ def _count(file: str) -> int:
 
 def checks(params: Params) -> Iterator[Check]:
     """What is looked at before training; nothing where the data holds no preferences."""
-    require("reward", str(PREPARED), str(FEEDBACK), str(SFT))
+    require("reward")
     tokenizer = load_tokenizer(TOKENIZER)
     pairs = preference_units(rows(FEEDBACK, PREFERENCES, "development"), tokenizer, ROWS)
     examples = [example for pair in pairs for example in pair]

@@ -463,7 +463,7 @@ def test_comparison_puts_the_best_first() -> None:
     }
     assert comparison_markdown(report).splitlines()[2:4] == [
         "| dpo | 0.600 (0.550–0.650) | 0.600 (0.550–0.650) | 12.3 | – | 31.2 |",
-        "| ppo | 0.580 (0.550–0.650) | 0.700 (0.550–0.650) | 1 | – | – |",
+        "| ppo | 0.580 (0.550–0.650) | 0.700 (0.550–0.650) | 1.00 | – | – |",
     ]
     assert figures(report) == {
         "win_rate_vs_sft/ppo": 0.58, "win_rate_vs_sft/ppo_low": 0.55, "win_rate_vs_sft/ppo_high": 0.65,

@@ -384,7 +384,7 @@ def test_doctor_finds_a_sound_checkout_sound(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("columns", [40, 80])
 def test_doctor_does_not_break_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flows.commands.doctor._installed", lambda name: None)
+    monkeypatch.setattr("flows.commands.installation._installed", lambda name: None)
     out, text = console(columns)
     assert not examine(make_scratch(tmp_path), "default", ["prepare.path=nowhere.jsonl"], out)
     assert "Run: pip install -c constraints.txt -e ." in text.getvalue()

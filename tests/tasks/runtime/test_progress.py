@@ -15,7 +15,8 @@ from rlhf_core.models.sampling import LocalSampler
 from tasks.common.sampling import sample_responses
 from tasks.runtime import progress as module
 from tasks.runtime.progress import INTERVAL, Lines, counted, progress, show
-from tasks.runtime.stage import Progress, quiet_libraries, tracked_name
+from tasks.runtime.stage import quiet_libraries
+from tasks.runtime.training_progress import TrainingProgress, tracked_name
 from tiny import END, PAD, examples, paired, prompts_of, rotary, tiny_tokenizer
 from tools.closure import ROOT
 
@@ -83,7 +84,7 @@ class Tracker:
 
 def test_training_reports_every_step_to_mlflow_and_its_progress_in_lines(clock, capsys):
     tracker = Tracker()
-    report = Progress(tracker, "judge/", "reward/judge")
+    report = TrainingProgress(tracker, "judge/", "reward/judge")
     for step in (1, 2, 3):
         clock.now += INTERVAL
         report({"loss": 1 / step, "development_loss": 2.0}, step, 3, 500)

@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from tasks.params.load import ROOT, load_params
 from tasks.runtime import tracking
-from tasks.runtime.stage import Stage, _stage_key
+from tasks.runtime.key import stage_key
+from tasks.runtime.stage import Stage
 from tasks.runtime.tracking import StageRun
 
 WRITER = """
@@ -149,12 +150,12 @@ def test_runs_of_other_hosts_are_left_alone(folder, monkeypatch):
 
 def test_key_of_a_stage_tells_inputs_parameters_and_stages_apart():
     """Without the inputs, other data would be trained on from the state, or given the outputs, of the old."""
-    base = _stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"})
-    assert base == _stage_key("sft", {"sft": {"epochs": 1}}, {"models/base": "bb.dir", "data/prepared": "aa.dir"})
+    base = stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"})
+    assert base == stage_key("sft", {"sft": {"epochs": 1}}, {"models/base": "bb.dir", "data/prepared": "aa.dir"})
     others = [
-        _stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "cc.dir", "models/base": "bb.dir"}),
-        _stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir"}),
-        _stage_key("sft", {"sft": {"epochs": 2}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"}),
-        _stage_key("base", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"}),
+        stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "cc.dir", "models/base": "bb.dir"}),
+        stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir"}),
+        stage_key("sft", {"sft": {"epochs": 2}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"}),
+        stage_key("base", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"}),
     ]
     assert len({base, *others}) == 5

@@ -59,7 +59,7 @@ def test_a_full_disk_is_said_whatever_error_it_shows_as(monkeypatch):
     monkeypatch.setattr(stages.shutil, "disk_usage", lambda _: usage._replace(free=0))
     with pytest.raises(SystemExit) as stopped:
         main(lambda: 1 / 0)
-    assert "is full. Free some space and run it again: it goes on from there." in stopped.value.code
+    assert "is full. Free some space and run it again: it continues." in stopped.value.code
 
 
 @pytest.mark.parametrize(
