@@ -64,7 +64,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def load_policy(path: str | Path) -> PreTrainedModel:
     """A causal language model with float32 weights and every dropout off.
 
-    Weights stay float32 whatever the compute precision is: a step of 1e-6 vanishes in bf16 (pitfall 24).
+    Weights stay float32 whatever the compute precision is: a step of 1e-6 vanishes in bf16 (docs/pitfalls.md, 24).
 
     Raises:
         UserError: if `path` is no checkpoint, lacks a tensor or has one too many, or holds NaN or infinite weights.
@@ -249,7 +249,7 @@ def without_dropout(config: PretrainedConfig) -> PretrainedConfig:
     """Set every dropout probability of a config to 0.
 
     RLHF compares log-probabilities of two forward passes; dropout makes the ratio of equal policies differ from 1
-    (pitfall 10; Huang et al. 2024, arXiv:2403.17031).
+    (docs/pitfalls.md, 10; Huang et al. 2024, arXiv:2403.17031).
     """
     for name, value in vars(config).items():
         if isinstance(value, PretrainedConfig):  # composite models keep a config for each part

@@ -40,7 +40,8 @@ def ready_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
     """Give a tokenizer what the pipeline needs: a chat template, and a pad token that is not its end token.
 
     With pad == end, a reward model that looks for the last non-pad token stops one token early, and label masks made
-    from pads hide the end token (pitfalls 3 and 7). The pad token added here is a new id where the tokenizer has none.
+    from pads hide the end token (docs/pitfalls.md, 3 and 7). The pad token added here is a new id where the tokenizer
+    has none.
 
     Raises:
         UserError: if the tokenizer has no end token.
@@ -58,8 +59,8 @@ def ready_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     """Token ids of a prompt, the generation prompt included and exactly one beginning token if there is one.
 
-    Chat templates often write the beginning token that the tokenizer adds again (pitfall 4); rendering to text and
-    encoding without special tokens leaves the template's alone, and one is added where the template has none.
+    Chat templates often write the beginning token that the tokenizer adds again (docs/pitfalls.md, 4); rendering to
+    text and encoding without special tokens leaves the template's alone, and one is added where the template has none.
     """
     control = control_tokens(tokenizer)
     spelt = any(control.search(message["content"]) for message in messages)
@@ -132,5 +133,5 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, messages: Messages, respo
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of a response, for people and text judges only; never encoded again for training (pitfall 2)."""
+    """Text of a response, for people and text judges only; never encoded again for training (docs/pitfalls.md, 2)."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

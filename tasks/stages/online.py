@@ -108,7 +108,7 @@ def _train_on_rollouts(stage: Stage, name: str, algorithm: Any, config: Any) -> 
 
 
 def _critic(algorithm: Any, config: Any) -> Critic:
-    """It starts from the reward model, its centring included (pitfall 21)."""
+    """It starts from the reward model, its centring included (docs/pitfalls.md, 21)."""
     if _has_no_reward_model():
         raise UserError(
             "this method's critic starts from the reward model, and none was trained. "

@@ -19,7 +19,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.15}
 
 
 def check_padding(policy: PreTrainedModel, examples: Sequence[Example], pad_token: int, tolerance: float) -> None:
-    """Log-probabilities are the same alone and in a padded batch (pitfall 1)."""
+    """Log-probabilities are the same alone and in a padded batch (docs/pitfalls.md, 1)."""
     together = _logprobs(policy, examples, pad_token)
     for row, example in enumerate(examples):
         alone = _logprobs(policy, [example], pad_token)[0]
@@ -32,7 +32,7 @@ def check_padding(policy: PreTrainedModel, examples: Sequence[Example], pad_toke
 
 
 def check_masks(examples: Sequence[Example]) -> None:
-    """Every row has prompt and response tokens, so no response mask is full or empty (pitfall 5)."""
+    """Every row has prompt and response tokens, so no response mask is full or empty (docs/pitfalls.md, 5)."""
     for row, example in enumerate(examples):
         prompt, response = len(example.prompt_ids), len(example.response_ids)
         if not prompt or not response:
@@ -42,7 +42,7 @@ def check_masks(examples: Sequence[Example]) -> None:
 
 
 def check_beginning(rows: Sequence[Sequence[int]], beginning: int | None, end: int) -> None:
-    """At most one beginning token in a row of ids, and only in front (pitfall 4)."""
+    """At most one beginning token in a row of ids, and only in front (docs/pitfalls.md, 4)."""
     if beginning is None or beginning == end:
         return
     for row, ids in enumerate(rows):
@@ -55,7 +55,7 @@ def check_beginning(rows: Sequence[Sequence[int]], beginning: int | None, end: i
 
 
 def check_end(examples: Sequence[Example], stop_tokens: Sequence[int], pad_token: int) -> None:
-    """Every response ends with an end token that is trained and is not the pad token (pitfall 3)."""
+    """Every response ends with an end token that is trained and is not the pad token (docs/pitfalls.md, 3)."""
     if pad_token in stop_tokens and len(set(stop_tokens)) == 1:
         raise UserError(
             f"pad token and end token are both id {pad_token}, and there is no other end token. "
@@ -70,7 +70,10 @@ def check_end(examples: Sequence[Example], stop_tokens: Sequence[int], pad_token
 
 
 def check_ratio(policy: PreTrainedModel, sampled: Batch, temperature: float, tolerance: float) -> None:
-    """The ratio over sampled tokens is 1 before the first update: eval and train mode agree (pitfalls 9 and 10)."""
+    """The ratio over sampled tokens is 1 before the first update: eval and train mode agree.
+
+    See docs/pitfalls.md, 9 and 10.
+    """
     sampled = sampled.to(policy.device)
     policy.eval()
     old = response_logprobs(policy, sampled, temperature=temperature)
@@ -98,7 +101,7 @@ def check_reference(
 
 
 def check_scores(reward_model: nn.Module, examples: Sequence[Example], pad_token: int, tolerance: float) -> None:
-    """A score is the same alone and in any batch, so it is read at the last real token (pitfalls 7 and 27)."""
+    """A score is the same alone and in any batch, so it is read at the last real token (docs/pitfalls.md, 7 and 27)."""
     together = _scores(reward_model, examples, pad_token)
     for row, example in enumerate(examples):
         gap = (together[row] - _scores(reward_model, [example], pad_token)[0]).abs().item()
@@ -110,7 +113,7 @@ def check_scores(reward_model: nn.Module, examples: Sequence[Example], pad_token
 
 
 def check_learning_rate(model: nn.Module, learning_rate: float) -> None:
-    """A step of the learning rate changes most weights: one too small is rounded away (pitfall 24)."""
+    """A step of the learning rate changes most weights: one too small is rounded away (docs/pitfalls.md, 24)."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dim() > 1:
             # AdamW's first step moves each weight by the learning rate, whatever its gradient.

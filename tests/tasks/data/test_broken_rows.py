@@ -28,6 +28,7 @@ def faults(path, *rows, format="auto"):
     return [row.fault for row in read_rows(lines(path / "d.jsonl", *rows), "", format)]
 
 
+@pytest.mark.pitfall(38)
 def test_each_row_that_cannot_be_read_says_why(tmp_path):
     found = faults(
         tmp_path,
@@ -64,6 +65,7 @@ def test_each_row_that_cannot_be_read_says_why(tmp_path):
     assert found[9].startswith("a message of 'prompt' with the role ['user']")
 
 
+@pytest.mark.pitfall(38)
 def test_a_null_in_the_first_row_does_not_hide_the_format(tmp_path):
     """The first row's label is null, yet the rows are good and bad responses, not demonstrations."""
     row = {"prompt": "a", "response": "b"}
@@ -73,6 +75,7 @@ def test_a_null_in_the_first_row_does_not_hide_the_format(tmp_path):
     assert [row.kind for row in read_rows(lines(tmp_path / "d.jsonl", row | {"label": None}), "")] == ["demonstration"]
 
 
+@pytest.mark.pitfall(38)
 @pytest.mark.parametrize(
     ("row", "format", "missing", "near"),
     [

@@ -35,6 +35,7 @@ def cleaned(rows, **limits):
     return clean(rows, count_tokens=count_words, **{"max_prompt_tokens": 4, "max_response_tokens": 4, **limits})
 
 
+@pytest.mark.pitfall(6)
 def test_every_reason_to_drop_is_listed_by_line():
     rows = [
         pair(1, "a b c", "d e f"),  # 4 tokens each: just fits
@@ -125,6 +126,7 @@ def test_scores_and_ranks_that_cannot_be_used_are_listed_by_line():
     assert [row["line"] for row in cleaned([rating(1, "a", "b", 7), rating(2, "a", "b", 11)], scale=10).dropped] == [2]
 
 
+@pytest.mark.pitfall(6)
 def test_context_has_room_for_prompt_and_longest_response():
     """A prompt of 2 and up to 3 response tokens fit a context of 5; one of 3 does not, however short its response."""
     rows = [demo(1, "a", "b c"), demo(2, "a b", "b")]
@@ -230,6 +232,7 @@ def test_preferences_become_demonstrations_prompts_and_pairs():
     }
 
 
+@pytest.mark.pitfall(38)
 def test_labels_of_pairs_are_passed_on_and_a_tie_is_no_demonstration():
     splits = {
         "train": [pair(1, "a", "b", "c", label=0.75), pair(2, "a", "d", "e", label=0.5)],
