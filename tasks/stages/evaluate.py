@@ -13,9 +13,9 @@ from rlhf_core.models.store import load_tokenizer
 from rlhf_core.models.tokens import Prompt, encode_response
 from rlhf_core.scoring.judges import ScoreJudge
 from tasks.common.accelerator import accelerator_of
-from tasks.common.measures import Measures, reward_model
-from tasks.common.policy_samples import PolicySample, PolicySampler
 from tasks.common.rows import as_prompts
+from tasks.evaluation.measures import Measures, reward_model
+from tasks.evaluation.policy_samples import PolicySample, PolicySampler
 from tasks.files import paths
 from tasks.files.jsonl import read_jsonl, write_jsonl
 from tasks.params.load import load_params

@@ -9,8 +9,8 @@ import pytest
 from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from helpdesk.world import World
 from rlhf_core.common.errors import UserError
+from rlhf_core.models.responses import Response, Responses
 from rlhf_core.models.tokens import Prompt
-from rlhf_core.scoring.judges import Answer
 from tasks.params.load import load_params
 from tasks.params.sections import PrepareParams, RewardTerm
 from tasks.problems.table import generated_problem, prepared_problem, problem_of
@@ -57,6 +57,11 @@ def test_the_prepared_task_is_that_of_the_card(tmp_path, monkeypatch):
     assert prepared_problem().kind == "ratings"
 
 
+def said(prompts, *texts):
+    """Responses of which judges of texts see the text alone."""
+    return Responses(prompts, [Response([], text, ended=True) for text in texts], 0)
+
+
 def test_the_help_desks_gold_reads_the_last_message():
     world = World.load(ROOT / "helpdesk/world.json")
     mood = next(iter(world.moods))
@@ -70,7 +75,7 @@ def test_the_help_desks_gold_reads_the_last_message():
     assert gold.features(messages, "Thanks!") == features(world, text, "Thanks!")
     assert gold.score(messages, "Thanks!") == gold_score(world, text, "Thanks!")
     judge = problem_of("helpdesk").judge(PREPARE)
-    assert judge.scores([Prompt(messages, [])] * 2, [Answer("Thanks!", []), Answer("", [])]) == [
+    assert judge.scores(said([Prompt(messages, [])] * 2, "Thanks!", "")) == [
         gold_score(world, text, "Thanks!"),
         -12.0,
     ]
@@ -79,7 +84,7 @@ def test_the_help_desks_gold_reads_the_last_message():
 def test_questions_are_judged_by_their_answers():
     judge = problem_of("question_answer").judge(replace(PREPARE, answer_pattern=r"#(\d+)"))
     prompts = [Prompt([], [], answer="4")] * 3
-    assert judge.scores(prompts, [Answer(text, []) for text in ("so #4", "so #5", "4.0")]) == [1.0, 0.0, 1.0]
+    assert judge.scores(said(prompts, "so #4", "so #5", "4.0")) == [1.0, 0.0, 1.0]
 
 
 def test_what_to_set_for_a_form_of_feedback():

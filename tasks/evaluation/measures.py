@@ -13,7 +13,7 @@ from rlhf_core.models.ensembles import load_reward_model
 from rlhf_core.models.responses import Responses
 from rlhf_core.scoring.judges import ScoreJudge, win_rate
 from rlhf_core.scoring.rewards import ModelReward, WeightedSum
-from tasks.common.policy_samples import ROWS, PolicySample
+from tasks.evaluation.policy_samples import ROWS, PolicySample
 from tasks.files import paths
 from tasks.params.schema import Params
 from tasks.rewards.terms import make_reward
