@@ -163,8 +163,8 @@ def test_compare_tells_runs_apart_and_ranks_only_what_is_comparable(
     assert headings == [
         "Judged on 300 test prompts (0123abcd) by: gold rubric.",
         "Judged on 100 test prompts (0123abcd) by: gold rubric. "
-        "Not ranked with those above: another number of prompts.",
-        "Not ranked, because judge and test prompts are not on record (made by an earlier version).",
+        "Not ranked with the runs above: another number of prompts.",
+        "Not ranked, because the judge and test prompts are not recorded (made by an earlier version).",
     ]
     if columns == 80:
         assert "1    dpo                     0.800 (0.750–0.850)  –   –       –" in lines
