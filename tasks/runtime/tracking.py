@@ -1,4 +1,4 @@
-"""MLflow: one run per executed stage, a child of the flow's run where there is one.
+"""MLflow tracking: one run per executed stage, a child of the flow's run if there is one.
 
 Environment: MLFLOW_TRACKING_URI (default: mlflow.db in RLHF_ROOT, or in the checkout), RLHF_PARENT_RUN_ID,
 RLHF_FLOW_RUN_ID.
@@ -15,23 +15,23 @@ from types import TracebackType
 from typing import Any, Self
 
 EXPERIMENT = "rlhf"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page then shows trainings, not traces
-INTERRUPTED = "interrupted"  # tag of a run whose process was killed; gone again once the run is taken up
-SAME_START = 2.0  # seconds; the start of a process is reckoned from the clock, which may be set
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's UI then shows training runs, not traces
+INTERRUPTED = "interrupted"  # tag of a run whose process was killed; removed when the run is resumed
+SAME_START = 2.0  # seconds; a process's start time is derived from the clock, which may be adjusted
 
 
 def tracking_root() -> Path:
-    """The checkout whose mlflow.db is written: the user's own, also for runs isolated in another checkout."""
+    """Return the checkout whose mlflow.db is written: the user's own, also for runs in a clone."""
     return Path(os.environ.get("RLHF_ROOT", ".")).resolve()
 
 
 def tracking_uri() -> str:
-    """Where metrics go."""
+    """Return the address of the tracking store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{tracking_root() / 'mlflow.db'}"
 
 
 def client() -> Any:
-    """An MlflowClient on the tracking store, quiet and without telemetry."""
+    """Return an MlflowClient for the tracking store, with less logging and without telemetry."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import logging
 
@@ -45,7 +45,7 @@ def client() -> Any:
 
 
 def experiment_id(mlflow_client: Any) -> str:
-    """The id of the experiment, made where it does not exist."""
+    """Return the id of the experiment; create the experiment if it does not exist."""
     found = mlflow_client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         return str(found.experiment_id)
@@ -56,7 +56,7 @@ def experiment_id(mlflow_client: Any) -> str:
 
 
 def lineage_tags() -> dict[str, str]:
-    """Git commit, whether the tree was dirty, the hash of dvc.lock, and the flow run."""
+    """Return tags with the git commit, whether tracked files are modified, the hash of dvc.lock, and the flow run."""
     tags = {
         "git_commit": _git("rev-parse", "HEAD") or "none",
         "git_dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
@@ -74,7 +74,7 @@ def _git(*arguments: str) -> str:
 
 
 def writer_tags() -> dict[str, str]:
-    """Who writes a run: this host, this process, and when it began, since process ids are given again."""
+    """Return tags that identify the writer of a run: host, process id and start time, since ids are reused."""
     import psutil
 
     return {
@@ -85,7 +85,7 @@ def writer_tags() -> dict[str, str]:
 
 
 def is_writer_alive(tags: Mapping[str, str]) -> bool:
-    """Whether the process that these tags name still runs on this host."""
+    """Return whether the process named by these tags is still running on this host."""
     import psutil
 
     try:
@@ -97,13 +97,13 @@ def is_writer_alive(tags: Mapping[str, str]) -> bool:
 
 
 def interrupt(mlflow_client: Any, run_id: str) -> None:
-    """Close a run whose process was killed."""
+    """Close a run whose process was killed or interrupted."""
     mlflow_client.set_tag(run_id, INTERRUPTED, "true")
     mlflow_client.set_terminated(run_id, "KILLED")
 
 
 def close_interrupted(mlflow_client: Any) -> list[str]:
-    """Close the runs that killed processes of this host have left open, and return their ids."""
+    """Close the runs left open by killed processes of this host, and return their ids."""
     found = mlflow_client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         return []
@@ -118,7 +118,7 @@ def close_interrupted(mlflow_client: Any) -> list[str]:
 
 
 class StageRun:
-    """The MLflow run of one execution of one stage; a resumed stage goes on in the run it began."""
+    """The MLflow run of one execution of one stage. A resumed stage continues its run."""
 
     def __init__(self, stage: str, key: str, folder: Path) -> None:
         self.stage, self.key = stage, key
@@ -133,7 +133,7 @@ class StageRun:
         return self
 
     def _begun(self) -> str | None:
-        """The run that an earlier start of this stage began, taken up again, or None."""
+        """Resume the run of an earlier start of this stage and return its id, None if there is none."""
         if not self._memory.is_file():
             return None
         from mlflow.entities import RunTag
@@ -143,7 +143,7 @@ class StageRun:
         try:
             tags = self.client.get_run(run_id).data.tags
             now = {**writer_tags(), **_parent_tag()}
-            # Before the status: a running run of a process that is gone would be closed.
+            # Set the tags first: a parallel stage would close a RUNNING run whose tags name a dead process.
             self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in now.items()])
             self.client.update_run(run_id, status="RUNNING")
             if INTERRUPTED in tags:
@@ -158,20 +158,20 @@ class StageRun:
         return str(run.info.run_id)
 
     def restore(self) -> None:
-        """Close the run that made outputs which are used again; it may have been killed before it could."""
+        """Close the run that made reused outputs; it may have been killed before it could close itself."""
         self.client = client()
         if run_id := self._begun():
             self.client.set_terminated(run_id, "FINISHED")
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """The stage's parameters, nested keys dotted."""
+        """Log the stage's parameters; nested keys are joined with dots."""
         from mlflow.entities import Param
 
         flat = [Param(key, str(value)) for key, value in _flatten(params)]
         self.client.log_batch(self.run_id, params=flat)
 
     def log_inputs(self, inputs: Mapping[str, str]) -> None:
-        """Data and models that the stage reads, each with its DVC digest."""
+        """Log the data and models that the stage reads, each with its DVC digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
         from mlflow.exceptions import MlflowException
 
@@ -185,11 +185,11 @@ class StageRun:
         try:
             self.client.log_inputs(self.run_id, rows)
         except MlflowException:
-            # A stage beside this one entered the same data set first, between look-up and insertion; now it is there.
+            # A parallel stage inserted the same data set between look-up and insertion. The retry finds it.
             self.client.log_inputs(self.run_id, rows)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """All metrics of one step in one call."""
+        """Log all metrics of one step in one call."""
         import time
 
         from mlflow.entities import Metric
