@@ -85,9 +85,9 @@ def _policy(shape: ModelShape, params: Params, name: str) -> Need:
         return Need(f"policy@{name}", 0, 0)
     samples = algorithm.data in ("rollouts", "best_of_n")
     needs = algorithm.needs
-    trained = 2 if "critic" in needs else 1
+    trained = 2 if needs.critic else 1
     frozen = 2 if samples else 1
-    if "trust_region" in needs:
+    if needs.trust_region:
         frozen += 1  # π_old
     weights = (trained * TRAINED + frozen * FROZEN) * shape.weights
     rows = section.micro_batch_size * (2 if algorithm.data in ("pairs", "unpaired") else 1)

@@ -7,18 +7,21 @@ baseline that every optimiser must be held against.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
+from rlhf_core.algorithms.base.algorithm import Data, Method
 from rlhf_core.common.fields import check_bounds, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfN:
+class BestOfN(Method):
     """Of N samples, the one that the reward model scores highest."""
 
-    best_of: int = setting(16, "N, responses sampled per prompt, of which the best is answered", ge=2)
+    name = "best_of_n"
+    title = "Best of N"
 
-    data: ClassVar[str] = "none"
+    best_of: int = setting(16, "N, responses sampled per prompt, of which the best is answered", title="N", ge=2)
+
+    data = Data.NOTHING
 
     def __post_init__(self) -> None:
         check_bounds(self)

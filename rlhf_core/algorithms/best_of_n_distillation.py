@@ -6,8 +6,8 @@ sec. 3.2.3).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
+from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.algorithms.base.sft import SFT
 from rlhf_core.common.fields import check_bounds, setting
 
@@ -16,10 +16,13 @@ from rlhf_core.common.fields import check_bounds, setting
 class BestOfNDistillation(SFT):
     """SFT's loss; what differs is the data."""
 
-    best_of: int = setting(8, "N, responses sampled per prompt, of which the best is kept", ge=2)
+    name = "best_of_n_distillation"
+    title = "Best-of-N distillation"
+
+    best_of: int = setting(8, "N, responses sampled per prompt, of which the best is kept", title="N", ge=2)
     prompts: int = setting(512, "prompts to sample on", ge=1)
 
-    data: ClassVar[str] = "best_of_n"
+    data = Data.BEST_OF_N
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -19,7 +19,10 @@ from rlhf_core.maths.losses import dpo, smoothed
 class CDPO(PairAlgorithm):
     """DPO with smoothed labels."""
 
-    beta: float = setting(0.1, "weight of the KL to the reference model, as in DPO", gt=0)
+    name = "cdpo"
+    title = "cDPO"
+
+    beta: float = setting(0.1, "weight of the KL to the reference model, as in DPO", title="Beta", gt=0)
     label_smoothing: float = setting(0.1, "ε, probability that a label is wrong", gt=0, lt=0.5)
 
     def __post_init__(self) -> None:

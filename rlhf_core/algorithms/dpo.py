@@ -18,7 +18,10 @@ from rlhf_core.maths.losses import dpo
 class DPO(PairAlgorithm):
     """Eq. 7."""
 
-    beta: float = setting(0.1, "weight of the KL to the reference model (sec. 6)", gt=0)
+    name = "dpo"
+    title = "DPO"
+
+    beta: float = setting(0.1, "weight of the KL to the reference model (sec. 6)", title="Beta", gt=0)
 
     def __post_init__(self) -> None:
         check_bounds(self)

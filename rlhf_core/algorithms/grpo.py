@@ -8,9 +8,9 @@ Switches: without the std and with a fixed length it is Dr. GRPO (arXiv:2503.207
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State
 from rlhf_core.algorithms.base.kl_penalty import KLPenalty
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
@@ -24,8 +24,12 @@ from rlhf_core.maths.reductions import at_last_token, fixed_length, sequence_mea
 class GRPO(KLPenalty, OnPolicyAlgorithm):
     """Group-standardised scores, clipped surrogate, k3 in the loss, mean per response then over responses."""
 
+    name = "grpo"
+    title = "GRPO"
+    reuse_options = ("clip", "ratio")
+
     group_size: int = setting(64, "G, responses sampled per prompt (sec. 4.2)", ge=2)
-    kl_coef: float = setting(0.04, "β, weight of the KL to the reference (sec. 4.2)", ge=0)
+    kl_coef: float = setting(0.04, "β, weight of the KL to the reference (sec. 4.2)", title="KL weight", ge=0)
     kl_in: Literal["reward", "loss"] = setting("loss", "where the KL to the reference stands (eq. 3: in the loss)")
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = setting(
         "k3", "k1, k2, k3 (eq. 4) from the sampled tokens, or the exact sum over the vocabulary; in the reward k1 only"
@@ -40,8 +44,6 @@ class GRPO(KLPenalty, OnPolicyAlgorithm):
     )
     length: int | None = setting(None, "the fixed length, in tokens, that averaging fixed_length divides by", ge=1)
 
-    data: ClassVar[str] = "rollouts"
-
     def __post_init__(self) -> None:
         check_bounds(self)
         self.check_kl()
@@ -51,9 +53,9 @@ class GRPO(KLPenalty, OnPolicyAlgorithm):
             raise ValueError("std_eps and unbiased_std have no effect while std is none; leave them out")
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> Needs:
         """The exact KL if that estimator is chosen."""
-        return self.kl_needs()
+        return Needs(exact_kl=self.uses_exact_kl)
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
         """Â_{i,t} = (R_i - mean R) / (std R + ε): the same for every token of response i.

@@ -18,7 +18,10 @@ from rlhf_core.maths.losses import ipo
 class IPO(PairAlgorithm):
     """Eq. 17."""
 
-    beta: float = setting(0.1, "τ of the paper, weight of the KL to the reference model", gt=0)
+    name = "ipo"
+    title = "IPO"
+
+    beta: float = setting(0.1, "τ of the paper, weight of the KL to the reference model", title="Beta", gt=0)
     per_token: bool = setting(False, "divide each log-ratio by its length, as later code does; not the paper's")
 
     def __post_init__(self) -> None:

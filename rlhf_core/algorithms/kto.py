@@ -8,9 +8,8 @@ Units are (the labelled row, a mismatched row: the same prompt with the response
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
-from rlhf_core.algorithms.base.algorithm import Algorithm
+from rlhf_core.algorithms.base.algorithm import Algorithm, Data
 from rlhf_core.common.batch import Batch, Outputs
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
@@ -22,11 +21,14 @@ from rlhf_core.maths.reductions import sequence_sum, unit_mean
 class KTO(Algorithm[Batch]):
     """Labels are 1 for good, 0 for bad; `margins` hold z_0."""
 
-    beta: float = setting(0.1, "β, how sharply a log-ratio is judged (sec. 4.2)", gt=0)
+    name = "kto"
+    title = "KTO"
+
+    beta: float = setting(0.1, "β, how sharply a log-ratio is judged (sec. 4.2)", title="Beta", gt=0)
     desirable_weight: float = setting(1.0, "λ_D, weight of good responses (sec. 4.2)", gt=0)
     undesirable_weight: float = setting(1.0, "λ_U, weight of bad responses (sec. 4.2)", gt=0)
 
-    data: ClassVar[str] = "unpaired"
+    data = Data.UNPAIRED
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -10,7 +10,7 @@ score alone (argmax) has no finite optimum.
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
 from rlhf_core.common.batch import Outputs, Rollout
@@ -24,12 +24,14 @@ from rlhf_core.maths.reductions import at_last_token, sequence_sum
 class OnlineDPO(OnPolicyAlgorithm):
     """Rows alternate the first and second response to a prompt; labels are the probability that a row is the better."""
 
-    beta: float = setting(0.1, "weight of the KL to the reference model", gt=0)
+    name = "online_dpo"
+    title = "Online DPO"
+
+    beta: float = setting(0.1, "weight of the KL to the reference model", title="Beta", gt=0)
     labels: Literal["soft", "sampled", "argmax"] = setting(
         "soft", "σ(r_1 - r_2) itself, a draw from it, or the higher score"
     )
 
-    data: ClassVar[str] = "rollouts"
     group_size = 2  # not a setting: two responses make a pair
 
     def __post_init__(self) -> None:

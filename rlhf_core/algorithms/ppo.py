@@ -7,9 +7,10 @@ epochs of clipped minibatch steps per rollout.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import Self
 
-from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.config import OnlineConfig
 from rlhf_core.algorithms.base.kl_penalty import KLPenalty
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
@@ -19,16 +20,19 @@ from rlhf_core.maths.kl import adapted_kl_coef
 from rlhf_core.maths.losses import clipped_surrogate, value_loss
 from rlhf_core.maths.reductions import token_mean
 
-if TYPE_CHECKING:
-    from rlhf_core.algorithms.base.config import OnlineConfig
-
 
 @dataclass(frozen=True, kw_only=True)
 class PPO(KLPenalty, OnPolicyAlgorithm):
     """PPO-clip with a critic; the KL's coefficient is fixed or adaptive."""
 
+    name = "ppo"
+    title = "PPO"
+    reuse_options = ("clip", "value_clip")
+
     group_size: int = setting(1, "responses sampled per prompt", ge=1)
-    kl_coef: float = setting(0.02, "β, weight of the KL to the reference (InstructGPT, sec. C.4)", ge=0)
+    kl_coef: float = setting(
+        0.02, "β, weight of the KL to the reference (InstructGPT, sec. C.4)", title="KL weight", ge=0
+    )
     kl_target: float | None = setting(
         None, "nats per response; if set, kl_coef adapts towards it (Ziegler et al. sec. 2.2)", gt=0
     )
@@ -41,8 +45,6 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
     lam: float = setting(0.95, "λ of GAE (Schulman et al. 2017, table 3)", ge=0, le=1)
     whiten_advantages: bool = setting(True, "scale advantages to mean 0 and variance 1 over the rollout")
 
-    data: ClassVar[str] = "rollouts"
-
     def __post_init__(self) -> None:
         check_bounds(self)
         self.check_kl()
@@ -52,11 +54,11 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
             raise ValueError("kl_target has no effect while kl_coef is 0, which never adapts; raise kl_coef")
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> Needs:
         """A critic, and entropies to log them."""
-        return frozenset({"critic", "entropy"}) | self.kl_needs()
+        return Needs(critic=True, entropies=True, exact_kl=self.uses_exact_kl)
 
-    def check_rollouts(self, config: "OnlineConfig") -> None:
+    def check_rollouts(self, config: OnlineConfig) -> None:
         """A horizon shorter than a rollout could turn an adaptive kl_coef negative."""
         if self.kl_target is not None and self.kl_horizon < config.rollout_size:
             raise ValueError(

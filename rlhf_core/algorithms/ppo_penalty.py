@@ -8,9 +8,9 @@ Maximise ρ Â - β_old KL(π_old‖π_θ); after each rollout's updates β_old 
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Self
 
-from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
@@ -24,8 +24,11 @@ from rlhf_core.maths.reductions import token_mean
 class PPOPenalty(OnPolicyAlgorithm):
     """The unclipped surrogate less the KL to the policy that sampled."""
 
+    name = "ppo_penalty"
+    title = "PPO-penalty"
+
     group_size: int = setting(1, "responses sampled per prompt", ge=1)
-    kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", ge=0)
+    kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", title="KL weight", ge=0)
     penalty: float = setting(1.0, "β_old at the start, weight of KL(π_old‖π_θ)", gt=0)
     penalty_min: float = setting(1e-2, "β_old never falls below it, so that no step is unbounded", gt=0)
     update_target: float = setting(0.01, "d, nats per token between two rollouts' policies (table 1)", gt=0)
@@ -34,17 +37,15 @@ class PPOPenalty(OnPolicyAlgorithm):
     lam: float = setting(0.95, "λ of GAE (table 3)", ge=0, le=1)
     whiten_advantages: bool = setting(True, "scale advantages to mean 0 and variance 1 over the rollout")
 
-    data: ClassVar[str] = "rollouts"
-
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.penalty < self.penalty_min:
             raise ValueError(f"penalty {self.penalty} is below penalty_min {self.penalty_min}; raise it")
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> Needs:
         """A critic, and the KL to the policy that sampled after the last update."""
-        return frozenset({"critic", "final_kl"})
+        return Needs(critic=True, final_kl=True)
 
     def initial_state(self) -> State:
         """β_old."""

@@ -13,9 +13,10 @@ mean of the group's other responses (leave-one-out) or the critic's V_t.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
-from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.config import OnlineConfig
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
@@ -23,9 +24,6 @@ from rlhf_core.maths.advantages import gae, leave_one_out, returns_to_go, token_
 from rlhf_core.maths.kl import kl_k1
 from rlhf_core.maths.losses import policy_gradient, value_loss
 from rlhf_core.maths.reductions import fixed_length, sequence_sum
-
-if TYPE_CHECKING:
-    from rlhf_core.algorithms.base.config import OnlineConfig
 
 Weight = Literal["return", "reward_to_go", "q", "advantage", "td_residual"]
 Baseline = Literal["none", "batch_mean", "running_mean", "leave_one_out", "critic"]
@@ -35,17 +33,18 @@ Baseline = Literal["none", "batch_mean", "running_mean", "leave_one_out", "criti
 class Reinforce(OnPolicyAlgorithm):
     """-Ψ_t log π(a_t|s_t), summed over tokens, then the mean over responses."""
 
+    name = "reinforce"
+    title = "REINFORCE"
+
     weight: Weight = setting("reward_to_go", "Ψ_t")
     baseline: Baseline = setting("batch_mean", "b, for weights return and reward_to_go; the others have V in them")
     group_size: int = setting(1, "responses sampled per prompt", ge=1)
-    kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", ge=0)
+    kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", title="KL weight", ge=0)
     momentum: float = setting(0.9, "of the running mean: share that earlier rollouts keep", ge=0, lt=1)
     gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
     lam: float = setting(0.95, "λ of GAE, for weight advantage", ge=0, le=1)
     critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
     length: int = setting(64, "a constant that the sum over tokens is divided by, to keep the loss's scale", ge=1)
-
-    data: ClassVar[str] = "rollouts"
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -65,11 +64,11 @@ class Reinforce(OnPolicyAlgorithm):
                 )
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> Needs:
         """The critic where Ψ has one."""
-        return frozenset({"critic"}) if self.baseline == "critic" else frozenset()
+        return Needs(critic=self.baseline == "critic")
 
-    def check_rollouts(self, config: "OnlineConfig") -> None:
+    def check_rollouts(self, config: OnlineConfig) -> None:
         """The gradient is right for samples of the present policy only: one step per rollout."""
         if config.epochs > 1 or config.minibatch_size < config.rollout_size:
             raise ValueError(

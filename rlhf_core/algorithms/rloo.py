@@ -10,7 +10,6 @@ the prompt; a response is one action.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
 from rlhf_core.common.batch import Outputs, Rollout
@@ -26,13 +25,17 @@ from rlhf_core.maths.reductions import sequence_sum
 class RLOO(OnPolicyAlgorithm):
     """One number per response."""
 
+    name = "rloo"
+    title = "RLOO"
+    reuse_options = ("clip",)
+
     group_size: int = setting(4, "k, responses sampled per prompt (sec. 4)", ge=2)
-    kl_coef: float = setting(0.03, "β, weight of the KL to the reference in the return (appendix B)", ge=0)
+    kl_coef: float = setting(
+        0.03, "β, weight of the KL to the reference in the return (appendix B)", title="KL weight", ge=0
+    )
     clip: float = setting(0.2, "ε of the clipped ratio of whole responses; PPO's usual value", gt=0, lt=1)
     normalize_advantages: bool = setting(False, "divide advantages, less their mean, by their std + ε over the rollout")
     std_eps: float = setting(1e-4, "ε added to that std", gt=0)
-
-    data: ClassVar[str] = "rollouts"
 
     def __post_init__(self) -> None:
         check_bounds(self)

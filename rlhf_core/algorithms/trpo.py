@@ -7,9 +7,8 @@ rate's factor at the first step on each rollout. The KL to the reference is part
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
@@ -23,10 +22,17 @@ from rlhf_core.maths.reductions import token_mean
 class TRPO(OnPolicyAlgorithm):
     """The surrogate for the policy's step, the squared error for the critic's."""
 
+    name = "trpo"
+    title = "TRPO"
+    notes = {"learning_rate": "peak learning rate of the critic; max_kl sets the policy's step"}
+
     group_size: int = setting(1, "responses sampled per prompt", ge=1)
-    kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", ge=0)
+    kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", title="KL weight", ge=0)
     max_kl: float = setting(
-        0.01, "δ, nats per token between two rollouts' policies (table 2); warm-up and schedule scale it", gt=0
+        0.01,
+        "δ, nats per token between two rollouts' policies (table 2); warm-up and schedule scale it",
+        title="Largest KL of a step",
+        gt=0,
     )
     cg_iterations: int = setting(10, "iterations of conjugate gradient (appendix C)", ge=1)
     cg_damping: float = setting(0.1, "added to the diagonal of the Fisher matrix", ge=0)
@@ -38,15 +44,13 @@ class TRPO(OnPolicyAlgorithm):
     lam: float = setting(0.95, "λ of GAE", ge=0, le=1)
     whiten_advantages: bool = setting(True, "scale advantages to mean 0 and variance 1 over the rollout")
 
-    data: ClassVar[str] = "rollouts"
-
     def __post_init__(self) -> None:
         check_bounds(self)
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> Needs:
         """A critic, and the natural-gradient step for the policy."""
-        return frozenset({"critic", "trust_region"})
+        return Needs(critic=True, trust_region=True)
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
         """r̃_t, GAE over it, and the returns, as in PPO."""

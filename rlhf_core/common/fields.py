@@ -13,13 +13,13 @@ _BOUNDS = {
 }
 
 
-def setting(default: Any, description: str, **bounds: float) -> Any:
-    """Return a dataclass field with a description and numeric bounds (gt, ge, lt, le).
+def setting(default: Any, description: str, *, title: str | None = None, **bounds: float) -> Any:
+    """Return a dataclass field with a description and numeric bounds (gt, ge, lt, le); a title puts it in the run form.
 
     The metadata keys are pydantic's, so that forms and params.yaml enforce the same bounds as the constructor
     (`check_bounds`).
     """
-    metadata = {"description": description, **bounds}
+    metadata = {"description": description, **({} if title is None else {"title": title}), **bounds}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

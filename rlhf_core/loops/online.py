@@ -78,7 +78,7 @@ class OnlineTraining:
         self.critic = None if models.critic is None else accelerator.prepare(models.critic.model)
         trained = {"policy": (self.policy, config.learning_rate)}
         self.trust_region = None
-        if "trust_region" in algorithm.needs:
+        if algorithm.needs.trust_region:
             natural = cast(TrustRegionAlgorithm, algorithm)
             self.trust_region = TrustRegion(self.policy, natural, config.micro_batch_size, config.temperature)
             del trained["policy"]
@@ -168,8 +168,8 @@ class OnlineTraining:
             self.policy,
             batch,
             temperature=self.config.temperature,
-            entropy="entropy" in self.algorithm.needs,
-            reference=self.reference if "exact_kl" in self.algorithm.needs else None,
+            entropy=self.algorithm.needs.entropies,
+            reference=self.reference if self.algorithm.needs.exact_kl else None,
         )
         return outputs if self.critic is None else replace(outputs, values=values(self.critic, batch))
 
@@ -190,7 +190,7 @@ class OnlineTraining:
             metrics = self.step_on(minibatch, first + update, total)
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value / updates
-        if "final_kl" in self.algorithm.needs:
+        if self.algorithm.needs.final_kl:
             sums["final_kl_per_token"] = self._final_kl(rollout)
         return sums
 

@@ -1,5 +1,6 @@
 """What each kind of data gives the methods and rewards to learn from; asked before a run starts and again by stages."""
 
+from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.errors import UserError
 from tasks.params.schema import Params, algorithm_of
 
@@ -22,7 +23,7 @@ def check_kind(params: Params, kind: str, *, from_scratch: bool) -> None:
             _need_feedback(kind, f"policy.algorithms names {name}, which learns from feedback")
         else:
             rewarded.append(name)
-        if "critic" in getattr(algorithm, "needs", ()):
+        if isinstance(algorithm, Algorithm) and algorithm.needs.critic:
             _need_feedback(kind, f"policy.algorithms names {name}, whose critic starts from the reward model")
     if rewarded:
         check_rewards(params, kind)

@@ -13,22 +13,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_core.algorithms.base.table import policy_algorithms
+
 Report = Mapping[str, Any]
 STILL = 1e-3  # nats per response
 LEAST_GAIN = 1e-3  # nats per pair: less than this below log 2 is shown as 0.693 or 0.692
-# Names that are not simply capitals.
-LABELS = {
-    "ppo_penalty": "PPO-penalty",
-    "cdpo": "cDPO",
-    "online_dpo": "Online DPO",
-    "best_of_n": "Best of N",
-    "best_of_n_distillation": "Best-of-N distillation",
-}
 
 
 def label(name: str) -> str:
-    """A policy's name as a heading: dpo is DPO."""
-    return LABELS.get(name, name.upper())
+    """A policy's title, such as PPO-penalty for ppo_penalty; of a method that was removed the name in capitals."""
+    method = policy_algorithms().get(name)
+    return name.upper() if method is None else str(method.title)
 
 
 def percent(share: float) -> str:

@@ -176,7 +176,7 @@ def _train_on_samples(stage: Stage, name: str, algorithm: Any, config: Any) -> N
         Models(
             policy=model,
             reference=load_policy("models/sft"),
-            critic=_critic(algorithm, config) if "critic" in algorithm.needs else None,
+            critic=_critic(algorithm, config) if algorithm.needs.critic else None,
             tokenizer=tokenizer,
         ),
         algorithm,

@@ -104,7 +104,7 @@ def make_training(
         size = algorithm.group_size * problem.prompts
         settings = {"rollout_size": size, "minibatch_size": size, "micro_batch_size": WHOLE, "epochs": 1} | settings
     config = OnlineConfig(snapshots=0, resume_every=WHOLE, **settings)
-    critic = Critic(ExactCritic(problem, kl_in_reward(algorithm)), 1e-3) if "critic" in algorithm.needs else None
+    critic = Critic(ExactCritic(problem, kl_in_reward(algorithm)), 1e-3) if algorithm.needs.critic else None
     prompts = problem.all_prompts() * (config.rollout_size // (algorithm.group_size * problem.prompts))
     kind = SampledTraining if sampled else Enumerated
     training = kind(

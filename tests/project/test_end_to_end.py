@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from checkout import environment, make_checkout, run, stages_run
-from rlhf_core.algorithms.base.table import POLICY_ALGORITHMS, policy_algorithm
+from rlhf_core.algorithms.base.table import policy_algorithm, policy_algorithms
 from tasks.files.jsonl import read_jsonl
 
 STAGES = [
@@ -237,7 +237,7 @@ def test_every_other_algorithm_runs_under_its_own_name(done):
     folder = done[0]
     before = (folder / "params.yaml").read_text()
     lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
-    names = list(POLICY_ALGORITHMS)
+    names = list(policy_algorithms())
     set_param(folder, "policy", "algorithms", value=names)
     ran = stages_run(run(folder, "dvc", "repro").stdout)
     assert sorted(ran) == sorted(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from flows.run.graph import read_graph
-from rlhf_core.algorithms.base.table import POLICY_ALGORITHMS, REWARD_LOSSES
+from rlhf_core.algorithms.base.table import policy_algorithms, reward_losses
 from tasks.params.schema import all_keys, load_params
 from tools.closure import ROOT, closure
 
@@ -15,10 +15,10 @@ PACKAGES = ("rlhf_core/", "helpdesk", "tasks/")
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Code that a stage finds by name at run time, so that no stage depends on the algorithms it does not run.
 ALGORITHM = "rlhf_core/algorithms/${item.algorithm}.py"
-POLICIES = {f"rlhf_core/algorithms/{name}.py" for name in POLICY_ALGORITHMS}
+POLICIES = {f"rlhf_core/algorithms/{name}.py" for name in policy_algorithms()}
 FOUND_BY_NAME = {
     "policy": POLICIES,
-    "reward": {f"{where.partition(':')[0].replace('.', '/')}.py" for where in REWARD_LOSSES.values()},
+    "reward": {f"{kind.__module__.replace('.', '/')}.py" for kind in reward_losses().values()},
 }
 
 

@@ -141,6 +141,7 @@ def _template() -> "TemporaryDirectory[str]":
         "params.yaml": PARAMS_YAML,
         # The worker is started in this folder and needs the modules of the real package as well.
         "tasks/__init__.py": f"__path__.append({str(PACKAGE / 'tasks')!r})\n",
+        "tasks/stages/__init__.py": f"__path__.append({str(PACKAGE / 'tasks' / 'stages')!r})\n",
         "tasks/fake.py": FAKE,
         "tasks/stages/report.py": REPORT,
         "profiles/fast.yaml": "sft:\n  learning_rate: 0.5\n",

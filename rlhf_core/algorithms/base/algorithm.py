@@ -9,14 +9,14 @@ An algorithm is a frozen dataclass whose fields are its hyperparameters. The loo
 ranking). The loop computes `(losses * weights).sum()`. A method states only what differs from the defaults here.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar, Generic, Literal, Self, TypeVar
 
+from rlhf_core.algorithms.base.config import OfflineConfig, OnlineConfig, OptimizerConfig
 from rlhf_core.common.batch import Batch, Outputs, Rollout
 from rlhf_core.common.lazy import Tensor
-
-if TYPE_CHECKING:
-    from rlhf_core.algorithms.base.config import OnlineConfig
 
 BatchT = TypeVar("BatchT", bound=Batch)
 
@@ -27,13 +27,53 @@ Link = Literal["logistic", "normal"]
 State = dict[str, float]
 
 
-class Algorithm(Generic[BatchT]):
-    """What every method gives a loop."""
+class Data(StrEnum):
+    """What a method learns from."""
+
+    PAIRS = "pairs"  # preferences
+    UNPAIRED = "unpaired"  # responses labelled good or bad
+    RATINGS = "ratings"
+    RANKINGS = "rankings"
+    ROLLOUTS = "rollouts"  # responses of the current policy, with their rewards
+    BEST_OF_N = "best_of_n"  # the best of N responses of the SFT model
+    NOTHING = "none"
 
     @property
-    def needs(self) -> frozenset[str]:
-        """What the loop has to provide: "critic" (values), "entropy", "exact_kl", "trust_region", "final_kl"."""
-        return frozenset()
+    def is_rewarded(self) -> bool:
+        """Whether policy.rewards decides what is learned."""
+        return self in (Data.ROLLOUTS, Data.BEST_OF_N, Data.NOTHING)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the loop has to provide for an algorithm."""
+
+    critic: bool = False  # values
+    entropies: bool = False
+    exact_kl: bool = False
+    trust_region: bool = False  # the natural-gradient step, and a copy of the policy
+    final_kl: bool = False  # the KL to the policy that sampled, after the last update on a rollout
+
+
+class Method:
+    """What is declared of every method, in its own file; tables, parameters, forms and reports follow from it."""
+
+    name: ClassVar[str]  # in params.yaml; for a policy also its file's
+    title: ClassVar[str]  # for people
+    data: ClassVar[Data]
+    loop: ClassVar[type[OptimizerConfig] | None] = None  # the loop that trains it, by its configuration
+    notes: ClassVar[Mapping[str, str]] = {}  # what an option of the loop means here, where that differs
+
+
+class Algorithm(Method, Generic[BatchT]):
+    """What a method that is trained gives a loop."""
+
+    loop: ClassVar[type[OptimizerConfig] | None] = OfflineConfig
+
+    @property
+    def needs(self) -> Needs:
+        """What the loop has to provide."""
+        return Needs()
 
     def prepare(self, batch: BatchT, forward: Callable[[BatchT], Outputs]) -> BatchT:
         """The minibatch with what its rows must know of each other; `forward` is without gradient."""
@@ -55,6 +95,9 @@ class Algorithm(Generic[BatchT]):
 class OnPolicyAlgorithm(Algorithm[Rollout]):
     """What a method on sampled data gives besides. `group_size` is a field of each: G, responses per prompt."""
 
+    data = Data.ROLLOUTS
+    loop = OnlineConfig
+    reuse_options: ClassVar[tuple[str, ...]] = ()  # options without effect where a rollout makes a single step
     group_size: int
 
     @property
@@ -62,7 +105,7 @@ class OnPolicyAlgorithm(Algorithm[Rollout]):
         """Adjacent responses that one loss needs together: 2 for a pair."""
         return 1
 
-    def check_rollouts(self, config: "OnlineConfig") -> None:
+    def check_rollouts(self, config: OnlineConfig) -> None:
         """Raise ValueError if the method is wrong, or unstable, with rollouts and optimiser steps as in `config`."""
 
     def initial_state(self) -> State:

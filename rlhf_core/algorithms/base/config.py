@@ -2,17 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm
 from rlhf_core.common.fields import setting
+
+if TYPE_CHECKING:
+    from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW, gradient clipping and the learning-rate schedule."""
 
-    learning_rate: float = setting(1e-5, "peak learning rate of AdamW", gt=0)
+    learning_rate: float = setting(1e-5, "peak learning rate of AdamW", title="Learning rate", gt=0)
     schedule: Literal["constant", "linear", "cosine"] = setting(
         "constant", "how the learning rate falls after the warm-up: not at all, or to 0"
     )
@@ -65,7 +67,7 @@ class OnlineConfig(OptimizerConfig):
     resume_every: int = setting(10, "rollouts between two resume states", ge=1)
 
 
-def check_loop(config: OnlineConfig, algorithm: OnPolicyAlgorithm) -> None:
+def check_loop(config: OnlineConfig, algorithm: "OnPolicyAlgorithm") -> None:
     """Raise ValueError unless rollouts are whole groups, minibatches whole units, and every option has an effect."""
     size, together = algorithm.group_size, algorithm.rows_per_unit
     if config.rollout_size % size:
@@ -80,8 +82,8 @@ def check_loop(config: OnlineConfig, algorithm: OnPolicyAlgorithm) -> None:
     algorithm.check_rollouts(config)
     if config.epochs == 1 and config.minibatch_size == config.rollout_size:
         # The ratio π_θ/π_old is 1 and V is V_old in the only step that a rollout makes.
-        for name in ("clip", "value_clip", "ratio"):
-            if getattr(algorithm, name, None) != getattr(type(algorithm), name, None):
+        for name in algorithm.reuse_options:
+            if getattr(algorithm, name) != getattr(type(algorithm), name):
                 raise ValueError(f"{name} has no effect with one step per rollout; leave it out, or raise epochs")
 
 

@@ -23,7 +23,7 @@ ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 class KLPenalty:
     """β KL(π_θ‖π_ref), in the token reward or in the loss."""
 
-    kl_coef: float = setting(0.05, "β, weight of the KL to the reference", ge=0)
+    kl_coef: float = setting(0.05, "β, weight of the KL to the reference", title="KL weight", ge=0)
     kl_in: Literal["reward", "loss"] = setting("reward", "where the KL to the reference stands")
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = setting(
         "k1", "k1, k2, k3 from the sampled tokens, or the exact sum over the vocabulary; in the reward k1 only"
@@ -48,10 +48,10 @@ class KLPenalty:
         if self.kl_estimator == "exact" and (self.kl_per != "token" or self.kl_weighted):
             raise ValueError("kl_per and kl_weighted have no effect while kl_estimator is exact; leave them out")
 
-    def kl_needs(self) -> frozenset[str]:
-        """What the loop has to provide for this term."""
-        exact = self.kl_in == "loss" and self.kl_estimator == "exact" and self.kl_coef > 0
-        return frozenset({"exact_kl"}) if exact else frozenset()
+    @property
+    def uses_exact_kl(self) -> bool:
+        """Whether the loop has to compute the exact KL."""
+        return self.kl_in == "loss" and self.kl_estimator == "exact" and self.kl_coef > 0
 
     def token_rewards(self, rollout: Rollout) -> Tensor:
         """The score at the last token, less β k1 at each token if the KL stands in the reward, (B, R)."""

@@ -1,8 +1,6 @@
 """What methods on preference pairs share: DPO, cDPO, IPO."""
 
-from typing import ClassVar
-
-from rlhf_core.algorithms.base.algorithm import Algorithm
+from rlhf_core.algorithms.base.algorithm import Algorithm, Data
 from rlhf_core.common.batch import Batch, Outputs
 from rlhf_core.common.lazy import Tensor
 from rlhf_core.maths.reductions import sequence_sum, unit_mean
@@ -12,7 +10,7 @@ class PairAlgorithm(Algorithm[Batch]):
     """Rows alternate chosen, rejected; labels are the probability that a row is the better one."""
 
     beta: float
-    data: ClassVar[str] = "pairs"
+    data = Data.PAIRS
 
     def weights(self, batch: Batch) -> Tensor:
         """One pair, one vote, (N,)."""

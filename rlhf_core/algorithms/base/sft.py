@@ -17,6 +17,9 @@ from rlhf_core.maths.reductions import token_mean
 class SFT(Algorithm[Batch]):
     """Cross-entropy on response tokens."""
 
+    name = "sft"
+    title = "SFT"
+
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         """-log π(a_t|s_t), (B, R)."""
         return cross_entropy(outputs.logprobs)

@@ -1,46 +1,37 @@
-"""The two tables that map a name to its class: policy algorithms and reward-model losses.
+"""The methods there are, found by their files: each class declares its own name.
 
-The classes are named as text and imported on demand, so that an edit of one algorithm touches no other.
+A policy method is the class with a `name` in rlhf_core/algorithms/NAME.py, a reward-model loss the one in
+rlhf_core/algorithms/reward/NAME.py.
 """
 
+from functools import cache
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
+from rlhf_core.algorithms.base.algorithm import Method
 from rlhf_core.common.errors import UserError
 
-POLICY_ALGORITHMS = {
-    "reinforce": "rlhf_core.algorithms.reinforce:Reinforce",
-    "rloo": "rlhf_core.algorithms.rloo:RLOO",
-    "trpo": "rlhf_core.algorithms.trpo:TRPO",
-    "ppo": "rlhf_core.algorithms.ppo:PPO",
-    "ppo_penalty": "rlhf_core.algorithms.ppo_penalty:PPOPenalty",
-    "grpo": "rlhf_core.algorithms.grpo:GRPO",
-    "dpo": "rlhf_core.algorithms.dpo:DPO",
-    "cdpo": "rlhf_core.algorithms.cdpo:CDPO",
-    "ipo": "rlhf_core.algorithms.ipo:IPO",
-    "kto": "rlhf_core.algorithms.kto:KTO",
-    "online_dpo": "rlhf_core.algorithms.online_dpo:OnlineDPO",
-    "best_of_n": "rlhf_core.algorithms.best_of_n:BestOfN",
-    "best_of_n_distillation": "rlhf_core.algorithms.best_of_n_distillation:BestOfNDistillation",
-}
 
-REWARD_LOSSES = {
-    "bradley_terry": "rlhf_core.algorithms.reward.bradley_terry:BradleyTerry",
-    "thurstone": "rlhf_core.algorithms.reward.thurstone:Thurstone",
-    "likert": "rlhf_core.algorithms.reward.likert:Likert",
-    "ranking_pairs": "rlhf_core.algorithms.reward.ranking:RankingPairs",
-    "plackett_luce": "rlhf_core.algorithms.reward.ranking:PlackettLuce",
-    "best_of_n": "rlhf_core.algorithms.reward.ranking:BestOfNChoice",
-}
+@cache
+def policy_algorithms() -> dict[str, type[Any]]:
+    """Every policy method by its name."""
+    return _methods("rlhf_core.algorithms")
+
+
+@cache
+def reward_losses() -> dict[str, type[Any]]:
+    """Every reward-model loss by its name."""
+    return _methods("rlhf_core.algorithms.reward")
 
 
 def policy_algorithm(name: str) -> type[Any]:
-    """The class of the policy algorithm called `name`.
+    """The class of the policy method called `name`.
 
     Raises:
         UserError: if there is none; the names that exist are listed.
     """
-    return _look_up(POLICY_ALGORITHMS, name, "policy.algorithms")
+    return _look_up(policy_algorithms(), name, "policy.algorithms")
 
 
 def reward_loss(name: str) -> type[Any]:
@@ -49,11 +40,21 @@ def reward_loss(name: str) -> type[Any]:
     Raises:
         UserError: if there is none; the names that exist are listed.
     """
-    return _look_up(REWARD_LOSSES, name, "reward.loss")
+    return _look_up(reward_losses(), name, "reward.loss")
 
 
-def _look_up(table: dict[str, str], name: str, key: str) -> type[Any]:
+def _methods(package: str) -> dict[str, type[Any]]:
+    found: dict[str, type[Any]] = {}
+    for file in iter_modules(import_module(package).__path__):
+        if file.ispkg:
+            continue
+        module = import_module(f"{package}.{file.name}")
+        own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+        found |= {kind.name: kind for kind in own if issubclass(kind, Method) and "name" in vars(kind)}
+    return found
+
+
+def _look_up(table: dict[str, type[Any]], name: str, key: str) -> type[Any]:
     if name not in table:
         raise UserError(f"{key} names '{name}', which is not known here. Choose from: {', '.join(table)}.")
-    module, _, attribute = table[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return table[name]

@@ -7,7 +7,7 @@ A tie is the mean of both directions. Smoothing and margins bias r; `make oracle
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_core.algorithms.base.algorithm import Algorithm, Link
+from rlhf_core.algorithms.base.algorithm import Algorithm, Data, Link
 from rlhf_core.common.batch import Batch, Outputs
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor, torch
@@ -19,10 +19,13 @@ from rlhf_core.maths.reductions import unit_mean
 class BradleyTerry(Algorithm[Batch]):
     """Rows alternate chosen, rejected; scores are the scalar head at the last response token."""
 
+    name = "bradley_terry"
+    title = "Bradley-Terry"
+
     margin: float = setting(0.0, "m, subtracted from the difference where a pair brings no margin of its own", ge=0)
     label_smoothing: float = setting(0.0, "ε, probability that a label is wrong", ge=0, lt=0.5)
 
-    data: ClassVar[str] = "pairs"
+    data = Data.PAIRS
     link: ClassVar[Link | None] = "logistic"
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ model, so that its prediction can be read on the annotators' scale.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_core.algorithms.base.algorithm import Algorithm, Link
+from rlhf_core.algorithms.base.algorithm import Algorithm, Data, Link
 from rlhf_core.common.batch import Batch, Outputs
 from rlhf_core.common.lazy import Tensor
 from rlhf_core.maths.losses import squared_error
@@ -18,7 +18,9 @@ from rlhf_core.maths.reductions import unit_mean
 class Likert(Algorithm[Batch]):
     """One row, one score; labels are the standardised scores."""
 
-    data: ClassVar[str] = "ratings"
+    name = "likert"
+    title = "Likert regression"
+    data = Data.RATINGS
     link: ClassVar[Link | None] = None  # a rating is no probability
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:

@@ -9,7 +9,7 @@ from itertools import combinations, permutations, product
 from math import factorial, prod
 from typing import ClassVar
 
-from rlhf_core.algorithms.base.algorithm import Algorithm, Link
+from rlhf_core.algorithms.base.algorithm import Algorithm, Data, Link
 from rlhf_core.common.batch import Batch, Outputs
 from rlhf_core.common.errors import UserError
 from rlhf_core.common.lazy import Tensor, torch
@@ -22,7 +22,7 @@ MOST_ORDERS = 5040  # orders of tied entries that one ranking is averaged over
 class Ranking(Algorithm[Batch]):
     """What the three losses share: one ranking, one vote."""
 
-    data: ClassVar[str] = "rankings"
+    data = Data.RANKINGS
     link: ClassVar[Link | None] = "logistic"  # of two responses, in Plackett-Luce's and Luce's models too
 
     def ranking_loss(self, scores: Tensor, ranks: Tensor) -> Tensor:
@@ -66,6 +66,9 @@ def ranked_pairs(ranks: Tensor, *, ties: bool) -> tuple[list[int], list[int]]:
 class RankingPairs(Ranking):
     """Bradley-Terry on all C(K, 2) pairs of a ranking, their mean. InstructGPT (arXiv:2203.02155) eq. 1."""
 
+    name = "ranking_pairs"
+    title = "Pairs of a ranking"
+
     def ranking_loss(self, scores: Tensor, ranks: Tensor) -> Tensor:
         """1 / C(K,2) Σ -log σ(r_w - r_l); a tie is the mean of both directions."""
         better, worse = ranked_pairs(ranks, ties=True)
@@ -76,6 +79,9 @@ class RankingPairs(Ranking):
 @dataclass(frozen=True, kw_only=True)
 class PlackettLuce(Ranking):
     """The likelihood of the whole order. Plackett 1975; Luce 1959."""
+
+    name = "plackett_luce"
+    title = "Plackett-Luce"
 
     def ranking_loss(self, scores: Tensor, ranks: Tensor) -> Tensor:
         """-log P(order), tied entries averaged over their orders.
@@ -96,6 +102,9 @@ class PlackettLuce(Ranking):
 @dataclass(frozen=True, kw_only=True)
 class BestOfNChoice(Ranking):
     """The likelihood that the best is chosen of N; ranks below it are not looked at. Luce 1959."""
+
+    name = "best_of_n"
+    title = "Best of N"
 
     def ranking_loss(self, scores: Tensor, ranks: Tensor) -> Tensor:
         """logsumexp_j r_j - r_best; several best ones are averaged."""

@@ -7,7 +7,7 @@ come out on a scale about 1.7 times smaller than Bradley-Terry's; `reward.unit_s
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_core.algorithms.base.algorithm import Algorithm, Link
+from rlhf_core.algorithms.base.algorithm import Algorithm, Data, Link
 from rlhf_core.algorithms.reward.bradley_terry import pair_statistics
 from rlhf_core.common.batch import Batch, Outputs
 from rlhf_core.common.fields import check_bounds, setting
@@ -20,9 +20,12 @@ from rlhf_core.maths.reductions import unit_mean
 class Thurstone(Algorithm[Batch]):
     """Rows alternate chosen, rejected."""
 
+    name = "thurstone"
+    title = "Thurstone"
+
     label_smoothing: float = setting(0.0, "ε, probability that a label is wrong", ge=0, lt=0.5)
 
-    data: ClassVar[str] = "pairs"
+    data = Data.PAIRS
     link: ClassVar[Link | None] = "normal"
 
     def __post_init__(self) -> None:

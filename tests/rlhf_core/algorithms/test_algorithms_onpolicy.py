@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tiny
+from rlhf_core.algorithms.base.algorithm import Needs
 from rlhf_core.algorithms.base.config import OnlineConfig, check_loop
 from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.online_dpo import OnlineDPO
@@ -174,7 +175,7 @@ def test_kl_in_the_loss(settings, expected):
         algorithm = kind(kl_coef=2.0, kl_in="loss", **settings, **more)
         close(algorithm.kl_losses(moved_outputs(exact_kl=exact), rollout()), [[2 * x for x in row] for row in expected])
         close(algorithm.token_rewards(rollout()), [[0, 0, 2.0], [-1.0, 0, 0]])
-        assert ("exact_kl" in algorithm.needs) == (settings["kl_estimator"] == "exact")
+        assert algorithm.needs.exact_kl == (settings["kl_estimator"] == "exact")
 
 
 def test_kl_in_the_reward_leaves_the_loss_alone():
@@ -240,7 +241,7 @@ def test_ppo_penalty_adapts_after_each_rollout():
         assert algorithm.next_state({"penalty": 1.0}, {"final_kl_per_token": kl}, 8) == {"penalty": expected}
     assert algorithm.next_state({"penalty": 0.5}, {"final_kl_per_token": 0.0}, 8) == {"penalty": 0.4}
     assert algorithm.at({"penalty": 8.0}).penalty == 8.0
-    assert algorithm.needs == {"critic", "final_kl"}
+    assert algorithm.needs == Needs(critic=True, final_kl=True)
 
 
 def test_trpo_losses():

@@ -45,7 +45,7 @@ def training_of(accelerator, tokenizer, folder, algorithm, **settings):
     """A training of a policy that is not its reference, on four rollouts."""
     save_policy(tiny.learned(), tokenizer, folder / "policy", max_new_tokens=4)
     torch.manual_seed(0)
-    critic = Critic(new_scalar_model(folder / "policy"), 3e-3) if "critic" in algorithm.needs else None
+    critic = Critic(new_scalar_model(folder / "policy"), 3e-3) if algorithm.needs.critic else None
     defaults = {"learning_rate": 5e-3, "steps": 4, "rollout_size": 16, "minibatch_size": 8, "epochs": 2}
     defaults |= ONE_STEP if isinstance(algorithm, Reinforce) else {}
     return OnlineTraining(

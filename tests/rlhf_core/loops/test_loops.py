@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from rlhf_core.algorithms.base.sft import SFT
-from rlhf_core.algorithms.base.table import POLICY_ALGORITHMS, REWARD_LOSSES, policy_algorithm, reward_loss
+from rlhf_core.algorithms.base.table import policy_algorithm, policy_algorithms, reward_loss, reward_losses
 from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.ppo import PPO
@@ -108,7 +108,7 @@ def online(accelerator, tokenizer, folder, algorithm, run=None, **settings):
     """(training, its reference): the policy is to say 6, to one-word prompts."""
     save_policy(tiny.learned(), tokenizer, folder / "policy", max_new_tokens=4)
     torch.manual_seed(0)
-    critic = Critic(new_scalar_model(folder / "policy"), 3e-3) if "critic" in algorithm.needs else None
+    critic = Critic(new_scalar_model(folder / "policy"), 3e-3) if algorithm.needs.critic else None
     defaults = {"learning_rate": 5e-3, "steps": 40, "rollout_size": 32, "minibatch_size": 16, "epochs": 2}
     reference = tiny.learned()
     training = OnlineTraining(
@@ -267,13 +267,13 @@ def test_microbatches_keep_pairs_whole():
 
 
 def test_the_tables_lead_to_classes_that_say_what_they_learn_from():
-    kinds = {name: policy_algorithm(name).data for name in POLICY_ALGORITHMS}
+    kinds = {name: policy_algorithm(name).data for name in policy_algorithms()}
     assert kinds.pop("best_of_n") == "none"
     assert kinds.pop("best_of_n_distillation") == "best_of_n"
     assert kinds.pop("kto") == "unpaired"
     assert {name for name, kind in kinds.items() if kind == "pairs"} == {"dpo", "cdpo", "ipo"}
     assert {name for name, kind in kinds.items() if kind == "rollouts"} == kinds.keys() - {"dpo", "cdpo", "ipo"}
-    assert {reward_loss(name).data for name in REWARD_LOSSES} == {"pairs", "ratings", "rankings"}
+    assert {reward_loss(name).data for name in reward_losses()} == {"pairs", "ratings", "rankings"}
     with pytest.raises(UserError, match=r"policy.algorithms names 'pp0', which is not known here. Choose from: reinfo"):
         policy_algorithm("pp0")
     with pytest.raises(UserError, match=r"reward.loss names 'bt'"):

@@ -39,7 +39,7 @@ def online(accelerator, tokenizer, folder, algorithm, *, reward=nothing, policy=
     defaults = {"learning_rate": 1e-3, "rollout_size": 4, "minibatch_size": 4, "resume_every": 100}
     return OnlineTraining(
         accelerator,
-        Models(policy, tiny.learned(seed=1), critic if "critic" in algorithm.needs else None, tokenizer),
+        Models(policy, tiny.learned(seed=1), critic if algorithm.needs.critic else None, tokenizer),
         algorithm,
         WeightedSum([("reward", 1.0, reward)]),
         tiny.prompts_of(list(words)),

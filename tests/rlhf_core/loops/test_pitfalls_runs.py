@@ -31,7 +31,7 @@ def online(accelerator, tokenizer, folder, algorithm, reward, **changes):
     """A small training on sampled data; its critic, where one is needed, is new."""
     policy = tiny.rotary()
     save_policy(policy, tokenizer, folder / "policy", max_new_tokens=4)
-    critic = Critic(new_scalar_model(folder / "policy"), 1e-3) if "critic" in algorithm.needs else None
+    critic = Critic(new_scalar_model(folder / "policy"), 1e-3) if algorithm.needs.critic else None
     settings = {"learning_rate": 1e-3, "steps": 2, "rollout_size": 4, "minibatch_size": 4} | changes
     return OnlineTraining(
         accelerator,

@@ -26,6 +26,7 @@ from rlhf_core.models.sampling import Sampler
 from rlhf_core.models.store import new_scalar_model, save_policy
 from rlhf_core.scoring.rewards import WeightedSum
 from tiny import END, PAD
+from tools.closure import ROOT
 
 STEPS, KILLED_IN, EVERY = 8, 5, 2
 NAMES = ["sft", "ppo", "grpo"]
@@ -102,7 +103,7 @@ def train_on_samples(name, folder, accelerator, policy, run):
 
 def killed_training(name, folder):
     """Run a training in a process that kills itself; give its exit code and what it said."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
     command = [sys.executable, __file__, name, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     return done.returncode, done.stderr

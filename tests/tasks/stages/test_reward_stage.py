@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 import tiny
 from checkout import make_checkout
-from rlhf_core.algorithms.base.table import REWARD_LOSSES, reward_loss
+from rlhf_core.algorithms.base.table import reward_loss, reward_losses
 from rlhf_core.common.batch import collate, collate_units
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common.run import minibatch_indices
@@ -412,7 +412,7 @@ def test_without_a_link_there_is_only_the_accuracy():
 
 
 def test_every_loss_names_its_link():
-    assert {name: reward_loss(name).link for name in REWARD_LOSSES} == {
+    assert {name: reward_loss(name).link for name in reward_losses()} == {
         "bradley_terry": "logistic",
         "thurstone": "normal",
         "likert": None,
