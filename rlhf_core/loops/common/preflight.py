@@ -49,7 +49,7 @@ def check_beginning(rows: Sequence[Sequence[int]], beginning: int | None, end: i
         count = list(ids).count(beginning)
         if count > 1 or (count == 1 and ids[0] != beginning):
             raise UserError(
-                f"row {row} has {count} beginning tokens (id {beginning}), not one at the start. "
+                f"row {row} has {count} beginning tokens (id {beginning}); only one at the start is allowed. "
                 "Remove bos_token from the tokenizer's chat template."
             )
 
