@@ -111,9 +111,9 @@ def _policy(params: Params, name: str, rows: Rows) -> Work:
     if algorithm.data in ("pairs", "unpaired"):  # two rows per unit; the reference reads each row once
         return Work(stage, trained=2 * _steps(section, rows.preferences), read=2 * rows.preferences)
     responses = section.steps * section.rollout_size
-    critic = "critic" in algorithm.needs
+    critic = algorithm.needs.critic
     trained = section.epochs * responses * (1 + critic)
-    if "trust_region" in algorithm.needs:  # only the critic takes gradient steps; a Fisher product costs two
+    if algorithm.needs.trust_region:  # the critic alone takes gradient steps; a Fisher product costs two of them
         trained = responses * (section.epochs + 2 * algorithm.cg_iterations * algorithm.fisher_fraction)
     return Work(stage, trained=trained, read=(3 + critic) * responses, sampled=responses)
 

@@ -116,7 +116,7 @@ def test_compare_claims_only_what_the_interval_shows() -> None:
 
 
 def test_runs_that_were_judged_differently_are_separate() -> None:
-    """Runs are comparable if test prompts, number of prompts and judge are equal. Runs without this record come last."""
+    """Runs are comparable if test prompts, their number and the judge are equal. Runs without this record come last."""
     runs = [run(name, name, {"dpo": 0.7}) for name in ("a", "b", "fewer", "other data", "other judge", "old")]
     terms = {
         "fewer": TERMS | {"prompts": "100"},
