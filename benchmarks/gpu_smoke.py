@@ -1,9 +1,10 @@
-"""One step of every kind of training on CUDA, against the CPU; needs rlhf_core and what it may import alone.
+"""One step of every kind of training on CUDA, compared with the CPU; needs only rlhf_core and its dependencies.
 
     python benchmarks/gpu_smoke.py [--out benchmarks/results/gpu_smoke.json]
 
-float32 on the GPU equals the CPU within 1e-4; bf16 is finite and within its rounding; a model of about 0.5 B parameters
-is sampled from and trained for a few steps, its peak memory printed. Without a GPU it says so and exits 0.
+Checks that float32 on the GPU agrees with the CPU within 1e-4, and that bf16 is finite and agrees within its rounding.
+Then samples from a model of about 0.5 B parameters, trains it for a few steps and prints its peak memory.
+Without a GPU the script prints a message and exits 0.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from rlhf_core.models.sampling import Sampler
 from rlhf_core.models.store import ScalarModel, parameter_count
 
 SMALL = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-# The shape of a 0.5 B model: 24 layers of width 896 and a vocabulary of 151,936, as Qwen2.5-0.5B has.
+# The shape of Qwen2.5-0.5B: 24 layers of width 896 and a vocabulary of 151,936.
 LARGE = {
     "hidden_size": 896,
     "intermediate_size": 4864,
@@ -49,7 +50,7 @@ PAD, END = 0, 1
 
 
 def new_policy(**shape):
-    """A causal language model with random weights on the CPU, the same for the same shape."""
+    """A causal language model on the CPU; its random weights depend only on its shape."""
     torch.manual_seed(0)
     config = LlamaConfig(
         **{"vocab_size": 512, "max_position_embeddings": 1024, "tie_word_embeddings": True, **shape},
@@ -60,7 +61,7 @@ def new_policy(**shape):
 
 
 def new_scalar(policy):
-    """A reward model on the policy's transformer."""
+    """A reward model with the policy's architecture and random weights."""
     torch.manual_seed(1)
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
@@ -68,7 +69,7 @@ def new_scalar(policy):
 
 
 def examples(rows, vocabulary, prompt=24, response=32):
-    """Random rows of differing lengths."""
+    """Random rows of different lengths."""
     generator = torch.Generator().manual_seed(2)
     made = []
     for row in range(rows):
@@ -79,7 +80,7 @@ def examples(rows, vocabulary, prompt=24, response=32):
 
 
 def as_rollout(batch, policy, critic):
-    """A batch as if it had been sampled from the policy, with scores 0, 1, 2, ..."""
+    """The batch as a rollout sampled from the policy, with scores 0, 1, 2, ..."""
     with torch.no_grad():
         logprobs = response_logprobs(policy, batch)
         old_values = values(critic, batch)
@@ -104,7 +105,7 @@ def as_rollout(batch, policy, critic):
 
 
 def steps(device, precision):
-    """One optimiser step of every kind; losses and gradient norms by name."""
+    """Take one optimiser step of every kind; return losses and gradient norms by name."""
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
     results = {}
@@ -141,7 +142,7 @@ def steps(device, precision):
 
 
 def largest_difference(first, second):
-    """Relative where a value is above 1, absolute below."""
+    """The largest difference: relative for values above 1, absolute otherwise."""
     return max(
         abs(first[name][key] - second[name][key]) / max(1.0, abs(second[name][key]))
         for name in first
@@ -150,7 +151,7 @@ def largest_difference(first, second):
 
 
 def large_model():
-    """Sample from and train a model of about 0.5 B parameters in bf16; times and peak memory."""
+    """Sample from and train a model of about 0.5 B parameters in bf16; return throughput, peak memory and losses."""
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(mixed_precision="bf16")
     torch.cuda.reset_peak_memory_stats()
@@ -168,7 +169,7 @@ def large_model():
     step = GradientStep(accelerator, SFT(), lambda b: policy_outputs(policy, b), trained, OptimizerConfig(), 8)
     losses = []
     for index in range(5):
-        if index == 1:  # the first step allocates
+        if index == 1:  # the first step allocates memory
             torch.cuda.synchronize()
             began = time.perf_counter()
         losses.append(step(batch, index, 5)["loss"])
@@ -180,12 +181,12 @@ def large_model():
 
 
 def main():
-    """Run everything, print a table, write the result."""
+    """Run all checks; print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "gpu_smoke.json")
     out = parser.parse_args().out
     if not torch.cuda.is_available():
-        print("No CUDA device here: the GPU path was not run.")
+        print("No CUDA device found; nothing was run.")
         return
     torch.backends.cuda.matmul.allow_tf32 = False
     cpu, fp32, bf16 = steps("cpu", "no"), steps("cuda", "no"), steps("cuda", "bf16")
@@ -200,11 +201,11 @@ def main():
     }
     print(json.dumps(result, indent=1))
     assert result["fp32_against_cpu"] < 1e-4, "float32 on CUDA differs from the CPU"
-    assert result["bf16_against_cpu"] < 5e-2, "bf16 is further off than its rounding"
+    assert result["bf16_against_cpu"] < 5e-2, "bf16 on CUDA differs from the CPU by more than its rounding"
     assert result["large"]["losses"][-1] < result["large"]["losses"][0], "the loss of the large model did not fall"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {out}")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

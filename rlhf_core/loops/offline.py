@@ -1,4 +1,4 @@
-"""The loop for fixed data: SFT, reward models, DPO and its family."""
+"""The training loop for fixed data: SFT, reward models, and offline methods such as DPO."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,8 +31,8 @@ def train_offline(
 ) -> list[Metrics]:
     """Train `model` in place and return one dict of metrics per optimiser step.
 
-    `held_out` units are evaluated `config.evaluations` times, as `development_*`. A run that was killed goes on from
-    its last resume state and ends with the same bits.
+    `held_out` units are evaluated `config.evaluations` times; the metrics are named `development_*`. A run that was
+    interrupted continues from its last resume state and gives bit-identical results.
     """
     model = accelerator.prepare(model)
     step_on = GradientStep(
@@ -77,7 +77,7 @@ def evaluate_offline(
     config: OfflineConfig,
     pad_id: int,
 ) -> Metrics:
-    """Loss and statistics on held-out units, averaged with the algorithm's own weights over all of them."""
+    """Loss and statistics averaged over all held-out units with the algorithm's weights."""
     batch = collate_units(units, pad_id).to(accelerator.device)
     batch = algorithm.prepare(
         batch, lambda whole: forward_in_parts(lambda part: forward(model, part), whole, config.micro_batch_size)
@@ -100,9 +100,9 @@ def with_ref_logprobs(
     pad_id: int,
     report: Callable[[int], None] = lambda count: None,
 ) -> list[Unit]:
-    """The same units with the reference's log-probabilities, computed once and kept per token.
+    """The same units with the reference model's log-probability of each token, computed once.
 
-    report(count): called whenever `count` more units are done.
+    report(count): called each time `count` more units are done.
     """
     reference = accelerator.prepare_model(reference, evaluation_mode=True)
     done: list[Unit] = []

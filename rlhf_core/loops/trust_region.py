@@ -1,8 +1,8 @@
 """The natural-gradient step of TRPO. Schulman et al. 2015, arXiv:1502.05477, sec. 6 and appendix C.
 
 Maximise the surrogate Σ w ρ Â subject to Σ w KL(π_old‖π_θ) <= δ: solve F x = g by conjugate gradient with
-Fisher-vector products, scale x to the trust region, and shorten it until the surrogate has risen and the KL holds.
-KL and Fisher matrix are exact sums over the vocabulary at the states of the rollout, with the loss's weights w.
+Fisher-vector products, scale x to the trust region, and halve it until the surrogate rises and the KL is within δ.
+KL and Fisher matrix are exact sums over the vocabulary at the states of the rollout, with the same weights w.
 """
 
 import copy
@@ -22,12 +22,12 @@ from rlhf_core.loops.common.run import Metrics
 from rlhf_core.maths.losses import exact_kl
 from rlhf_core.models.forward import policy_outputs, response_logits
 
-# Microbatches of a rollout with their share of its weights.
+# The microbatches of a rollout, each with its slice of the weights.
 Parts = list[tuple[Rollout, Tensor]]
 
 
 class TrustRegionAlgorithm(Protocol):
-    """What TRPO gives this step."""
+    """What the trust-region step needs from an algorithm."""
 
     max_kl: float  # δ, nats per token
     cg_iterations: int
@@ -45,7 +45,7 @@ class TrustRegionAlgorithm(Protocol):
 
 
 class TrustRegion:
-    """Steps of one policy, in place. A copy of the policy is kept as π_old, which costs its memory once more."""
+    """Updates one policy in place. A copy of the policy serves as π_old and needs the same memory again."""
 
     def __init__(
         self, policy: PreTrainedModel, algorithm: TrustRegionAlgorithm, micro_rows: int, temperature: float
@@ -56,12 +56,12 @@ class TrustRegion:
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
 
     def step(self, rollout: Rollout, scale: float) -> Metrics:
-        """One step within scale · max_kl.
+        """Take one step with δ = scale · max_kl.
 
-        Where no length of the line search is accepted, the weights stay as they were and `line_search_failed` is 1.
+        If the line search accepts no step length, the weights do not change and `line_search_failed` is 1.
 
         Raises:
-            UserError: if the gradient is not finite; the weights were not changed then.
+            UserError: if the gradient is not finite; the weights are unchanged.
         """
         limit = self.algorithm.max_kl * scale
         self.old.load_state_dict(self.policy.state_dict())
@@ -69,7 +69,7 @@ class TrustRegion:
         before, gradient = self._surrogate(parts, with_gradient=True)
         if not bool(torch.isfinite(gradient).all()):
             raise UserError(
-                "the gradient of the surrogate is not finite; the weights were not changed. Look at rewards."
+                "the gradient of the surrogate is not finite; the weights were not changed. Check the rewards."
             )
         metrics = {
             "surrogate": before,
@@ -111,7 +111,7 @@ class TrustRegion:
         return [(rollout.select(rows), weights[rows]) for rows in slices]
 
     def _surrogate(self, parts: Parts, *, with_gradient: bool) -> tuple[float, Tensor]:
-        """Σ w ρ Â, and its gradient as one vector."""
+        """Σ w ρ Â, and its gradient as one vector (zeros without `with_gradient`)."""
         total = 0.0
         gradient = torch.zeros_like(parameters_to_vector(self.parameters))
         with torch.set_grad_enabled(with_gradient):
@@ -133,7 +133,7 @@ class TrustRegion:
         return total
 
     def _fisher_product(self, parts: Parts, vector: Tensor) -> Tensor:
-        """(F + damping) v: at θ = θ_old the second derivative of KL(π_old‖π_θ) is the Fisher matrix."""
+        """(F + damping) v. The Fisher matrix F is the Hessian of KL(π_old‖π_θ) at θ = θ_old."""
         product = self.algorithm.cg_damping * vector
         for batch, weights in parts:
             with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no second derivative
@@ -146,7 +146,7 @@ class TrustRegion:
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, iterations: int) -> Tensor:
-    """x with A x ≈ target for a symmetric positive definite A given by its products, (M,) -> (M,)."""
+    """Solve A x = target approximately, (M,) -> (M,); A is symmetric positive definite and product(v) = A v."""
     solution = torch.zeros_like(target)
     residual, direction = target.clone(), target.clone()
     squares = residual @ residual

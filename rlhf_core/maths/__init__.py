@@ -1,1 +1,1 @@
-"""Pure functions of tensors: losses, credit, KL estimators, averaging weights and statistics."""
+"""Pure functions of tensors: losses, advantages, KL estimators, averaging weights and metrics."""

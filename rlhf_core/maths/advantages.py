@@ -1,4 +1,4 @@
-"""Credit: token rewards, generalised advantage estimation, group baselines, whitening. No gradients anywhere."""
+"""Token rewards, generalised advantage estimation, group baselines, whitening. Nothing here has a gradient."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from rlhf_core.common.lazy import Tensor, torch
 def token_rewards(scores: Tensor, kl: Tensor, kl_coef: float, response_mask: Tensor) -> Tensor:
     """r̃_t = -β kl_t + 1[t = T] r(x, y), (B, R). InstructGPT (arXiv:2203.02155) eq. 2.
 
-    scores (B,); kl (B, R) is k1 of the sampling policy. Masked, a row sums to score - β Σ kl_t.
+    scores (B,); kl (B, R) is k1 of the policy that sampled. A row sums to score - β Σ kl_t over the mask.
     """
     rewards = -kl_coef * kl * response_mask
     last = response_mask.sum(-1, keepdim=True).long() - 1
@@ -35,7 +35,7 @@ def gae(rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, la
 
 
 def with_gae(rollout: Rollout, rewards: Tensor, gamma: float, lam: float, *, whitened: bool) -> Rollout:
-    """The rollout with token rewards, the GAE of its old values (whitened if asked for) and the returns."""
+    """The rollout with token rewards, GAE from its old values (whitened if `whitened`) and returns."""
     advantages, returns = gae(rewards, rollout.old_values, rollout.response_mask, gamma, lam)
     if whitened:
         advantages = whiten(advantages, rollout.token_weights)
@@ -55,11 +55,11 @@ def returns_to_go(rewards: Tensor, response_mask: Tensor, gamma: float) -> Tenso
 def leave_one_out(returns: Tensor, group_size: int) -> Tensor:
     """The mean of the other members of each response's group, (B,) -> (B,). Kool et al. 2019; arXiv:2402.14740.
 
-    Independent of the response it is subtracted from, so that it leaves the expected gradient as it is.
+    The baseline does not depend on the response it is subtracted from, so the expected gradient does not change.
     """
     groups = _groups(returns, group_size)
     others = (groups.sum(-1, keepdim=True) - groups) / (group_size - 1)
-    # A response to which all others are equal has advantage exactly 0; the sum and difference above round.
+    # If all returns of a group are equal, the advantage must be exactly 0; the sum and difference above round.
     same = equal_groups(returns, group_size)[:, None]
     return torch.where(same, groups, others).reshape(-1)
 
@@ -72,11 +72,11 @@ def whiten(
     unbiased: bool = True,
     std_eps: float | None = None,
 ) -> Tensor:
-    """Scale entries to unit variance, and to mean 0 unless `shift_mean` is False; 0 where the weight is 0.
+    """Scale entries to variance 1, and shift them to mean 0 unless `shift_mean` is False; 0 where the weight is 0.
 
-    weights: how often each entry counts, of the same shape: a mask, or Rollout.token_weights. The variance is the
-    sample one (n - 1) by default, as in the PPO code base; with one entry it is taken as 0. The divisor is
-    sqrt(variance + 1e-8), as there, or std + `std_eps`.
+    weights: the weight of each entry, of the same shape: a mask, or Rollout.token_weights. The variance is the sample
+    variance (n - 1) by default, as in the PPO code base; for a single entry it is 0. The divisor is
+    sqrt(variance + 1e-8), as in that code base, or std + `std_eps`.
     """
     count = weights.sum()
     mean = (values * weights).sum() / count
@@ -99,13 +99,13 @@ def group_standardize(
 ) -> Tensor:
     """(r_i - mean r) / (std r + ε) within each group of adjacent rows, (B,) -> (B,).
 
-    Shao et al. 2024 (arXiv:2402.03300) sec. 4.1.2; without the division Dr. GRPO (arXiv:2503.20783); `std` "batch"
+    Shao et al. 2024 (arXiv:2402.03300) sec. 4.1.2; Dr. GRPO (arXiv:2503.20783) omits the division; `std` "batch"
     divides by the std of all scores instead.
-    The std is the population one (1/G) unless `unbiased_std`. A group whose scores are all equal has advantage
-    exactly 0: its mean may differ from its members by rounding, which a small std would blow up.
+    The std is the population std (1/G) unless `unbiased_std`. If all scores of a group are equal, the advantage is
+    exactly 0: the mean may differ from the scores by rounding, and a small std would amplify that.
 
     Raises:
-        ValueError: if the rows are not a whole number of groups, or a group has one member.
+        ValueError: if the rows do not form complete groups, or a group has only one member.
     """
     groups = _groups(scores, group_size)
     centred = groups - groups.mean(-1, keepdim=True)
@@ -118,14 +118,15 @@ def group_standardize(
 
 def _groups(scores: Tensor, group_size: int) -> Tensor:
     if group_size < 2 or scores.shape[0] % group_size:
-        raise ValueError(f"{scores.shape[0]} rows are not groups of {group_size}; a group has at least 2 members")
+        raise ValueError(f"{scores.shape[0]} rows are not groups of {group_size}; a group needs at least 2 members")
     return scores.view(-1, group_size)
 
 
 def equal_groups(scores: Tensor, group_size: int) -> Tensor:
-    """True for each group whose scores are all the same: it teaches nothing. (B,) -> (B/G,).
+    """True for each group whose scores are all equal, so that nothing can be learned from it. (B,) -> (B/G,).
 
-    Scores of equal responses may differ by float32 rounding, as when they are sums or stood in different batches.
+    The tolerance covers float32 rounding: scores of identical responses can differ if they are sums or come from
+    different batches.
     """
     groups = scores.view(-1, group_size)
     spread = groups.amax(-1) - groups.amin(-1)

@@ -1,4 +1,4 @@
-"""KL estimators from samples, and the controllers that move the KL coefficient.
+"""KL estimators from samples, and the adaptive controller of the KL coefficient.
 
 Per token d_t = log π_θ(a_t|s_t) - log π_ref(a_t|s_t), with a_t drawn from π_θ.
 Schulman 2020, "Approximating KL divergence".
@@ -9,7 +9,7 @@ from rlhf_core.common.lazy import Tensor
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """d: unbiased, may be negative, (B, R)."""
+    """d: unbiased, can be negative, (B, R)."""
     return logprobs - ref_logprobs
 
 
@@ -21,7 +21,7 @@ def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """exp(-d) - 1 + d: unbiased, never negative, (B, R).
 
-    Its value estimates KL(π_θ‖π_ref); its gradient on samples is that of KL(π_ref‖π_θ) at each state.
+    Its value estimates KL(π_θ‖π_ref). Its expected gradient on samples is that of KL(π_ref‖π_θ) at each state.
     """
     difference = ref_logprobs - logprobs
     return difference.exp() - 1 - difference
@@ -33,7 +33,7 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, re
     e = clip(KL/target - 1, ±0.2); β <- β (1 + e · responses/horizon). `kl` and `target` are in nats per response.
 
     Raises:
-        UserError: if the horizon is shorter than one rollout: β could overshoot, and even turn negative.
+        UserError: if the horizon is shorter than one rollout: β could overshoot and become negative.
     """
     if horizon < responses:
         raise UserError(f"kl_horizon is {horizon}, less than the {responses} responses of one rollout. Raise it.")

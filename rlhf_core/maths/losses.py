@@ -1,7 +1,7 @@
-"""Loss mathematics: pure functions of tensors, one equation each.
+"""Losses as pure functions of tensors, one equation each.
 
-Shapes: (B, R) per response token, (B,) per response, (N,) per pair. Nothing is averaged here:
-`rlhf_core.maths.reductions` holds the weights that turn these into one number.
+Shapes: (B, R) per response token, (B,) per response, (N,) per pair. These functions do not average:
+`rlhf_core.maths.reductions` provides the weights that reduce them to a scalar.
 """
 
 from rlhf_core.common.lazy import F, Tensor, torch
@@ -14,12 +14,12 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) 
     """
     logits = _full_precision(logits) / temperature
     chosen = logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
-    # Rounding may leave the chosen logit a hair above the log-sum-exp; a log-probability is never above 0.
+    # Rounding can put the chosen logit slightly above the log-sum-exp; a log-probability must not exceed 0.
     return (chosen - logits.logsumexp(-1)).clamp(max=0.0)
 
 
 def token_entropies(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """H(π(·|s_t)) = -Σ_a π log π in nats, of the tempered distribution: (..., V) -> (...)."""
+    """H(π(·|s_t)) = -Σ_a π log π in nats, with π = softmax(logits / temperature): (..., V) -> (...)."""
     logprobs = F.log_softmax(_full_precision(logits) / temperature, dim=-1)
     return -(logprobs.exp() * logprobs).sum(-1)
 
@@ -41,26 +41,26 @@ def cross_entropy(logprobs: Tensor) -> Tensor:
 
 
 def smoothed(label: Tensor | float, smoothing: float) -> Tensor | float:
-    """The label's probability if it is flipped with probability `smoothing`: p (1 - ε) + (1 - p) ε."""
+    """p (1 - ε) + (1 - p) ε: the probability p after the label is flipped with probability ε = `smoothing`."""
     return label * (1 - smoothing) + (1 - label) * smoothing
 
 
 def bradley_terry(
     chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, label: Tensor | float = 1.0
 ) -> Tensor:
-    """-p log σ(r_w - r_l - m) - (1 - p) log σ(r_l - r_w - m), (N,), with p = `label`, the chance that chosen is better.
+    """-p log σ(r_w - r_l - m) - (1 - p) log σ(r_l - r_w - m), (N,), with p = `label` = P(chosen is better).
 
     Bradley & Terry 1952; InstructGPT (arXiv:2203.02155) eq. 1; margin: Llama 2 (arXiv:2307.09288) eq. 2.
-    A tie, p = ½, is the mean of both directions. logsigmoid keeps it finite at any gap, where log(1 + exp) overflows.
+    A tie, p = ½, is the mean of both directions. logsigmoid is finite for any difference; log(1 + exp) overflows.
     """
     forwards, backwards = -F.logsigmoid(chosen - rejected - margin), -F.logsigmoid(rejected - chosen - margin)
     return label * forwards + (1 - label) * backwards
 
 
 def thurstone(chosen: Tensor, rejected: Tensor, label: Tensor | float = 1.0) -> Tensor:
-    """-p log Φ(r_w - r_l) - (1 - p) log Φ(r_l - r_w), (N,): the difference of utilities has unit variance.
+    """-p log Φ(r_w - r_l) - (1 - p) log Φ(r_l - r_w), (N,), for a utility difference of unit variance.
 
-    Thurstone 1927. log_ndtr stays finite where log(Φ) underflows.
+    Thurstone 1927. log_ndtr is finite where Φ underflows.
     """
     difference = chosen - rejected
     return -label * torch.special.log_ndtr(difference) - (1 - label) * torch.special.log_ndtr(-difference)
@@ -77,31 +77,31 @@ def plackett_luce(scores: Tensor) -> Tensor:
 
 
 def best_of(scores: Tensor, best: int) -> Tensor:
-    """logsumexp_j r_j - r_best, (K,) -> (): the chance that `best` is chosen of K. Luce 1959."""
+    """-log P(best) = logsumexp_j r_j - r_best, (K,) -> (): `best` is chosen from K. Luce 1959."""
     return scores.logsumexp(-1) - scores[best]
 
 
 def dpo(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float, label: Tensor | float = 1.0) -> Tensor:
     """-log σ(β [log-ratio of chosen - log-ratio of rejected]), (N,). Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
 
-    A log-ratio is log π_θ(y|x) - log π_ref(y|x), summed over response tokens. `label` as in Bradley-Terry's loss.
+    A log-ratio is log π_θ(y|x) - log π_ref(y|x), summed over response tokens. `label` as in `bradley_terry`.
     """
     return bradley_terry(beta * chosen_logratio, beta * rejected_logratio, label=label)
 
 
 def ipo(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float, label: Tensor | float = 1.0) -> Tensor:
-    """(h - 1/(2β))² with h = log-ratio of chosen - log-ratio of rejected, (N,). Azar et al. 2023, eq. 17, β its τ."""
+    """(h - 1/(2β))² with h = log-ratio of chosen - log-ratio of rejected, (N,). Azar et al. 2023, eq. 17 (τ = β)."""
     difference, target = chosen_logratio - rejected_logratio, 1 / (2 * beta)
     return label * (difference - target).square() + (1 - label) * (-difference - target).square()
 
 
 def kto(logratios: Tensor, reference_point: Tensor, good: Tensor, beta: float) -> Tensor:
-    """1 - σ(β (r - z_0)) where `good` is 1, 1 - σ(β (z_0 - r)) where it is 0, (B,). Ethayarajh et al. 2024, eq. 7."""
+    """1 - σ(β (r - z_0)) if `good` is 1, 1 - σ(β (z_0 - r)) if it is 0, (B,). Ethayarajh et al. 2024, eq. 7."""
     return 1 - (beta * (logratios - reference_point) * (2 * good - 1)).sigmoid()
 
 
 def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:
-    """-Ψ log π: its gradient is REINFORCE's, (B, R). Williams 1992."""
+    """-Ψ log π, whose gradient is that of REINFORCE, (B, R). Williams 1992."""
     return -advantages * logprobs
 
 
@@ -120,9 +120,9 @@ def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> Tensor:
-    """(V - G)², per token, (B, R); with `clip`, the larger of it and the loss at V held within ±clip of V_old.
+    """(V - G)² per token, (B, R); with `clip`, the maximum of this and the loss of V clipped to V_old ± clip.
 
-    The clipped form is that of the PPO code base (Huang et al. 2022, "The 37 implementation details of PPO", 9).
+    The clipped form comes from the PPO code base (Huang et al. 2022, "The 37 implementation details of PPO", 9).
     """
     loss = (values - returns).square()
     if clip is not None:

@@ -1,4 +1,4 @@
-"""Numbers that describe a reward model or a set of texts."""
+"""Metrics of reward models and of sets of texts."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,10 +12,10 @@ from torch import Tensor
 def pair_metrics(
     chosen: Tensor, rejected: Tensor, link: Literal["logistic", "normal"] | None = "logistic"
 ) -> dict[str, float]:
-    """Accuracy (equal scores are half right), log-loss in nats with its standard error, calibration; (N,) twice.
+    """Accuracy (a tie counts half), log-loss in nats with its standard error, and ECE, from two (N,) score tensors.
 
-    The probability that chosen is the better one is σ(r_w - r_l), or Φ(r_w - r_l) with the normal link. With no link
-    (regression on ratings) scores say nothing about probabilities, and there is only the accuracy.
+    The probability that chosen is better is σ(r_w - r_l), or Φ(r_w - r_l) with the normal link. Without a link
+    (regression on ratings) the scores define no probabilities, and the accuracy is the only metric.
     """
     margin = chosen - rejected
     metrics = {"accuracy": ((margin > 0).float() + 0.5 * (margin == 0).float()).mean().item()}
@@ -34,10 +34,10 @@ def root_mean_square(errors: Tensor) -> float:
 
 
 def expected_calibration_error(probabilities: Tensor, bins: int = 10) -> float:
-    """Mean |confidence - accuracy| over equal-width bins of confidence, weighted by their size. Guo et al. 2017.
+    """Mean |confidence - accuracy| over equal-width bins of confidence, weighted by bin size. Guo et al. 2017.
 
-    `probabilities` (N,) are those given to the outcome that happened. Each pair counts with the side the model
-    favours: confidence max(p, 1-p) in [½, 1], right if p > ½, half right if p = ½.
+    probabilities: (N,), of the observed outcomes. The prediction for a pair is the side that the model favours: its
+    confidence is max(p, 1-p) in [½, 1]; it is correct if p > ½ and half correct if p = ½.
     """
     confidence = torch.maximum(probabilities, 1 - probabilities)
     right = (probabilities > 0.5).float() + 0.5 * (probabilities == 0.5).float()
@@ -52,20 +52,20 @@ def expected_calibration_error(probabilities: Tensor, bins: int = 10) -> float:
 
 
 def correlation(first: Tensor, second: Tensor) -> float | None:
-    """Pearson's r of two (N,) tensors; None where one of them is constant."""
+    """Pearson's r of two (N,) tensors; None if one of them is constant."""
     first, second = first.double() - first.double().mean(), second.double() - second.double().mean()
     scale = first.norm() * second.norm()
     return None if scale == 0 else ((first @ second) / scale).item()
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct word n-grams over all word n-grams of the texts together (Li et al. 2016, arXiv:1510.03055)."""
+    """Distinct word n-grams divided by all word n-grams, over all texts together. Li et al. 2016, arXiv:1510.03055."""
     grams = [tuple(words[i : i + n]) for words in (text.split() for text in texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def bootstrap_mean(values: Sequence[float], resamples: int, seed: int) -> tuple[float, float, float]:
-    """Mean and its 95 % percentile bootstrap interval, items (prompts) resampled with replacement."""
+    """Mean with its 95 % percentile bootstrap interval; items (prompts) are resampled with replacement."""
     data = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
     means = data[generator.integers(0, len(data), (resamples, len(data)))].mean(axis=1)

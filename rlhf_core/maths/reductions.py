@@ -1,14 +1,14 @@
-"""Averaging as weights: `loss = (losses * weights).sum()`, with weights fixed for a whole minibatch.
+"""Averaging as weights: `loss = (losses * weights).sum()`, with weights computed once per minibatch.
 
-Because the weights know the whole minibatch, its split into microbatches changes nothing but rounding.
-`row_weights` (B,) say how often each row counts (Rollout.row_weights); every row counts once if they are left out.
+The weights come from the whole minibatch, so splitting it into microbatches changes only rounding.
+`row_weights` (B,) is the weight of each row (Rollout.row_weights); without it every row has weight 1.
 """
 
 from rlhf_core.common.lazy import Tensor, torch
 
 
 def token_mean(response_mask: Tensor, row_weights: Tensor | None = None) -> Tensor:
-    """Every response token of the minibatch counts the same, (B, R). DAPO, arXiv:2503.14476, eq. 8."""
+    """Equal weight for every response token of the minibatch, (B, R). DAPO, arXiv:2503.14476, eq. 8."""
     weights = response_mask * _rows(response_mask, row_weights)[:, None]
     return weights / weights.sum()
 
@@ -26,7 +26,7 @@ def fixed_length(response_mask: Tensor, length: float, row_weights: Tensor | Non
 
 
 def unit_mean(units: int, device: "torch.device") -> Tensor:
-    """Every response, or every pair, counts the same, (units,)."""
+    """Equal weight for every unit (a response, a pair or a ranking), (units,)."""
     return torch.full((units,), 1.0 / units, device=device)
 
 
@@ -36,9 +36,9 @@ def sequence_sum(values: Tensor, response_mask: Tensor) -> Tensor:
 
 
 def at_last_token(values: Tensor, response_mask: Tensor) -> Tensor:
-    """One number per response on its last token, 0 on the others, (B,) -> (B, R).
+    """Put one number per response on its last token and 0 on the others, (B,) -> (B, R).
 
-    So a term of whole responses takes the weight that its response's tokens have.
+    A loss term per response then gets the weight of the response's last token.
     """
     last = response_mask.sum(-1, keepdim=True).long() - 1
     spread = torch.zeros(response_mask.shape, dtype=values.dtype, device=values.device)

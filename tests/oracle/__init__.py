@@ -1,1 +1,1 @@
-"""The oracle suite: every method, through the product's own loops, on problems small enough to enumerate."""
+"""The oracle suite: every method, run by the project's own loops, on a problem small enough to enumerate."""

@@ -1,4 +1,4 @@
-"""`make oracle`: runs the whole suite in two processes, prints it, and writes docs/proof.md.
+"""`make oracle`: run the whole suite in two processes, print the results, and write docs/proof.md.
 
 Exits 1 if a bound is missed.
 """
@@ -20,13 +20,13 @@ SEEDS = (0, 1, 2)
 
 
 def quiet() -> None:
-    """Nothing but results on the screen."""
+    """Print only results: silence warnings and library logs."""
     warnings.simplefilter("ignore")
     quiet_libraries()
 
 
 def one_case(group: str, number: int, seed: int | None) -> Row:
-    """One training: what it is, how far it ended from its target and from π*, and whether it holds its bound."""
+    """Run one training; return its distances to the target and to π*, with the bound."""
     from oracle import methods
 
     case = getattr(methods, group)[number]
@@ -39,21 +39,21 @@ def one_case(group: str, number: int, seed: int | None) -> Row:
 
 
 def one_gradient(name: str) -> tuple[str, float]:
-    """The largest z of a method's sampled gradient."""
+    """The largest |z| of a method's sampled gradient."""
     from oracle import gradients
 
     return name, gradients.largest_z(gradients.METHODS[name])
 
 
 def one_recovery(name: str) -> tuple[str, float, float | None]:
-    """How far a fitted reward model is from r*."""
+    """The largest deviation of a fitted reward model from r*."""
     from oracle import reward_models
 
     return reward_models.recover(name)
 
 
 def main() -> int:
-    """Run everything; 0 if every bound holds."""
+    """Run the suite; return 0 if every bound holds, else 1."""
     from oracle import gradients, methods, reward_models
 
     with ProcessPoolExecutor(2, get_context("spawn"), quiet) as pool:

@@ -1,4 +1,4 @@
-"""Enumeration in place of the sampler, and the exact critic; everything else is the product's own loop."""
+"""Enumeration that replaces the sampler, and the exact critic. Everything else is the project's own loop."""
 
 import itertools
 from dataclasses import replace
@@ -18,11 +18,11 @@ from rlhf_core.models.forward import response_logprobs
 from rlhf_core.models.sampling import Sampler
 from rlhf_core.scoring.rewards import WeightedSum
 
-WHOLE = 10**6  # rows of a minibatch that holds everything
+WHOLE = 10**6  # rows of a minibatch that is larger than any rollout
 
 
 class ExactCritic(nn.Module):
-    """V(s) under the present policy, a table from prefix to value; `refresh` fills it. Nothing here is trained."""
+    """V(s) under the current policy, as a table from prefix to value that `refresh` fills. Nothing is trained."""
 
     def __init__(self, problem: Problem, kl_coef: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class ExactCritic(nn.Module):
         self.nothing = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     def refresh(self, policy, reference) -> None:
-        """V(s) = E[Σ_{i>=t} r̃_i | s], by summing over every response."""
+        """Compute V(s) = E[Σ_{i>=t} r̃_i | s] by summing over all responses."""
         self.table = {}
         mass: dict[tuple[int, ...], float] = {}
         for number in range(self.problem.prompts):
@@ -49,7 +49,7 @@ class ExactCritic(nn.Module):
         self.table = {state: value / mass[state] for state, value in self.table.items()}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        """(B, P+R): at each column the value of the state that ends there; 0 for what is no state."""
+        """(B, P+R): at each column the value of the state that ends there; 0 if that prefix is not a state."""
         values = [
             [self.table.get(tuple(row[: column + 1]), 0.0) for column in range(len(row))] for row in input_ids.tolist()
         ]
@@ -57,12 +57,12 @@ class ExactCritic(nn.Module):
 
 
 class Enumerated(OnlineTraining):
-    """The loop with every group of responses in place of sampled ones, each with its probability as row weight."""
+    """The loop with all groups of responses instead of sampled ones, each weighted with its probability."""
 
     problem: Problem
 
     def draw(self, prompts):
-        """Every group of G responses to each prompt; groups that differ in order only stand for each other."""
+        """All groups of G responses to each prompt; one group represents all its orders."""
         size, responses = self.algorithm.group_size, self.problem.responses()
         if isinstance(self.critic, ExactCritic):
             self.critic.refresh(self.policy, self.reference)
@@ -77,17 +77,17 @@ class Enumerated(OnlineTraining):
 
 
 def orders(group) -> int:
-    """In how many orders a group can be drawn: G! / Π (how often each member is in it)!."""
+    """The number of orders in which a group can be sampled: G! / Π (multiplicity of each member)!."""
     return factorial(len(group)) // prod(factorial(group.count(member)) for member in set(group))
 
 
 class SampledTraining(OnlineTraining):
-    """The loop as it is; only an exact critic is refreshed before each rollout."""
+    """The unchanged loop; only the exact critic is refreshed before each rollout."""
 
     problem: Problem
 
     def draw(self, prompts):
-        """As the loop does."""
+        """Refresh the exact critic, then sample as the loop does."""
         if isinstance(self.critic, ExactCritic):
             self.critic.refresh(self.policy, self.reference)
         return super().draw(prompts)
@@ -96,9 +96,9 @@ class SampledTraining(OnlineTraining):
 def make_training(
     problem: Problem, algorithm: OnPolicyAlgorithm, *, sampled: bool, seed: int = 0, **settings
 ) -> OnlineTraining:
-    """A training of the product's loop, enumerated or sampled, that starts from the reference policy.
+    """A training with the project's loop, enumerated or sampled, that starts from the reference policy.
 
-    An enumerated one takes `steps` steps, each on every group to both prompts: more rows than were asked for.
+    An enumerated training takes `steps` steps, each on all groups of both prompts: more rows than `rollout_size`.
     """
     if not sampled:
         size = algorithm.group_size * problem.prompts
@@ -124,5 +124,5 @@ def make_training(
 
 
 def kl_in_reward(algorithm: OnPolicyAlgorithm) -> float:
-    """β as far as it stands in the token reward: part of what a critic has to know."""
+    """β if the KL is part of the token reward, else 0; the critic's values include it."""
     return algorithm.kl_coef if getattr(algorithm, "kl_in", "reward") == "reward" else 0.0

@@ -1,7 +1,7 @@
-"""The optima of section "Where the KL stands" of docs/algorithms.md, by recursion or iteration.
+"""The optima of section "The place of the KL" in docs/algorithms.md, by recursion or iteration.
 
-Independent of the product's losses and loops: only π_ref and the table of rewards go in. All give log π(y|x),
-(prompts, responses).
+Independent of the project's losses and loops: the only inputs are π_ref and the table of rewards. The functions of a
+problem return log π(y|x), (prompts, responses).
 """
 
 import itertools
@@ -21,7 +21,7 @@ def tilted(reference: Tensor, values: Tensor, beta: float) -> Tensor:
 
 
 def reversed_kl(reference: Tensor, values: Tensor, beta: float) -> Tensor:
-    """π = β π_ref/(λ − Q), λ such that it sums to 1: the optimum of E Q − β KL(π_ref‖π)."""
+    """π = β π_ref/(λ − Q), with λ such that π sums to 1: the optimum of E Q − β KL(π_ref‖π)."""
     low, high = values.max(), values.max() + beta
     for _ in range(200):
         middle = (low + high) / 2
@@ -41,7 +41,7 @@ def whole_responses(problem: Problem, rule: Rule) -> Tensor:
 
 
 def each_state(problem: Problem, rule: Rule) -> Tensor:
-    """The rule applied at each state with Q_r(s, a) = E_π[r | s, a], from the last token back."""
+    """The rule applied at each state with Q_r(s, a) = E_π[r | s, a], from the last token backwards."""
     return torch.stack([_prompt_by_states(problem, rule, number) for number in range(problem.prompts)])
 
 
@@ -72,7 +72,7 @@ def _prompt_by_states(problem: Problem, rule: Rule, number: int) -> Tensor:
 
 
 def standardised(problem: Problem, group_size: int, eps: float, *, fixed_point: int = 3000) -> Tensor:
-    """π ∝ π_ref exp(E[Â|y]/β), Â = (r − mean)/(std + ε) in groups of G from π itself, by damped iteration."""
+    """π ∝ π_ref exp(E[Â|y]/β) with Â = (r − mean)/(std + ε) in groups of G sampled from π, by damped iteration."""
     reference = problem.logprobs(problem.reference())
     policy = reference
     for _ in range(fixed_point):
@@ -85,7 +85,7 @@ def standardised(problem: Problem, group_size: int, eps: float, *, fixed_point: 
 
 
 def expected_advantage(policy: Tensor, rewards: Tensor, group_size: int, eps: float) -> Tensor:
-    """E[Â | y]: y is the first of its group, the others are drawn from π, (responses,)."""
+    """E[Â | y] if y is the first response of its group and the others are sampled from π, (responses,)."""
     total = torch.zeros_like(rewards)
     for others in itertools.product(range(len(rewards)), repeat=group_size - 1):
         rest = rewards[list(others)].expand(len(rewards), -1)

@@ -1,4 +1,4 @@
-"""Sampled gradients against enumerated ones, and what a baseline does to mean and variance."""
+"""Sampled gradients compared with enumerated ones, and the effect of baselines on mean and variance."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ METHODS = {
 
 
 def gradient(training, step: int = 0) -> Tensor:
-    """The gradient of one rollout through the loop's own accumulation, as one vector."""
+    """The gradient of one rollout, accumulated by the loop, as one vector."""
     training.run = type(training.run)(seed=step, name="oracle", resume=training.run.resume)
     torch.manual_seed(step)
     rollout, _ = training.rollout(step)
@@ -39,20 +39,20 @@ def gradient(training, step: int = 0) -> Tensor:
 
 
 def enumerated_gradient(algorithm) -> Tensor:
-    """Its exact expectation, at a policy that is not the reference; of drawn labels, that of their probabilities."""
+    """The exact expected gradient at a policy other than the reference; soft labels are the mean of sampled ones."""
     if getattr(algorithm, "labels", "soft") == "sampled":
         algorithm = replace(algorithm, labels="soft")
     return gradient(moved(make_training(PROBLEM, algorithm, sampled=False, steps=1)))
 
 
 def moved(training):
-    """The training with its policy moved off the reference, where most gradients are not special."""
+    """The training with a policy other than the reference, where the gradient of the KL would be zero."""
     training.policy.load_state_dict(PROBLEM.model(2).state_dict())
     return training
 
 
 def largest_z(algorithm) -> float:
-    """max |mean of sampled gradients − exact| / standard error, over random directions."""
+    """max |mean of sampled gradients − exact gradient| / standard error, over random directions."""
     settings = {"rollout_size": 128, "minibatch_size": 128, "micro_batch_size": 128}
     training = moved(make_training(PROBLEM, algorithm, sampled=True, steps=1, **settings))
     exact = enumerated_gradient(algorithm)
@@ -64,7 +64,7 @@ def largest_z(algorithm) -> float:
 
 
 def compare_baselines() -> dict[str, float]:
-    """Exact expected gradients beside that of REINFORCE without a baseline: ratio of lengths, and cosine."""
+    """Exact expected gradients compared with REINFORCE without a baseline: (ratio of norms, cosine) by name."""
     plain = enumerated_gradient(Reinforce(weight="return", baseline="none", kl_coef=B, length=1))
     found = {}
     for name, algorithm in {
@@ -81,12 +81,12 @@ def compare_baselines() -> dict[str, float]:
 
 
 def variance_by_baseline() -> tuple[float, list[tuple[float, float]]]:
-    """b* = E[|∇log π|² R]/E[|∇log π|²], and (b/b*, variance over that without a baseline), by enumeration.
+    """b* = E[|∇log π|² R]/E[|∇log π|²], and (b/b*, variance relative to that without a baseline), by enumeration.
 
-    Of the first prompt; R is r alone, so that b is one number.
+    For the first prompt. R is r without the KL, so that b is one number.
     """
     policy = PROBLEM.model(2)
-    rewards = PROBLEM.rewards()[0] + 1.5  # all above 0, so that b* is
+    rewards = PROBLEM.rewards()[0] + 1.5  # all above 0, so that b* is above 0
     logprobs = policy_outputs(policy, PROBLEM.batch(0)).logprobs.sum(-1)
     scores = torch.stack(
         [

@@ -1,4 +1,4 @@
-"""Which method is run how, where it has to end, and how close."""
+"""The cases of the suite: each method with its settings, its target and its bound."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,13 +31,13 @@ from rlhf_core.loops.offline import OfflineConfig, train_offline, with_ref_logpr
 from rlhf_core.models.forward import policy_outputs
 
 B = PROBLEM.beta
-ROWS = 256  # of a sampled rollout; pairs of a step on drawn pairs
+ROWS = 256  # responses of a sampled rollout; pairs of a DPO step
 FAST = {"learning_rate": 3e-3, "schedule": "cosine", "adam_eps": 1e-10, "max_grad_norm": 100.0}
 
 
 @dataclass(frozen=True)
 class Result:
-    """Where a training ended: log π(y|x), and the metrics of its rollouts."""
+    """The result of a training: log π(y|x) and the metrics of its rollouts."""
 
     logprobs: Tensor
     history: list[dict[str, float]]
@@ -45,7 +45,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Case:
-    """One method in one setting; `target` is where it has to end, within `bound` nats per response."""
+    """One method with its settings; it must end within `bound` nats per response of `target`."""
 
     name: str
     algorithm: Any
@@ -55,7 +55,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> Result:
-        """Train on every response with its probability."""
+        """Train on all responses, weighted with their probabilities."""
         if not hasattr(self.algorithm, "targets"):
             units = unpaired(PROBLEM) if self.algorithm.data == "unpaired" else all_pairs(PROBLEM, torch.sigmoid)
             return train_on_units(self.algorithm, units, len(units), self.steps, FAST)
@@ -64,7 +64,7 @@ class Case:
         return Result(PROBLEM.logprobs(training.policy), history)
 
     def sample(self, seed: int) -> Result:
-        """Train on responses from the real sampler; a method for fixed data, on pairs with drawn labels, each once."""
+        """Train on responses from the real sampler; an offline method, on one pass over pairs with sampled labels."""
         if not hasattr(self.algorithm, "targets"):
             units = drawn_pairs(PROBLEM, torch.sigmoid, self.steps * ROWS, seed)
             return train_on_units(self.algorithm, units, ROWS, 1, self.settings)
@@ -76,7 +76,7 @@ class Case:
 
 
 def train_on_units(algorithm: Any, units: list[Unit], size: int, epochs: int, settings: dict[str, Any]) -> Result:
-    """The loop for fixed data, `size` units in each step."""
+    """Train with the loop for fixed data, `size` units per step."""
     accelerator = make_accelerator("cpu", "fp32", 1)
     config = OfflineConfig(
         epochs=epochs, batch_size=size, micro_batch_size=size, resume_every=10**6, **{"max_grad_norm": 100.0} | settings
@@ -89,12 +89,12 @@ def train_on_units(algorithm: Any, units: list[Unit], size: int, epochs: int, se
 
 
 def good(problem: Problem) -> Tensor:
-    """KTO's labels: whether a reward is above 0, (prompts, responses)."""
+    """KTO's labels: 1 if the reward is above 0, else 0, (prompts, responses)."""
     return (problem.rewards() > 0).double()
 
 
 def unpaired(problem: Problem) -> list[Unit]:
-    """Each response once with its label, beside the same response to the other prompt."""
+    """Each response once with its label, paired with the same response to the other prompt."""
     return [
         (Example([number], response, label=label), Example([1 - number], response))
         for number, labels in enumerate(good(problem).tolist())
@@ -110,18 +110,18 @@ def ipo_formula(problem: Problem) -> Tensor:
 
 
 def bigger_beta(problem: Problem) -> Tensor:
-    """π_ref exp(r (1 − 1/G)/β) with G = 2: the mean that a response is part of shrinks its advantage."""
+    """π_ref exp(r (1 − 1/G)/β) with G = 2: the group mean includes the response, which shrinks its advantage."""
     return (problem.logprobs(problem.reference()) + problem.rewards() / (2 * problem.beta)).log_softmax(-1)
 
 
 def grpo_fixed_point(**changes: Any) -> Callable[[Problem], Tensor]:
-    """Where GRPO's expected update, written out for a table, ends."""
+    """The fixed point of GRPO's expected update, computed for a table of logits."""
     options = {"eps": 1e-4, "k3_per_token": True, "per_length": True, "divide": True} | changes
     return lambda problem: Table(problem).minimise(grpo_update(Table(problem), 2, **options))
 
 
 def minimiser(make: Callable[[Table], Any]) -> Callable[[Problem], Tensor]:
-    """Where the expected loss, written out for a table, is least."""
+    """The minimiser of the expected loss, computed for a table of logits."""
     return lambda problem: Table(problem).minimise(make(Table(problem)))
 
 
@@ -130,7 +130,7 @@ G2 = {"group_size": 2, "kl_coef": B}
 FIXED = {"averaging": "fixed_length", "length": 1}
 DECAYING = {"epochs": 2}
 GENTLE = {"learning_rate": 2e-3}
-SLOW = {"learning_rate": 6e-4}  # with two responses the std makes every advantage ±1, however near the optimum is
+SLOW = {"learning_rate": 6e-4}  # with two responses the std makes every advantage ±1, even near the optimum
 
 EXACT = [
     Case("REINFORCE, Ψ = R(τ)", Reinforce(weight="return", baseline="none", kl_coef=B, length=1)),
@@ -274,9 +274,9 @@ SAMPLED = [
     Case("PPO-clip, 2 epochs", PPO(kl_coef=B), 200, 0.01, settings=DECAYING),
     Case("PPO-penalty, 2 epochs", PPOPenalty(kl_coef=B), 200, 0.01, settings=DECAYING),
     Case("TRPO", TRPO(kl_coef=B), 80, 0.01),
-    Case("DPO, drawn labels", DPO(beta=B), 800, 0.01, settings={"learning_rate": 1e-3, "schedule": "linear"}),
+    Case("DPO, sampled labels", DPO(beta=B), 800, 0.01, settings={"learning_rate": 1e-3, "schedule": "linear"}),
     Case("online DPO, soft labels", OnlineDPO(beta=B), 250, 0.01),
-    # A drawn label is one bit about a pair: what is left after so few pairs is noise (section 4 has the gradient).
+    # A sampled label carries one bit, so noise remains after so few pairs; section 4 of the page checks the gradient.
     Case("online DPO, sampled labels", OnlineDPO(beta=B, labels="sampled"), 400, 0.1),
 ]
 

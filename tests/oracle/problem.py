@@ -1,7 +1,7 @@
-"""Problems small enough to enumerate: a few tokens with an end, short responses, a table of rewards.
+"""Problems small enough to enumerate: a few tokens and an end token, short responses, a table of rewards.
 
-The model is a real transformers model (GPT-2, because Llama computes its norms in float32 whatever the weights are),
-in float64; prompts, sampler, loops and losses are those that train real models.
+The model is a real transformers model in float64: GPT-2, because Llama always computes its norms in float32. Prompts,
+sampler, loops and losses are those that train real models.
 """
 
 import itertools
@@ -20,9 +20,9 @@ from rlhf_core.models.tokens import Prompt
 
 @dataclass(frozen=True)
 class Problem:
-    """`words` tokens besides the end token, responses of at most `longest` tokens, two prompts of one token each.
+    """`words` tokens and an end token, responses of at most `longest` tokens, two prompts of one token each.
 
-    Rewards are drawn once per prompt and response. Responses that were cut off are responses of their own.
+    Rewards are sampled once per prompt and response. A response that is cut off is a separate response.
     """
 
     words: int
@@ -33,11 +33,11 @@ class Problem:
 
     @property
     def end(self) -> int:
-        """The end token, the last of the vocabulary. Padding is token 0, which the mask hides."""
+        """The end token, the last of the vocabulary. Padding is token 0, which is masked."""
         return self.words
 
     def responses(self) -> list[list[int]]:
-        """Every response, shorter ones first."""
+        """All responses, shorter ones first."""
         found = []
         for length in range(1, self.longest + 1):
             for start in itertools.product(range(self.words), repeat=length - 1):
@@ -46,7 +46,7 @@ class Problem:
         return found
 
     def prompt(self, number: int) -> Prompt:
-        """The prompt that is token `number`."""
+        """The prompt that consists of token `number`."""
         return Prompt([{"role": "user", "content": str(number)}], [number])
 
     def all_prompts(self) -> list[Prompt]:
@@ -59,11 +59,11 @@ class Problem:
         return torch.rand(self.prompts, len(self.responses()), generator=generator, dtype=torch.float64) * 2 - 1
 
     def batch(self, number: int) -> Batch:
-        """Every response to one prompt."""
+        """All responses to one prompt."""
         return collate([Example([number], response) for response in self.responses()], 0)
 
     def model(self, seed: int):
-        """A small GPT-2 in float64, far from uniform."""
+        """A small GPT-2 in float64 whose distribution is far from uniform."""
         config = GPT2Config(
             vocab_size=self.words + 1,
             n_embd=32,
@@ -71,7 +71,7 @@ class Problem:
             n_head=2,
             n_positions=8,
             initializer_range=0.2,
-            activation_function="gelu_pytorch_tanh",  # GPT-2's own, in one kernel
+            activation_function="gelu_pytorch_tanh",  # GPT-2's activation as one kernel
             pad_token_id=0,
             bos_token_id=None,
             eos_token_id=self.end,
@@ -81,11 +81,11 @@ class Problem:
         return new_policy(config).double().eval()
 
     def reference(self):
-        """π_ref, from which every policy starts."""
+        """π_ref, the initial policy of every training."""
         return self.model(1)
 
     def logprobs(self, policy) -> Tensor:
-        """log π(y|x) of every response, (prompts, responses)."""
+        """log π(y|x) of all responses, (prompts, responses)."""
         return torch.stack([response_logprobs(policy, self.batch(n)).sum(-1) for n in range(self.prompts)])
 
     def optimum(self) -> Tensor:
@@ -93,18 +93,18 @@ class Problem:
         return (self.logprobs(self.reference()) + self.rewards() / self.beta).log_softmax(-1)
 
 
-# Two tokens and an end, up to three steps: 15 responses, 225 groups of two. Seed and β are chosen so that every wrong
-# optimum that a KL in the wrong place leads to lies at least 0.05 nats from π*; test_oracle.py holds them to it.
+# Two tokens and an end token, up to three steps: 15 responses, 225 groups of two. Seed and β are chosen so that every
+# wrong optimum, which a KL in the wrong place leads to, is at least 0.05 nats from π*; test_oracle.py checks this.
 PROBLEM = Problem(words=2, longest=3, beta=0.4, seed=41)
 
 
 def kl(first: Tensor, second: Tensor) -> float:
-    """KL(first ‖ second) in nats per response, the mean over prompts; both are log-probabilities."""
+    """KL(first ‖ second) in nats per response, averaged over prompts; both are log-probabilities."""
     return (first.exp() * (first - second)).sum(-1).mean().item()
 
 
 def table_reward(problem: Problem):
-    """A Reward that reads r(x, y) off the table by the sampled ids."""
+    """A Reward that looks up r(x, y) in the table by the sampled ids."""
     index = {tuple(response): number for number, response in enumerate(problem.responses())}
     rewards = problem.rewards()
 
@@ -117,12 +117,12 @@ def table_reward(problem: Problem):
 
 
 def tokenizer():
-    """Any tokenizer: texts are decoded by the loop and looked at by nobody."""
+    """A tokenizer that the loop needs for decoding; nothing reads the texts."""
     return tiny.tiny_tokenizer()
 
 
 def all_pairs(problem: Problem, link) -> list[Unit]:
-    """Every pair of responses to each prompt, labelled with the exact probability `link`(r_1 − r_2)."""
+    """All pairs of responses to each prompt, labelled with the exact probability `link`(r_1 − r_2)."""
     units: list[Unit] = []
     for number, rewards in enumerate(problem.rewards().tolist()):
         rated = zip(problem.responses(), rewards, strict=True)
@@ -133,7 +133,7 @@ def all_pairs(problem: Problem, link) -> list[Unit]:
 
 
 def drawn_pairs(problem: Problem, link, count: int, seed: int) -> list[Unit]:
-    """`count` pairs as people would label them: each of all pairs is as likely, and the label is drawn."""
+    """`count` pairs chosen uniformly from all pairs, each with a label sampled from its probability."""
     every = all_pairs(problem, link)
     generator = torch.Generator().manual_seed(seed)
     units: list[Unit] = []

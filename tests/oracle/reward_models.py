@@ -1,4 +1,4 @@
-"""Reward models fitted on exact probabilities of their own link: do they recover r*, up to a constant per prompt?"""
+"""Checks that reward models fitted to exact probabilities recover r*, up to a constant per prompt."""
 
 import itertools
 import tempfile
@@ -25,17 +25,17 @@ from rlhf_core.models.forward import score_outputs
 from rlhf_core.models.store import new_scalar_model, save_policy
 
 STEPS = 600
-# Three responses with exp(r) = 1, 1, 2: every order, and every choice, has a probability that is a fraction of 12.
+# Three responses with exp(r) = 1, 1, 2: the probability of every order and of every choice is a multiple of 1/12.
 SHARES, ORDERS = (1, 1, 2), 12
 
 
 def normal(difference: Tensor) -> Tensor:
-    """Φ, Thurstone's link."""
+    """Φ, the link function of Thurstone's model."""
     return torch.special.ndtr(difference)
 
 
 def orders(*, whole: bool) -> list[Unit]:
-    """Each order of the three as often in 12 as Plackett–Luce says; or, not whole, each choice of the best."""
+    """12 rankings in the proportions of Plackett–Luce; unless `whole`, they mark only the best response."""
     units: list[Unit] = []
     for number in range(PROBLEM.prompts):
         for order in itertools.permutations(range(3)):
@@ -51,7 +51,7 @@ def orders(*, whole: bool) -> list[Unit]:
 
 
 def ratings() -> list[Unit]:
-    """Every response with its reward as its score."""
+    """Each response with its reward as its rating."""
     return [
         (Example([number], response, label=reward),)
         for number, rewards in enumerate(PROBLEM.rewards().tolist())
@@ -60,7 +60,7 @@ def ratings() -> list[Unit]:
 
 
 def fit(algorithm: Any, units: Sequence[Unit]) -> Tensor:
-    """Raw scores of every response after training, (prompts, responses)."""
+    """Raw scores of all responses after training, (prompts, responses)."""
     with tempfile.TemporaryDirectory() as folder:
         save_policy(PROBLEM.reference(), tokenizer(), Path(folder), max_new_tokens=PROBLEM.longest)
         torch.manual_seed(0)
@@ -75,13 +75,13 @@ def fit(algorithm: Any, units: Sequence[Unit]) -> Tensor:
 
 
 def implicit_rewards(algorithm: DPO) -> Tensor:
-    """β (log π − log π_ref) of every response after training on all pairs, (prompts, responses)."""
+    """β (log π − log π_ref) of all responses after training on all pairs, (prompts, responses)."""
     trained = Case("DPO", algorithm, 400).run()
     return algorithm.beta * (trained.logprobs - PROBLEM.logprobs(PROBLEM.reference()))
 
 
 def off_by(scores: Tensor, rewards: Tensor) -> float:
-    """The largest deviation from r* after a constant per prompt."""
+    """The largest deviation from r* after removing a constant per prompt."""
     difference = scores - rewards
     return (difference - difference.mean(-1, keepdim=True)).abs().max().item()
 
@@ -91,7 +91,7 @@ def three() -> Tensor:
     return torch.tensor(SHARES, dtype=torch.float64).log().expand(PROBLEM.prompts, 3)
 
 
-# Name -> (algorithm, units, bound on the largest error; None where a bias is expected).
+# Name -> (algorithm, units, bound on the largest error, or None if the method is biased by design).
 MODELS: dict[str, tuple[Any, Any, float | None]] = {
     "Bradley–Terry, all pairs": (BradleyTerry(), lambda: all_pairs(PROBLEM, torch.sigmoid), 1e-3),
     "Thurstone, all pairs": (Thurstone(), lambda: all_pairs(PROBLEM, normal), 1e-3),
@@ -110,7 +110,7 @@ MODELS: dict[str, tuple[Any, Any, float | None]] = {
 
 
 def recover(name: str) -> tuple[str, float, float | None]:
-    """(method, largest deviation from r*, bound)."""
+    """Fit one reward model; return its name, its largest deviation from r*, and the bound."""
     algorithm, units, bound = MODELS[name]
     scores = implicit_rewards(algorithm) if isinstance(algorithm, DPO) else fit(algorithm, units())
     if algorithm.data == "rankings":

@@ -1,6 +1,6 @@
-"""Expected updates and losses written out by hand for a table of logits, one row per state: the witness.
+"""Expected updates and losses for a table of logits, one row per state: an independent implementation.
 
-Nothing of the product's losses or loops is used here, only π_ref and the rewards.
+Uses only π_ref and the rewards, none of the project's losses or loops.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from oracle.problem import Problem
 
 
 class Table:
-    """Policies as logits, (prompts, states, V), and what responses are made of."""
+    """Policies as logits, (prompts, states, V), with the states, tokens and masks of all responses."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -29,7 +29,7 @@ class Table:
         self.reference = self._reference(len(states))
 
     def _reference(self, count: int) -> Tensor:
-        """π_ref's logits at each state, read off the probabilities of whole responses."""
+        """π_ref's logits at each state, computed from the probabilities of whole responses."""
         probabilities = self.problem.logprobs(self.problem.reference()).exp()
         logits = torch.zeros(self.problem.prompts, count, self.problem.words + 1, dtype=torch.float64)
         mass = torch.zeros_like(logits)
@@ -39,7 +39,7 @@ class Table:
         return mass.log()
 
     def token_logprobs(self, logits: Tensor) -> Tensor:
-        """log π(a_t|s_t) of every token of every response, (prompts, responses, longest), 0 behind the end."""
+        """log π(a_t|s_t) of every token of every response, (prompts, responses, longest), 0 after the end."""
         return logits.log_softmax(-1)[:, self.states, self.tokens] * self.mask
 
     def logprobs(self, logits: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Table:
         return self.token_logprobs(logits).sum(-1)
 
     def minimise(self, loss: Callable[[Tensor], Tensor], steps: int = 4000) -> Tensor:
-        """Where following the gradient of `loss(logits)` from π_ref ends: log π(y|x)."""
+        """Minimise `loss(logits)` by gradient descent from π_ref; return log π(y|x) at the end."""
         logits = self.reference.clone().requires_grad_()
         optimizer = torch.optim.Adam([logits], lr=0.05, eps=1e-12)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -60,7 +60,7 @@ class Table:
 
 
 def grpo_update(table: Table, group_size: int, *, eps: float, k3_per_token: bool, per_length: bool, divide: bool):
-    """GRPO's expected update at ratio 1: −E Σ_t w (Â log π_t) + β E Σ_t w k(d_t); E is over samples of the present π.
+    """GRPO's expected update at ratio 1: −E Σ_t w (Â log π_t) + β E Σ_t w k(d_t); E is over samples of the current π.
 
     The KL term is k3 of each token, or k2 of the whole response. w is 1/|y| or 1.
     """
@@ -85,7 +85,7 @@ def grpo_update(table: Table, group_size: int, *, eps: float, k3_per_token: bool
 
 
 def pair_loss(table: Table, per_pair: Callable[[Tensor, Tensor], Tensor]):
-    """Mean over all pairs of `per_pair`(difference of log-ratios, label), labels exact Bradley–Terry."""
+    """Mean of `per_pair`(difference of log-ratios, label) over all pairs, with exact Bradley–Terry labels."""
     rewards = table.problem.rewards()
     ref = table.logprobs(table.reference)
     first, second = torch.triu_indices(len(table.tokens), len(table.tokens), 1)
@@ -99,7 +99,7 @@ def pair_loss(table: Table, per_pair: Callable[[Tensor, Tensor], Tensor]):
 
 
 def cdpo_pair(beta: float, smoothing: float):
-    """(1 − ε) and ε swap with the label."""
+    """cDPO's loss of one pair: DPO's, with the label flipped with probability ε."""
 
     def per_pair(difference: Tensor, label: Tensor) -> Tensor:
         label = label * (1 - smoothing) + (1 - label) * smoothing
@@ -109,7 +109,7 @@ def cdpo_pair(beta: float, smoothing: float):
 
 
 def kto_loss(table: Table, good: Tensor, beta: float):
-    """Mean over responses of 1 − σ(±β (d − z_0)); z_0 from every response to the other prompt, without gradient."""
+    """Mean over responses of 1 − σ(±β (d − z_0)); z_0 = max(0, mean d of mismatched pairs), no gradient."""
     ref = table.logprobs(table.reference)
 
     def loss(logits: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Documents say what the code does."""
 
 import re
+from importlib import import_module
 
+from rlhf_core.algorithms.base.table import policy_algorithms, reward_losses
 from tools.closure import ROOT
 from tools.make_parameters import page
 
@@ -22,6 +24,16 @@ def test_every_statistic_in_the_code_is_explained():
             names |= set(re.findall(r'"([a-z_]+)"\s*:', body)) | set(re.findall(r'metrics\["([a-z_]+)"\]', body))
     assert {"score", "kl", "clip_fraction", "margin"} <= names
     assert not {name for name in names if f"`{name}`" not in documented()}
+
+
+def test_every_method_has_a_row_that_names_its_file_and_functions_that_exist():
+    text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_]+)` \|.*`\1\.py`", text, re.MULTILINE)
+    assert sorted(rows) == sorted([*policy_algorithms(), *reward_losses()])
+    functions = re.findall(r"`(advantages|kl|losses|reductions)\.((?!py`)\w+)`", text)
+    assert len(functions) > 15
+    for module, function in functions:
+        assert callable(getattr(import_module(f"rlhf_core.maths.{module}"), function))
 
 
 def test_parameters_page_is_that_of_the_dataclasses():

@@ -1,6 +1,7 @@
-"""The oracle suite's short form; `make oracle` runs all of it and writes docs/proof.md."""
+"""A subset of the oracle suite; `make oracle` runs all of it and writes docs/proof.md."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from oracle.exact import make_training, orders
 from oracle.formulas import each_state, expected_advantage, reversed_kl, standardised, tilted, whole_responses
 from oracle.gradients import METHODS, compare_baselines, enumerated_gradient, largest_z, variance_by_baseline
 from oracle.methods import EXACT, PLACES, distance
-from oracle.page import trust_region
+from oracle.page import Evidence, render, trust_region
 from oracle.problem import PROBLEM, all_pairs, kl
 from oracle.reward_models import MODELS
 from oracle.reward_models import orders as ranked
@@ -16,6 +17,7 @@ from oracle.tabular import Table
 
 from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.algorithms.trpo import TRPO
+from tools.closure import ROOT
 
 
 def test_the_problem_is_enumerated():
@@ -27,10 +29,10 @@ def test_the_problem_is_enumerated():
 
 
 def test_every_wrong_optimum_is_far_from_the_right_one():
-    """At least 0.05 nats, so that a method that ends at one of them can't pass."""
+    """At least 0.05 nats, so that a method that ends at one of them cannot pass."""
     optimum = PROBLEM.optimum()
     assert kl(whole_responses(PROBLEM, tilted), optimum) == pytest.approx(0, abs=1e-12)
-    assert kl(PROBLEM.logprobs(PROBLEM.reference()), optimum) > 0.05  # nothing learnt
+    assert kl(PROBLEM.logprobs(PROBLEM.reference()), optimum) > 0.05  # nothing learned
     for wrong in (each_state(PROBLEM, tilted), each_state(PROBLEM, reversed_kl), whole_responses(PROBLEM, reversed_kl)):
         assert kl(wrong, optimum) > 0.05
     assert kl(standardised(PROBLEM, 2, 1e-4, fixed_point=300), optimum) > 0.05
@@ -69,14 +71,14 @@ def test_k3_in_the_loss_ends_at_its_formula_and_not_at_the_optimum():
 
 
 class UncheckedPPO(PPO):
-    """PPO that takes k1 in the loss, which users are refused."""
+    """PPO without the check that rejects k1 in the loss."""
 
     def check_kl(self):
-        """Refuse nothing."""
+        """Accept every setting."""
 
 
 def test_k1_in_the_loss_has_no_expected_gradient():
-    """With it or without it the expected gradient of PPO's loss is the same; k3's is another."""
+    """k1 does not change the expected gradient of PPO's loss; k3 does."""
     settings = {"kl_in": "loss", "whiten_advantages": False}
     without, with_k1, with_k3 = (
         enumerated_gradient(UncheckedPPO(kl_coef=coef, kl_estimator=estimator, **settings))
@@ -93,7 +95,7 @@ def test_sampled_gradients_agree_with_the_enumerated_one(name):
 
 
 def test_what_baselines_do_to_the_gradient():
-    """A baseline leaves it, a mean that holds the response scales it by 1 − 1/G, the std turns it."""
+    """A baseline does not change it, a mean that includes the response scales it by 1 − 1/G, the std rotates it."""
     found = compare_baselines()
     for name in ("batch mean", "critic", "leave-one-out, G = 2"):
         assert found[name] == pytest.approx((1.0, 1.0), abs=1e-9)
@@ -108,6 +110,18 @@ def test_a_baseline_lowers_the_variance_between_0_and_twice_the_best():
             assert variance == pytest.approx(1.0)
         else:
             assert (variance < 1) == (0 < ratio < 2)
+
+
+def test_the_page_has_the_text_of_its_generator():
+    """Everything on docs/proof.md but its tables, with the figures that it holds."""
+
+    def prose(text):
+        return "\n".join(line for line in text.splitlines() if line and not line.startswith("|"))
+
+    written = (ROOT / "docs" / "proof.md").read_text(encoding="utf-8")
+    best = float(re.search(r"E\[\|∇log π\|²\] = ([\d.]+)\.", written)[1])
+    empty = Evidence(rows=[], gradients=[], baselines={}, variance=(best, []), recovered=[])
+    assert prose(render(empty)) in prose(written)
 
 
 def test_trpo_never_breaks_its_bounds():

@@ -16,13 +16,13 @@ from rlhf_core.common.errors import UserError
 
 
 class GradientStep(Generic[BatchT]):
-    """AdamW on the algorithm's loss; gradients of each model are clipped on their own.
+    """AdamW on the algorithm's loss; the gradient of each model is clipped separately.
 
-    So no coefficient weighs the critic's loss against the policy's: they share no weights, and Adam divides out the
-    scale of a gradient. Only how often clipping and Adam's ε act on it would depend on one.
+    The critic's loss has no coefficient: policy and critic share no parameters, and Adam divides out the scale of a
+    gradient. A coefficient would only change the effect of clipping and of Adam's ε.
 
-    The loss of a minibatch is `(losses * weights).sum()` with weights made from the whole minibatch, so the gradient
-    does not depend on the microbatch size.
+    The loss of a minibatch is `(losses * weights).sum()` with weights computed from the whole minibatch, so the
+    gradient does not depend on the microbatch size.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class GradientStep(Generic[BatchT]):
         config: OptimizerConfig,
         micro_units: int,
     ) -> None:
-        """`models` maps names to the trained models and their peak learning rates; `micro_units` make a microbatch."""
+        """models: name -> (model, peak learning rate), all trained. micro_units: units per microbatch."""
         self.accelerator = accelerator
         self.algorithm = algorithm
         self.forward = forward
@@ -52,7 +52,7 @@ class GradientStep(Generic[BatchT]):
         """Take optimiser step `step` of `total` and return loss, statistics and gradient norms.
 
         Raises:
-            UserError: if loss or gradient is not finite; the weights have not been changed then.
+            UserError: if the loss or a gradient is not finite; the weights are unchanged.
         """
         metrics = self.accumulate(minibatch, step)
         for name, parameters in zip(self.names, self.parameters, strict=True):
@@ -67,7 +67,7 @@ class GradientStep(Generic[BatchT]):
         return metrics
 
     def accumulate(self, minibatch: BatchT, step: int) -> dict[str, float]:
-        """Set the gradients of a whole minibatch and return its loss and statistics."""
+        """Compute the gradients of a whole minibatch and return its loss and statistics."""
         self.optimizer.zero_grad()
         minibatch = self.algorithm.prepare(minibatch, self._without_gradient)
         sums: dict[str, Tensor] = {}
@@ -91,20 +91,20 @@ class GradientStep(Generic[BatchT]):
             self.optimizer.zero_grad()
             raise UserError(
                 f"the {what} of optimiser step {step} is {value.item()}; the weights were not changed. "
-                "Lower learning_rate, raise kl_coef or beta, or look for extreme rewards in that batch."
+                "Lower learning_rate, raise kl_coef or beta, or check the batch for extreme rewards."
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state, for resuming."""
+        """The optimiser state, for resuming."""
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved optimiser state."""
         self.optimizer.load_state_dict(state)
 
 
 def microbatches(algorithm: Algorithm[BatchT], minibatch: BatchT, micro_units: int) -> "list[tuple[BatchT, Tensor]]":
-    """Split a minibatch into microbatches with their share of its weights, units kept whole."""
+    """Split a minibatch into microbatches with their slices of its weights; no unit is split."""
     weights = algorithm.weights(minibatch)
     by_row = weights.shape[0] == minibatch.rows
     return [
@@ -114,7 +114,7 @@ def microbatches(algorithm: Algorithm[BatchT], minibatch: BatchT, micro_units: i
 
 
 def unit_slices(batch: Batch, units: int) -> list[tuple[slice, slice]]:
-    """Consecutive stretches of `units` units: which units, and which rows those are."""
+    """Split a batch into runs of `units` consecutive units: the slice of units and the slice of rows of each."""
     ends = [0, *accumulate(batch.unit_sizes)]
     count = len(ends) - 1
     stops = [min(start + units, count) for start in range(0, count, units)]
@@ -123,6 +123,6 @@ def unit_slices(batch: Batch, units: int) -> list[tuple[slice, slice]]:
 
 @torch.no_grad()
 def forward_in_parts(forward: Callable[[BatchT], Outputs], batch: BatchT, units: int) -> Outputs:
-    """The outputs of a whole batch, computed in microbatches without gradient."""
+    """The outputs of a whole batch, computed without gradient in microbatches of `units` units."""
     parts = [forward(batch.select(rows)) for _, rows in unit_slices(batch, units)]
     return Outputs(**{item.name: torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Outputs)})
