@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo install check test test-slow test-browser test-data test-all oracle bench-gpu compare-algorithms parameters format
+.PHONY: demo install check test test-pitfalls test-slow test-browser test-data test-all oracle bench-gpu compare-algorithms parameters format
 
 demo: install
 	rlhf run
@@ -31,6 +31,10 @@ check: install
 
 test: check
 	pytest -m "not slow and not browser and not data"
+
+# Tests of the known silent faults: docs/pitfalls.md.
+test-pitfalls: install
+	pytest -m "pitfall and not slow"
 
 test-slow: install
 	pytest -m slow

@@ -1,4 +1,4 @@
-"""Fixtures of the rlhf_core tests: tiny models made locally, and an accelerator on the CPU."""
+"""Shared fixtures: tiny models made locally, an accelerator on the CPU, and an environment to run stages in."""
 
 import pytest
 import torch
@@ -20,11 +20,28 @@ def bf16_accelerator():
 
 
 def _accelerator(mixed_precision):
-    AcceleratorState._reset_state(reset_partial_state=True)
+    _forget_accelerators()
     torch.set_num_threads(1)
     yield Accelerator(cpu=True, mixed_precision=mixed_precision)
+    _forget_accelerators()
+
+
+def _forget_accelerators():
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def module_patch():
+    """A MonkeyPatch for a whole module whose stages run in this process: no parent run, no store of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RLHF_PARENT_RUN_ID", "RLHF_FLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RLHF_ROOT"):
+            patch.delenv(name, raising=False)
+        patch.setenv("DVC_NO_ANALYTICS", "1")
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        _forget_accelerators()
+        yield patch
+        _forget_accelerators()
 
 
 @pytest.fixture

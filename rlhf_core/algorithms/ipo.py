@@ -33,6 +33,6 @@ class IPO(PairAlgorithm):
         return ipo(logratios[0::2], logratios[1::2], self.beta, batch.labels[0::2])
 
     def logratios(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """log π_θ(y|x) - log π_ref(y|x), (B,); policy and reference are divided alike if per token (pitfall 22)."""
+        """log π_θ(y|x) - log π_ref(y|x), (B,); both are divided alike if per token (docs/pitfalls.md, 22)."""
         logratios = super().logratios(outputs, batch)
         return logratios / batch.lengths if self.per_token else logratios

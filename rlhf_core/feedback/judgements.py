@@ -145,7 +145,7 @@ def pairs_from_judgements(
         better, worse = (1, 0) if judgement.choice == "B" else (0, 1)
         row: dict[str, Any] = {"prompt": judgement.prompt, "chosen": judgement.responses[better]}
         row["rejected"] = judgement.responses[worse]
-        # What was sampled is trained on as it was sampled; its text might encode to other tokens (pitfall 2).
+        # What was sampled is trained on as it was sampled; its text might encode to other tokens (docs/pitfalls.md, 2).
         if None not in judgement.response_tokens:
             row["chosen_tokens"] = judgement.response_tokens[better]
             row["rejected_tokens"] = judgement.response_tokens[worse]

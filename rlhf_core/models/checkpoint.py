@@ -35,6 +35,7 @@ def check_checkpoint(folder: Path, name: str) -> None:
     Raises:
         UserError: a file is missing or wrong. The message begins with `name`, the user's name for the folder.
     """
+    _refuse_adapter(folder, name)
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} has no config.json, so it is not a checkpoint folder. Use one, such as models/sft.")
     config = check_config(folder / "config.json", f"{name}: config.json")
@@ -70,6 +71,15 @@ def read_json(path: Path, name: str) -> Any:
         raise UserError(f"{name} cannot be read: {error.strerror}. Correct its permissions.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} is not JSON ({error}). {AGAIN}") from error
+
+
+def _refuse_adapter(folder: Path, name: str) -> None:
+    """transformers loads an adapter only where peft is installed, else the bare base model (docs/pitfalls.md, 36)."""
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{name} holds adapter_config.json: adapters are not loaded. "
+            "Merge it into its base model with PeftModel.merge_and_unload, and name the folder of the merged model."
+        )
 
 
 def _refuse_code(config: Mapping[str, Any], name: str) -> None:

@@ -16,8 +16,8 @@ from rlhf_core.common.errors import UserError
 class Sampler:
     """How responses are drawn: temperature sampling from the whole vocabulary.
 
-    Truncation (top-k, top-p) is left out on purpose: under a KL penalty it makes the KL estimate negative (pitfall 29).
-    `temperature` 0 takes the most likely token.
+    Truncation (top-k, top-p) is left out on purpose: under a KL penalty it makes the KL estimate negative
+    (docs/pitfalls.md, 29). `temperature` 0 takes the most likely token.
     """
 
     max_new_tokens: int

@@ -192,7 +192,7 @@ def _train_on_samples(stage: Stage, name: str, algorithm: Any, config: Any) -> N
 
 
 def _critic(algorithm: Any, config: Any) -> Critic:
-    """It starts from the reward model, its centring included (pitfall 21)."""
+    """It starts from the reward model, its centring included (docs/pitfalls.md, 21)."""
     if (Path("models/reward") / "none.json").is_file():
         raise UserError(
             "this method's critic starts from the reward model, and none was trained. "

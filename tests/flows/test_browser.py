@@ -5,7 +5,6 @@ Screenshots are written to the folder SCREENSHOTS (default: a temporary folder).
 
 import json
 import os
-import shutil
 import socket
 import sys
 from pathlib import Path
@@ -14,12 +13,9 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from checkout import make_checkout, run, stages_run
+from chromium import MINUTES, launch
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-MINUTES = 60_000  # milliseconds
 
 
 def free_port() -> int:
@@ -50,9 +46,8 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page():
-    assert CHROMIUM, "Chromium is missing. Install it, on Debian: apt-get install chromium"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = launch(playwright)
         opened = browser.new_page(viewport={"width": 1280, "height": 900})
         opened.set_default_timeout(2 * MINUTES)
         yield opened

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
-from test_browser import CHROMIUM, FLAGS, MINUTES
 
+from chromium import MINUTES, launch
 from flow_scratch import PACKAGE, commit, free_port, make_scratch, rlhf, signed_in
 from flows.run.worker import TEMPLATE
 from flows.servers.services import Services
@@ -128,10 +128,8 @@ def attacker() -> Iterator[Attacker]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "Chromium is missing. Install it, on Debian: apt-get install chromium"
     with sync_playwright() as playwright:
-        flags = [*FLAGS, f"--host-resolver-rules=MAP {NAME} 127.0.0.1"]
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        opened = launch(playwright, f"--host-resolver-rules=MAP {NAME} 127.0.0.1")
         yield opened
         opened.close()
 

@@ -179,6 +179,7 @@ def test_ctrl_c_does_not_stop_the_services(served: Path) -> None:
     assert "rlhf up" not in done.stdout  # the services are still running
 
 
+@pytest.mark.pitfall(25)
 @pytest.mark.slow
 def test_ctrl_c_during_a_training_step_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Real stages: stopped after the first steps of `base` and continued, compared with an undisturbed checkout."""

@@ -294,9 +294,10 @@ def test_a_second_clone_ends_with_the_same_hashes(done, tmp_path):
     assert (other / "dvc.lock").read_text() == (done[0] / "dvc.lock").read_text()
 
 
+@pytest.mark.pitfall(25)
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["base", "policy@ppo"])
-def test_pitfall_25_killed_stage_goes_on_and_ends_with_the_same_bits(done, tmp_path, stage):
+def test_killed_stage_goes_on_and_ends_with_the_same_bits(done, tmp_path, stage):
     """SIGKILL after the second resume state; `dvc repro` again ends with the same hash for the stage's output."""
     import os
     import signal

@@ -77,6 +77,7 @@ class UncheckedPPO(PPO):
         """Accept every setting."""
 
 
+@pytest.mark.pitfall(17)
 def test_k1_in_the_loss_has_no_expected_gradient():
     """k1 does not change the expected gradient of PPO's loss; k3 does."""
     settings = {"kl_in": "loss", "whiten_advantages": False}
@@ -89,6 +90,7 @@ def test_k1_in_the_loss_has_no_expected_gradient():
     assert (with_k3 - without).norm() > 0.1
 
 
+@pytest.mark.pitfall(17)
 @pytest.mark.parametrize("name", ["RLOO, G = 2", "online DPO, soft labels"])
 def test_sampled_gradients_agree_with_the_enumerated_one(name):
     assert largest_z(METHODS[name]) < 4

@@ -72,7 +72,7 @@ def check_end(examples: Sequence[Example], stop_tokens: Sequence[int], pad_token
 def check_ratio(policy: PreTrainedModel, sampled: Batch, temperature: float, tolerance: float) -> None:
     """Check that the ratio of sampled tokens is 1 before the first update, in eval and train mode.
 
-    docs/pitfalls.md, 9 and 10.
+    See docs/pitfalls.md, 9 and 10.
     """
     sampled = sampled.to(policy.device)
     policy.eval()
@@ -103,7 +103,7 @@ def check_reference(
 def check_scores(reward_model: nn.Module, examples: Sequence[Example], pad_token: int, tolerance: float) -> None:
     """Check that a score is the same for a row alone and in a batch, so that it is read at the last real token.
 
-    docs/pitfalls.md, 7 and 27.
+    See docs/pitfalls.md, 7 and 27.
     """
     together = _scores(reward_model, examples, pad_token)
     for row, example in enumerate(examples):

@@ -60,6 +60,7 @@ def test_cdpo_has_a_finite_optimum():
     close(logprobs.grad, [[0.0], [0.0]])
 
 
+@pytest.mark.pitfall(22)
 def test_ipo_sums_over_tokens_by_default():
     """h = 2 · 0.5 - 1 · (-0.5) = 1.5, 1/(2τ) = 1: ¼. Per token h = 1: 0."""
     batch = pairs(2, 1)
@@ -68,7 +69,8 @@ def test_ipo_sums_over_tokens_by_default():
     close(IPO(beta=0.5, per_token=True).losses(outputs, batch), [0.0])
 
 
-def test_pitfall_22_ipo_per_token_divides_policy_and_reference_alike():
+@pytest.mark.pitfall(22)
+def test_ipo_per_token_divides_policy_and_reference_alike():
     """A policy equal to the reference has h = 0 whatever the lengths."""
     batch = pairs(5, 2)
     close(IPO(beta=0.5, per_token=True).losses(outputs_for(batch, [0.0, 0.0]), batch), [1.0])
@@ -98,6 +100,7 @@ def column(logratios):
     return torch.tensor(logratios)[:, None] - 1
 
 
+@pytest.mark.pitfall(23)
 def test_kto_reference_point_is_the_mean_over_mismatched_rows():
     """Mismatched log-ratios 1 and 0: z_0 = ½, without gradient, for every labelled row. -3 and 1: clamped at 0."""
     batch = kto_batch([1.0, 0.0])
@@ -119,7 +122,8 @@ def test_kto_losses_and_weights():
     close(algorithm.statistics(outputs, batch)["margin"], [math.log(3), -math.log(3)])
 
 
-def test_pitfall_15_kto_reference_point_is_of_the_whole_minibatch(accelerator):
+@pytest.mark.pitfall(15)
+def test_kto_reference_point_is_of_the_whole_minibatch(accelerator):
     """Four units, mismatched log-ratios 4, 0, 0, 0: z_0 = 1 whatever the microbatch, not 4 or 0."""
     batch = kto_batch([1.0, 0.0, 1.0, 0.0])
     found = []

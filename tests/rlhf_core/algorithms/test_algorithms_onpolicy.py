@@ -184,6 +184,7 @@ def test_kl_in_the_reward_leaves_the_loss_alone():
     close(algorithm.token_rewards(rollout()), REWARDS)
 
 
+@pytest.mark.pitfall(35)
 def test_an_adaptive_coefficient_reaches_targets_and_losses():
     """β = 0.02 grown to 0.5 by the state."""
     algorithm = PPO(kl_target=6.0)
@@ -371,6 +372,7 @@ def test_grpo_of_two_and_dpo():
     assert cosine.item() < 0.95
 
 
+@pytest.mark.pitfall(28)
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
@@ -399,11 +401,12 @@ def test_grpo_of_two_and_dpo():
         (PPOPenalty, {"penalty": 1e-3}, "penalty 0.001 is below penalty_min 0.01"),
     ],
 )
-def test_pitfall_28_settings_without_effect_or_sense_raise(kind, settings, message):
+def test_settings_without_effect_or_sense_raise(kind, settings, message):
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         kind(**settings)
 
 
+@pytest.mark.pitfall(28)
 @pytest.mark.parametrize(
     ("algorithm", "settings", "message"),
     [
@@ -429,7 +432,7 @@ def test_pitfall_28_settings_without_effect_or_sense_raise(kind, settings, messa
         (GRPO(ratio="response"), {}, "ratio has no effect with one step per rollout"),
     ],
 )
-def test_pitfall_28_loop_and_method_must_fit(algorithm, settings, message):
+def test_loop_and_method_must_fit(algorithm, settings, message):
     with pytest.raises(ValueError, match=message):
         check_loop(OnlineConfig(**settings), algorithm)
     if "step per rollout" in message:

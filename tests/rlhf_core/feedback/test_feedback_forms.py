@@ -323,11 +323,12 @@ def test_unpaired_data_that_kto_cannot_learn_from_is_refused(tmp_path, tokenizer
         unpaired_units(tmp_path, "train", tokenizer)
 
 
+@pytest.mark.pitfall(23)
 @pytest.mark.parametrize(
     "prompts",
     ["ab", "abc", "aab", "abab", "aabbcc", "aaaaab", "baaaa", "aaabaaacaaa", "abcdeffffff", "aabbbcccc"],
 )
-def test_pitfall_23_mismatched_pairs_never_match(prompts):
+def test_mismatched_pairs_never_match(prompts):
     """Odd counts, repeated prompts apart from each other, one prompt with most of the rows."""
     rows = [Example([ord(prompt)], [number, ord(prompt)]) for number, prompt in enumerate(prompts)]
     others = mismatched(rows)

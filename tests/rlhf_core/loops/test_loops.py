@@ -89,6 +89,7 @@ def test_ref_logprobs_are_computed_once_per_token(accelerator):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.pitfall(30)
 def test_evaluation_averages_over_all_held_out_rows(accelerator):
     """Microbatches of 2 rows of differing lengths: the same as one pass over all of them."""
     model, units = tiny.rotary(), [(row,) for row in tiny.examples(7)]
@@ -257,6 +258,7 @@ def test_online_snapshots_come_at_the_right_steps(accelerator, tokenizer, tmp_pa
     assert snapshots == [3, 5]
 
 
+@pytest.mark.pitfall(15)
 def test_microbatches_keep_pairs_whole():
     """Three pairs in microbatches of two: rows 0-3 and 4-5, each pair weighing ⅓."""
     batch = collate_units(tiny.paired(tiny.examples(6)), PAD)

@@ -80,12 +80,14 @@ class Counting(OnPolicyAlgorithm):
         return {"count": state["count"] + 1}
 
 
+@pytest.mark.pitfall(35)
 def test_targets_and_losses_use_the_coefficient_that_is_logged(accelerator, tokenizer, tmp_path):
     history = online(accelerator, tokenizer, tmp_path, Counting(), steps=3).train()
     for name in ("count", "return", "loss"):
         assert [step[name] for step in history] == pytest.approx([0, 1, 2]), name
 
 
+@pytest.mark.pitfall(35)
 def test_the_adapted_kl_coefficient_is_the_one_that_rewards_hold(accelerator, tokenizer, tmp_path):
     """No score, so the return of each rollout is -β KL with its own β, which moves by up to 20 % a rollout."""
     algorithm = PPO(kl_coef=0.1, kl_target=0.01, kl_horizon=4)
@@ -108,6 +110,7 @@ def dropping(probability):
     return policy
 
 
+@pytest.mark.pitfall(10)
 def test_rollouts_are_made_with_dropout_off(accelerator, tokenizer, tmp_path):
     """The same stream gives the same responses and log-probabilities, whether or not layers would drop in training."""
     rollouts = []
@@ -128,6 +131,7 @@ def test_rollouts_are_made_with_dropout_off(accelerator, tokenizer, tmp_path):
 # --- order ---
 
 
+@pytest.mark.pitfall(34)
 def test_rollouts_are_full_and_go_on_into_the_next_pass(accelerator, tokenizer, tmp_path):
     """5 prompts by 4: each pass is a shuffled order of all, whether or not a rollout begins with it."""
     sizes = {"rollout_size": 8, "minibatch_size": 8}
@@ -144,6 +148,7 @@ def test_rollouts_are_full_and_go_on_into_the_next_pass(accelerator, tokenizer, 
     assert len({tuple(order) for order in passes}) > 4
 
 
+@pytest.mark.pitfall(34)
 def test_stream_indices_are_a_pure_function_of_the_step():
     """Of 5 by 3: positions 0-2, 3-5, ...; whole passes are those of the loop for fixed data; 12 of 5 take 3 passes."""
     stream = [index for step in range(10) for index in stream_indices(step, 5, 3, seed=0, name="x")]
@@ -240,6 +245,7 @@ def factors_of(training, monkeypatch):
     return factors
 
 
+@pytest.mark.pitfall(34)
 def test_warm_up_counts_every_optimiser_step_and_never_goes_back(accelerator, tokenizer, tmp_path, monkeypatch):
     """5 prompts, 4 in each of 4 rollouts, 4 steps on each: 1/9, 2/9, ... 8/9, 1, 1, ..."""
     settings = {"words": "abcde", "steps": 4, "rollout_size": 8, "minibatch_size": 2, "warmup_steps": 8}
@@ -248,6 +254,7 @@ def test_warm_up_counts_every_optimiser_step_and_never_goes_back(accelerator, to
     assert factors == pytest.approx([step / 9 for step in range(1, 9)] + [1.0] * 8)
 
 
+@pytest.mark.pitfall(34)
 def test_trpos_policy_and_critic_warm_up_alike(accelerator, tokenizer, tmp_path, monkeypatch):
     """2 passes of 2 minibatches on a rollout, 6 steps of warm-up: δ has the factor of steps 0, 4 and 8."""
     settings = {"steps": 3, "minibatch_size": 2, "epochs": 2, "warmup_steps": 6}

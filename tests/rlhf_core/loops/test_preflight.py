@@ -33,10 +33,12 @@ def reward_model(tmp_path, tokenizer) -> ScalarModel:
     return model
 
 
+@pytest.mark.pitfall(1)
 def test_padding(family):
     preflight.check_padding(family(), tiny.examples(), tiny.PAD, EXACT)
 
 
+@pytest.mark.pitfall(1)
 def test_padding_of_a_model_that_ignores_the_mask():
     """Rows are padded on the left. Without mask and positions the model reads the pads; the shortest row shows it."""
     policy = tiny.learned()
@@ -52,6 +54,7 @@ def test_padding_of_a_model_that_ignores_the_mask():
     assert message.endswith("The model ignores the attention mask or position ids. Use another model.")
 
 
+@pytest.mark.pitfall(5)
 def test_masks():
     preflight.check_masks(tiny.examples())
     for row, found in (
@@ -62,11 +65,13 @@ def test_masks():
         assert message == f"row 1 has {found}. Drop it from the data."
 
 
+@pytest.mark.pitfall(4)
 @pytest.mark.parametrize("ids", [[6, 7], [tiny.BEGIN, 6, 7]])
 def test_none_or_one_beginning_token_at_the_start(ids):
     preflight.check_beginning([ids], tiny.BEGIN, tiny.END)
 
 
+@pytest.mark.pitfall(4)
 @pytest.mark.parametrize("ids", [[tiny.BEGIN, tiny.BEGIN, 6], [6, tiny.BEGIN]])
 def test_two_beginning_tokens_or_one_inside(ids):
     message = refused(preflight.check_beginning, [[6, 7], ids], tiny.BEGIN, tiny.END)
@@ -74,12 +79,14 @@ def test_two_beginning_tokens_or_one_inside(ids):
     assert message.endswith("Remove bos_token from the tokenizer's chat template.")
 
 
+@pytest.mark.pitfall(4)
 def test_a_beginning_token_that_is_the_end_token_or_none_is_not_counted():
     """Some tokenizers use the same token for both, which then ends every turn."""
     preflight.check_beginning([[6, tiny.END, 6, tiny.END]], tiny.END, tiny.END)
     preflight.check_beginning([[6, tiny.END, 6, tiny.END]], None, tiny.END)
 
 
+@pytest.mark.pitfall(4)
 def test_a_sampled_response_may_contain_a_beginning_token(tokenizer):
     tokenizer.bos_token = "<begin>"
     row = Example([tiny.BEGIN, 6], [tiny.BEGIN, tiny.END])
@@ -87,6 +94,7 @@ def test_a_sampled_response_may_contain_a_beginning_token(tokenizer):
     assert "row 0 has 2 beginning tokens" in refused(run_checks, "sft", row_checks([row], tokenizer, is_sampled=False))
 
 
+@pytest.mark.pitfall(3)
 def test_end_token():
     rows = [Example([6], [7, tiny.END]), Example([6], [7, tiny.STOP])]
     preflight.check_end(rows, (tiny.END, tiny.STOP), tiny.PAD)
@@ -95,6 +103,7 @@ def test_end_token():
     )
 
 
+@pytest.mark.pitfall(3)
 def test_pad_token_that_is_the_only_end_token():
     rows = [Example([6], [7, tiny.END])]
     preflight.check_end(rows, (tiny.END, tiny.STOP), tiny.END)
@@ -110,11 +119,14 @@ def sampled(policy):
     return sampled_batch(prompts, responses, tiny.PAD)[0]
 
 
+@pytest.mark.pitfall(9)
 def test_ratio_before_the_first_update(family):
     policy = family()
     preflight.check_ratio(policy, sampled(policy), 0.7, EXACT)
 
 
+@pytest.mark.pitfall(9)
+@pytest.mark.pitfall(10)
 def test_ratio_of_a_policy_with_dropout():
     policy = tiny.rotary()
     batch = sampled(policy)
@@ -129,10 +141,14 @@ def test_reference():
     assert message.startswith("policy and reference differ by ")
 
 
+@pytest.mark.pitfall(7)
+@pytest.mark.pitfall(27)
 def test_scores(reward_model):
     preflight.check_scores(reward_model, tiny.examples(), tiny.PAD, EXACT)
 
 
+@pytest.mark.pitfall(7)
+@pytest.mark.pitfall(27)
 def test_scores_of_a_model_that_reads_pads(reward_model):
     forward = reward_model.forward
     reward_model.forward = lambda ids, mask, positions: forward(ids, torch.ones_like(mask), positions)
@@ -145,6 +161,7 @@ def test_nan_is_never_within_the_tolerance(reward_model):
     assert "nan" in refused(preflight.check_scores, reward_model, tiny.examples(), tiny.PAD, EXACT)
 
 
+@pytest.mark.pitfall(24)
 def test_learning_rate():
     """In float32 a step of 1e-6 changes weights of size 0.3, but 1e-10 is lost to rounding. In bf16 1e-6 is too."""
     preflight.check_learning_rate(tiny.rotary(), 1e-6)

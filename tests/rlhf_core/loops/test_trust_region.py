@@ -78,6 +78,7 @@ def test_an_accepted_step_raises_the_surrogate_within_the_bound(family):
     assert 0.0005 < kl <= 0.005 == metrics["trust_region_limit"]
 
 
+@pytest.mark.pitfall(15)
 def test_the_step_does_not_depend_on_microbatches():
     steps = []
     for micro_rows in (6, 4, 1):
@@ -132,6 +133,7 @@ def test_a_failing_line_search_keeps_the_weights_and_is_counted(monkeypatch):
     assert all(torch.equal(old, new) for old, new in zip(before, policy.parameters(), strict=True))
 
 
+@pytest.mark.pitfall(18)
 def test_equal_advantages_of_zero_make_no_step():
     policy, rollout, region = setting(tiny.learned)
     before = [parameter.clone() for parameter in policy.parameters()]
@@ -140,7 +142,8 @@ def test_equal_advantages_of_zero_make_no_step():
     assert all(torch.equal(old, new) for old, new in zip(before, policy.parameters(), strict=True))
 
 
-def test_pitfall_31_a_broken_advantage_stops_before_the_weights_change():
+@pytest.mark.pitfall(31)
+def test_a_broken_advantage_stops_before_the_weights_change():
     policy, rollout, region = setting(tiny.learned)
     before = [parameter.clone() for parameter in policy.parameters()]
     with pytest.raises(UserError, match="the gradient of the surrogate is not finite; the weights were not changed"):

@@ -20,8 +20,6 @@ from rlhf_core.maths.losses import (
 )
 from rlhf_core.maths.metrics import bootstrap_mean, correlation, distinct_n, expected_calibration_error, pair_metrics
 from rlhf_core.maths.reductions import fixed_length, sequence_mean, sequence_sum, token_mean, unit_mean
-from rlhf_core.models.tokens import Prompt
-from rlhf_core.scoring.judges import Answer, ScoreJudge, WinRate, win_rate
 
 MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
 LOG2, LOG3 = math.log(2), math.log(3)
@@ -48,6 +46,31 @@ def test_token_entropies():
     close(token_entropies(torch.tensor([200.0, 0.0, 0.0])), 0.0)
     # At temperature ½: 1/10, 9/10.
     close(token_entropies(torch.tensor([0.0, LOG3]), temperature=0.5), 0.1 * math.log(10) + 0.9 * math.log(10 / 9))
+
+
+@pytest.mark.pitfall(12)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_logprob_is_never_above_zero(dtype):
+    """10 000 random rows and extreme ones, of which the most likely token is asked for."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(10_000, 7, generator=generator) * torch.logspace(-2, 4, 10_000)[:, None]
+    logits = torch.cat([logits, torch.tensor([[1e4] * 7, [-1e4] * 7, [1e4, -1e4, 0, 0, 0, 0, 0]])]).to(dtype)
+    logprobs = token_logprobs(logits, logits.argmax(-1))
+    assert logprobs.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.isfinite(logprobs).all()
+    assert (logprobs <= 0).all()
+    # Seven equal logits are 1/7 each, however large: -log 7. The largest by 20 000 has probability 1.
+    expected = torch.tensor([-math.log(7), -math.log(7), 0.0]).to(logprobs.dtype)
+    torch.testing.assert_close(logprobs[-3:], expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.pitfall(12)
+def test_probabilities_near_one_keep_their_logprob_in_bf16():
+    """One logit of 8 among zeros: -log(1 + e^-8) = -0.000335, which bf16 arithmetic would round to 0."""
+    logits = torch.tensor([[8.0, 0.0]], dtype=torch.bfloat16)
+    assert token_logprobs(logits, torch.tensor([0])).item() == pytest.approx(-math.log1p(math.exp(-8)), abs=1e-6)
+    entropy = math.log1p(math.exp(-8)) + 8 * math.exp(-8) / (1 + math.exp(-8))
+    assert token_entropies(logits).item() == pytest.approx(entropy, abs=1e-6)
 
 
 def test_exact_kl():
@@ -235,44 +258,3 @@ def test_bootstrap_mean():
     assert mean == 0.5
     assert (low, high) == pytest.approx((0.469, 0.531), abs=0.003)
     assert bootstrap_mean([0.0, 1.0] * 500, 4000, seed=0) == (mean, low, high)
-
-
-# judges
-
-
-def length_scores(prompts, answers):
-    return [float(len(answer.ids)) for answer in answers]
-
-
-class FirstIsBetter:
-    """A judge with nothing but position bias."""
-
-    name = "position"
-
-    def prefer(self, prompts, first, second):
-        return [1.0] * len(prompts)
-
-
-def answers(*lengths):
-    return [Answer("text", [1] * length) for length in lengths]
-
-
-PROMPTS = [Prompt([], [1])] * 4
-
-
-def test_score_judge():
-    judge = ScoreJudge("length", length_scores)
-    assert judge.prefer(PROMPTS, answers(2, 1, 3, 1), answers(1, 2, 3, 1)) == [1.0, 0.0, 0.5, 0.5]
-
-
-def test_win_rate_counts_ties_half():
-    """Won, won, tied, lost: 2.5 of 4. Both orders agree, and the interval lies around the value."""
-    found = win_rate(ScoreJudge("length", length_scores), PROMPTS, answers(2, 2, 2, 1), answers(1, 1, 2, 2), 2000, 0)
-    assert (found.value, found.n, found.judge) == (0.625, 4, "length")
-    assert 0 <= found.low < 0.625 < found.high <= 1
-
-
-def test_win_rate_cancels_position_bias():
-    """Whoever is shown first wins: every prompt is won once and lost once, so ½ without spread."""
-    found = win_rate(FirstIsBetter(), PROMPTS, answers(1, 1, 1, 1), answers(1, 1, 1, 1), 200, 0)
-    assert found == WinRate(0.5, 0.5, 0.5, 4, "position")

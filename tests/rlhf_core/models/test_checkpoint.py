@@ -193,6 +193,19 @@ def test_pickled_weights_come_with_the_command_that_converts_them(model):
     assert load_policy(model)
 
 
+@pytest.mark.pitfall(36)
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_adapter_is_refused_beside_its_base_and_alone(model, kept):
+    """Loaded without its adapter, the base model would be trained and nothing would say so."""
+    (model / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    if not kept:
+        (model / "config.json").unlink()
+    assert told(model) == (
+        " holds adapter_config.json: adapters are not loaded. "
+        "Merge it into its base model with PeftModel.merge_and_unload, and name the folder of the merged model."
+    )
+
+
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_a_checkpoint_with_custom_code_is_rejected(model, file):
     edit_json(model / file, auto_map={"AutoConfig": "configuration_x.X"})
@@ -309,6 +322,7 @@ def test_weights_that_are_not_finite_are_named(model, value, dtype):
     assert refused(new_scalar_model, model).startswith(expected)
 
 
+@pytest.mark.pitfall(26)
 def test_a_tensor_that_would_be_filled_with_random_numbers_is_named(model):
     edit_tensors(model, lambda tensors: {k: v for k, v in tensors.items() if k != "lm_head.weight"})
     assert refused(load_policy, model) == (

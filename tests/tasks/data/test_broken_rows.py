@@ -28,6 +28,7 @@ def faults(path, *rows, format="auto"):
     return [row.fault for row in read_rows(lines(path / "d.jsonl", *rows), "", format)]
 
 
+@pytest.mark.pitfall(38)
 def test_each_unreadable_row_has_a_reason(tmp_path):
     found = faults(
         tmp_path,
@@ -64,6 +65,7 @@ def test_each_unreadable_row_has_a_reason(tmp_path):
     assert found[9].startswith("unknown role ['user'] of a message in 'prompt' ")
 
 
+@pytest.mark.pitfall(38)
 def test_a_null_in_the_first_row_does_not_hide_the_format(tmp_path):
     """The first row's label is null, but the rows are good and bad responses, not demonstrations."""
     row = {"prompt": "a", "response": "b"}
@@ -73,6 +75,7 @@ def test_a_null_in_the_first_row_does_not_hide_the_format(tmp_path):
     assert [row.kind for row in read_rows(lines(tmp_path / "d.jsonl", row | {"label": None}), "")] == ["demonstration"]
 
 
+@pytest.mark.pitfall(38)
 @pytest.mark.parametrize(
     ("row", "format", "missing", "near"),
     [

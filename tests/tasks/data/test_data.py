@@ -35,6 +35,7 @@ def cleaned(rows, **limits):
     return clean(rows, count_tokens=count_words, **{"max_prompt_tokens": 4, "max_response_tokens": 4, **limits})
 
 
+@pytest.mark.pitfall(6)
 def test_dropped_rows_are_listed_with_line_and_reason():
     rows = [
         pair(1, "a b c", "d e f"),  # 4 tokens each, the limit
@@ -125,6 +126,7 @@ def test_invalid_scores_and_ranks_are_listed_with_line_and_reason():
     assert [row["line"] for row in cleaned([rating(1, "a", "b", 7), rating(2, "a", "b", 11)], scale=10).dropped] == [2]
 
 
+@pytest.mark.pitfall(6)
 def test_context_must_fit_prompt_and_longest_response():
     """A prompt of 2 tokens and up to 3 response tokens fit a context of 5. A prompt of 3 tokens never does."""
     rows = [demo(1, "a", "b c"), demo(2, "a b", "b")]
@@ -230,6 +232,7 @@ def test_preferences_become_demonstrations_prompts_and_pairs():
     }
 
 
+@pytest.mark.pitfall(38)
 def test_labels_of_pairs_are_kept_and_a_tie_is_not_a_demonstration():
     splits = {
         "train": [pair(1, "a", "b", "c", label=0.75), pair(2, "a", "d", "e", label=0.5)],

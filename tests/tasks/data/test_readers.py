@@ -123,6 +123,7 @@ def test_demonstrations_in_every_form(tmp_path, row, prompt):
     assert (read.kind, read.prompt, read.response) == ("demonstration", prompt, "So.")
 
 
+@pytest.mark.pitfall(38)
 @pytest.mark.parametrize("label", [True, False, 1, 0])
 def test_unpaired_rows_have_their_label(tmp_path, label):
     for row in ({"prompt": "Why?", "completion": "So."}, {"messages": [USER, reply("So.")]}):
@@ -144,6 +145,7 @@ def test_rankings_have_responses_and_ranks(tmp_path):
     assert read.responses == ["a", "b", "c"]
 
 
+@pytest.mark.pitfall(38)
 def test_pairs_may_have_a_margin_unchanged(tmp_path):
     assert read_one(tmp_path, {"prompt": "Why?", **PAIR, "margin": 0.5}).margin == 0.5
     assert read_one(tmp_path, {"prompt": "Why?", **PAIR, "margin": "much"}).margin == "much"

@@ -124,6 +124,7 @@ def test_numbered_responses_are_pairs(tmp_path):
     assert found[0].kind == "preference"
 
 
+@pytest.mark.pitfall(38)
 @pytest.mark.parametrize("values", [(0, 1), (1, 1), (0,), (0.0, 1.0)])
 def test_preferences_of_only_0_and_1_need_a_base(tmp_path, values):
     path = jsonl(tmp_path / "d.jsonl", *numbered(*values))
@@ -132,6 +133,7 @@ def test_preferences_of_only_0_and_1_need_a_base(tmp_path, values):
     assert len(read_rows(path, "", preference_base=1)) == len(values)
 
 
+@pytest.mark.pitfall(38)
 def test_the_base_defines_the_meaning_of_0_and_1(tmp_path):
     path = jsonl(tmp_path / "d.jsonl", *numbered(0, 1, 2))
     assert sides(read_rows(path, "", preference_base=0)) == [
@@ -145,6 +147,7 @@ def test_the_base_defines_the_meaning_of_0_and_1(tmp_path):
     assert sides(read_rows(path, "")) == [("y", "x", None)]
 
 
+@pytest.mark.pitfall(38)
 @pytest.mark.parametrize(
     ("label", "expected"),
     [
@@ -190,6 +193,7 @@ def test_a_row_with_more_than_a_prompt_is_not_a_prompt(tmp_path):
         assert [found.kind for found in read_rows(jsonl(tmp_path / "d.jsonl", row), "", "prompts")] == ["prompts"]
 
 
+@pytest.mark.pitfall(38)
 def test_labels_are_used_by_every_loss_on_pairs(tmp_path):
     """p is the probability that chosen is better, from file to loss: -p log σ(d) - (1 - p) log σ(-d) at d = 1."""
     sources = [

@@ -59,7 +59,8 @@ def test_missing_key_is_named():
         validate(raw)
 
 
-def test_pitfall_28_option_without_effect_raises():
+@pytest.mark.pitfall(28)
+def test_option_without_effect_raises():
     """kl_horizon moves nothing while kl_target is null."""
     assert "kl_horizon has no effect while kl_target is null" in error({"policy.ppo.kl_horizon": 5})
 

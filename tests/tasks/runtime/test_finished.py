@@ -96,6 +96,8 @@ def hashes(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.pitfall(25)
+@pytest.mark.pitfall(37)
 def test_kills_in_a_step_and_after_the_last_one(checkouts, monkeypatch):
     whole, folder = checkouts
     run(whole, "dvc", "repro", "--single-item", "base")
@@ -157,6 +159,7 @@ def make_output(folder: Path) -> list[str]:
     return ["models/x", "report.json"]
 
 
+@pytest.mark.pitfall(37)
 def test_outputs_are_hard_links_and_replace_old_outputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     key = Path(".resume/key")
@@ -186,6 +189,7 @@ def test_outputs_are_copies_without_hard_links(tmp_path, monkeypatch):
     assert not (tmp_path / "models/x/weights").samefile(key / "out/models/x/weights")
 
 
+@pytest.mark.pitfall(37)
 @pytest.mark.parametrize("fault", ["missing", "short", "no marker", "half a marker"])
 def test_incomplete_outputs_are_not_finished(tmp_path, fault):
     key = tmp_path / "key"

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 
 import tiny
@@ -36,27 +35,19 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
+def checkout(module_patch, tmp_path_factory):
     """A checkout with 40 prompts and a model of the user's own, in which every stage has run."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RLHF_PARENT_RUN_ID", "RLHF_FLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RLHF_ROOT"):
-            patch.delenv(name, raising=False)
-        patch.setenv("DVC_NO_ANALYTICS", "1")
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        AcceleratorState._reset_state(reset_partial_state=True)
-        folder = make_checkout(tmp_path_factory.mktemp("prompts"), CHANGES)
-        patch.chdir(folder)
-        write_jsonl(Path("prompts.jsonl"), [{"prompt": text} for text in [*PROMPTS, PROMPTS[0], " "]])
-        tokenizer = ready_tokenizer(train_tokenizer(PROMPTS, 300))
-        model = tiny.rotary(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=tokenizer.eos_token_id)
-        save_policy(model, tokenizer, Path("pretrained"), max_new_tokens=8)
-        git(folder, "add", "-A")
-        git(folder, "commit", "-qm", "data")
-        for stage in (prepare, base, sft, collect, reward, lambda: policy("grpo"), evaluate, report):
-            stage()
-        yield folder
-        AcceleratorState._reset_state(reset_partial_state=True)
-        PartialState._reset_state()
+    folder = make_checkout(tmp_path_factory.mktemp("prompts"), CHANGES)
+    module_patch.chdir(folder)
+    write_jsonl(Path("prompts.jsonl"), [{"prompt": text} for text in [*PROMPTS, PROMPTS[0], " "]])
+    tokenizer = ready_tokenizer(train_tokenizer(PROMPTS, 300))
+    model = tiny.rotary(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=tokenizer.eos_token_id)
+    save_policy(model, tokenizer, Path("pretrained"), max_new_tokens=8)
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "data")
+    for stage in (prepare, base, sft, collect, reward, lambda: policy("grpo"), evaluate, report):
+        stage()
+    return folder
 
 
 def test_prompts_are_split_and_counted(checkout):

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, PartialState
 from transformers import AutoModelForSequenceClassification
 
 import tiny
@@ -19,15 +18,13 @@ from rlhf_core.common.batch import collate, collate_units
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common.run import minibatch_indices
 from rlhf_core.maths.metrics import pair_metrics, root_mean_square
-from rlhf_core.models.ensembles import ScalarEnsemble, aggregate, load_reward_model, save_reward_model
+from rlhf_core.models.ensembles import ScalarEnsemble, load_reward_model
 from rlhf_core.models.forward import response_logprobs, scores
 from rlhf_core.models.store import (
     ScalarModel,
     load_policy,
     load_scalar_model,
     load_tokenizer,
-    new_scalar_model,
-    save_policy,
 )
 from rlhf_core.models.tokens import encode_prompt, encode_response
 from rlhf_core.scoring.rewards import ModelReward
@@ -44,19 +41,6 @@ from tools.closure import ROOT
 
 SHORT = {"base": {"max_steps": 2}, "sft": {"max_steps": 2}}
 FEEDBACK, REWARD = Path("data/feedback"), Path("models/reward")
-
-
-@pytest.fixture(scope="module")
-def module_patch():
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RLHF_PARENT_RUN_ID", "RLHF_FLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RLHF_ROOT"):
-            patch.delenv(name, raising=False)
-        patch.setenv("DVC_NO_ANALYTICS", "1")
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        AcceleratorState._reset_state(reset_partial_state=True)
-        yield patch
-        AcceleratorState._reset_state(reset_partial_state=True)
-        PartialState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -327,6 +311,7 @@ def test_a_users_ratings_go_through_every_stage_to_a_judge(module_patch, tmp_pat
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
+@pytest.mark.pitfall(28)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -340,7 +325,7 @@ RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
         ({"reward.members": 2, "reward.std_coef": 2.0}, "std_coef has no effect on aggregate mean"),
     ],
 )
-def test_pitfall_28_options_of_feedback_and_reward_without_effect_raise(changes, message):
+def test_options_of_feedback_and_reward_without_effect_raise(changes, message):
     with pytest.raises(UserError, match=message):
         validate(apply_overrides(RAW, changes))
 
@@ -358,43 +343,7 @@ def test_options_that_have_an_effect_are_taken(changes):
     validate(apply_overrides(RAW, changes))
 
 
-# --- ensembles and figures ---
-
-
-def test_aggregates():
-    """Scores 1, 4, 7: mean 4, least 1, population std √6."""
-    members = torch.tensor([[1.0, 2.0], [4.0, 2.0], [7.0, 2.0]])
-    assert aggregate(members, "mean", 1.0).tolist() == [4.0, 2.0]
-    assert aggregate(members, "min", 1.0).tolist() == [1.0, 2.0]
-    assert aggregate(members, "mean_minus_std", 0.5).tolist() == pytest.approx([4 - 0.5 * math.sqrt(6), 2.0])
-
-
-@pytest.mark.parametrize("how", ["mean", "min", "mean_minus_std"])
-def test_an_ensemble_is_centred_and_scaled_as_one_and_comes_back_from_disk(tmp_path, tokenizer, how):
-    """Members are centred alone, then the aggregate A: (A(raw_k - o_k) - 3) / 2, also after saving."""
-    save_policy(tiny.rotary(), tokenizer, tmp_path / "policy", max_new_tokens=4)
-    members = []
-    for seed in range(3):
-        torch.manual_seed(seed)
-        members.append(new_scalar_model(tmp_path / "policy").eval())
-    batch = collate(tiny.examples(), tiny.PAD)
-    with torch.no_grad():
-        raw = torch.stack([scores(member, batch) for member in members])
-        for offset, member in enumerate(members):
-            member.set_normalisation(float(offset), 1.0)
-        ensemble = ScalarEnsemble(members, how, 0.5)
-        ensemble.set_normalisation(3.0, 2.0)
-        expected = (aggregate(raw - torch.tensor([[0.0], [1.0], [2.0]]), how, 0.5) - 3.0) / 2.0
-        assert torch.allclose(scores(ensemble, batch), expected, atol=1e-5)
-        assert (ensemble.offset, ensemble.scale) == (4.0, 2.0)  # offsets 3, 4 and 5
-        save_reward_model(ensemble, tokenizer, tmp_path / "reward")
-        assert torch.equal(scores(load_reward_model(tmp_path / "reward"), batch), scores(ensemble, batch))
-
-
-def test_a_single_model_comes_back_as_one(tmp_path, tokenizer):
-    save_policy(tiny.rotary(), tokenizer, tmp_path / "policy", max_new_tokens=4)
-    save_reward_model(new_scalar_model(tmp_path / "policy"), tokenizer, tmp_path / "reward")
-    assert isinstance(load_reward_model(tmp_path / "reward"), ScalarModel)
+# --- figures ---
 
 
 def test_thurstones_probabilities_are_normal():

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 import tiny
 from checkout import make_checkout
@@ -128,19 +127,13 @@ def test_a_broken_line_is_named(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def prepared(module_patch, tmp_path_factory):
     """A checkout in which stage prepare has run."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RLHF_PARENT_RUN_ID", "RLHF_FLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RLHF_ROOT"):
-            patch.delenv(name, raising=False)
-        patch.setenv("DVC_NO_ANALYTICS", "1")
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        AcceleratorState._reset_state(reset_partial_state=True)
-        folder = make_checkout(tmp_path_factory.mktemp("checkout"))
-        patch.chdir(folder)
-        prepare()
-        shutil.rmtree(folder / ".resume")  # as after DVC has recorded the outputs
-        yield folder
+    folder = make_checkout(tmp_path_factory.mktemp("checkout"))
+    module_patch.chdir(folder)
+    prepare()
+    shutil.rmtree(folder / ".resume")  # as after DVC has recorded the outputs
+    return folder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Conformance: losses, credit and averaging (15 to 22 of the list of silent faults)."""
+"""Losses, credit and averaging: gradients, token rewards, KL, whitening and the KL controller."""
 
 import itertools
 import math
@@ -64,8 +64,9 @@ def prepared(name, folder, tokenizer):
     return algorithm, algorithm.targets(rollout, algorithm.initial_state()), both, forward
 
 
+@pytest.mark.pitfall(15)
 @pytest.mark.parametrize("name", ["sft", "bradley_terry", "dpo", "ppo", "grpo"])
-def test_pitfall_15_gradient_does_not_depend_on_microbatch_size(name, accelerator, tmp_path, tokenizer):
+def test_gradient_does_not_depend_on_microbatch_size(name, accelerator, tmp_path, tokenizer):
     """Microbatches of 1, 2, 4 and all units: 4 leaves a smaller last one. Loss and statistics are the same too."""
     algorithm, batch, model, forward = prepared(name, tmp_path, tokenizer)
     found = []
@@ -82,7 +83,8 @@ def test_pitfall_15_gradient_does_not_depend_on_microbatch_size(name, accelerato
         assert others == pytest.approx(metrics, abs=1e-5)
 
 
-def test_pitfall_15_tokens_of_uneven_microbatches_count_the_same(accelerator):
+@pytest.mark.pitfall(15)
+def test_tokens_of_uneven_microbatches_count_the_same(accelerator):
     """Rows of 1 and 3 tokens, -log π = 1, and 2, 2, 2: the mean over tokens is 7/4, not the mean of means 3/2."""
     batch = tiny.mask_batch(torch.tensor([[1, 0, 0], [1, 1, 1]]))
     logprobs = torch.nn.Parameter(torch.tensor([[-1.0, 0, 0], [-2.0, -2.0, -2.0]]))
@@ -100,7 +102,8 @@ def test_pitfall_15_tokens_of_uneven_microbatches_count_the_same(accelerator):
     torch.testing.assert_close(logprobs.grad, torch.tensor([[-0.25, 0, 0], [-0.25, -0.25, -0.25]]))
 
 
-def test_pitfall_16_token_rewards_sum_to_score_minus_kl():
+@pytest.mark.pitfall(16)
+def test_token_rewards_sum_to_score_minus_kl():
     """β = 0.5. Row 0: KL 0.2 + 0.4 + 0.6 and score 2: 2 - 0.6 = 1.4. Row 1: KL -1 (of one token), score -1: -0.5.
 
     The KL of 9 behind row 1's end is padding and counts nothing. The score stands at the last token.
@@ -112,7 +115,8 @@ def test_pitfall_16_token_rewards_sum_to_score_minus_kl():
     torch.testing.assert_close((rewards * mask).sum(-1), torch.tensor([1.4, -0.5]))
 
 
-def test_pitfall_16_holds_for_ppo_on_a_rollout():
+@pytest.mark.pitfall(16)
+def test_ppos_rewards_sum_to_score_minus_kl():
     """Through PPO.targets: every row sums to score - β Σ (log π_old - log π_ref)."""
     batch = collate(tiny.examples(), PAD)
     old = response_logprobs(tiny.rotary(), batch)
@@ -152,7 +156,8 @@ def gradient_of(value, policy):
     return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(policy.parameters()), retain_graph=True)])
 
 
-def test_pitfall_17_kl_in_the_reward_has_the_exact_gradient():
+@pytest.mark.pitfall(17)
+def test_kl_in_the_reward_has_the_exact_gradient():
     """No score, γ = λ = 1, no critic: the expected PPO loss has the gradient of β KL(π_θ‖π_ref) of whole responses."""
     policy, reference, batch = enumerated()
     outputs = policy_outputs(policy, batch)
@@ -176,7 +181,8 @@ def test_pitfall_17_kl_in_the_reward_has_the_exact_gradient():
     assert found.abs().max() > 1e-3
 
 
-def test_pitfall_17_k3_in_the_loss_follows_the_reverse_kl_at_each_state():
+@pytest.mark.pitfall(17)
+def test_k3_in_the_loss_follows_the_reverse_kl_at_each_state():
     """No score: GRPO's expected loss has the gradient of β Σ_s p(s) KL(π_ref(·|s)‖π_θ(·|s)), p(s) held fixed."""
     policy, reference, batch = enumerated()
     outputs = policy_outputs(policy, batch)
@@ -201,8 +207,9 @@ def test_pitfall_17_k3_in_the_loss_follows_the_reverse_kl_at_each_state():
     assert found.abs().max() > 1e-3
 
 
+@pytest.mark.pitfall(18)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_pitfall_18_equal_groups_have_advantage_exactly_zero(dtype):
+def test_equal_groups_have_advantage_exactly_zero(dtype):
     """0.7 seven times has a float32 mean that is not 0.7; 0.1 + 0.2 is not 0.3 in float64. Both are equal scores.
 
     A tiny ε would blow the rounding up. The third group, 0 ×6 and 1, is no such group.
@@ -215,13 +222,15 @@ def test_pitfall_18_equal_groups_have_advantage_exactly_zero(dtype):
     assert (advantages[14:] != 0).all()
 
 
-def test_pitfall_18_small_differences_are_still_learnt_from():
+@pytest.mark.pitfall(18)
+def test_small_differences_are_still_learned_from():
     """1000 and 1000.0625 differ by more than rounding: advantages ∓1."""
     advantages = group_standardize(torch.tensor([1000.0, 1000.0625]), 2, eps=1e-8)
     torch.testing.assert_close(advantages, torch.tensor([-1.0, 1.0]))
 
 
-def test_pitfall_19_whitening_is_masked():
+@pytest.mark.pitfall(19)
+def test_whitening_is_masked():
     """Masked: 1, 3, 5 have mean 3 and sample variance 4, so -1, 0, 1; population variance 8/3. 100 is padding."""
     values, mask = torch.tensor([[1.0, 3.0, 100.0], [5.0, 100.0, 100.0]]), torch.tensor([[1.0, 1, 0], [1, 0, 0]])
     torch.testing.assert_close(whiten(values, mask), torch.tensor([[-1.0, 0, 0], [1, 0, 0]]))
@@ -230,13 +239,15 @@ def test_pitfall_19_whitening_is_masked():
     torch.testing.assert_close(whiten(values, mask, unbiased=False), expected)
 
 
-def test_pitfall_19_whitening_keeps_the_mean_when_it_only_scales():
+@pytest.mark.pitfall(19)
+def test_whitening_keeps_the_mean_when_it_only_scales():
     """1, 3, 5 become 2, 3, 4."""
     kept = whiten(torch.tensor([[1.0, 3.0, 5.0, 7.0]]), torch.tensor([[1.0, 1, 1, 0]]), shift_mean=False)
     torch.testing.assert_close(kept, torch.tensor([[2.0, 3, 4, 0]]))
 
 
-def test_pitfall_19_whitening_one_element_is_safe():
+@pytest.mark.pitfall(19)
+def test_whitening_one_element_is_safe():
     """Alone, 5 has no variance: 0 if shifted, and 5 if only scaled."""
     one, mask = torch.tensor([[5.0, 9.0]]), torch.tensor([[1.0, 0]])
     assert whiten(one, mask).tolist() == [[0, 0]]
@@ -244,7 +255,8 @@ def test_pitfall_19_whitening_one_element_is_safe():
     assert whiten(one, mask, unbiased=False).tolist() == [[0, 0]]
 
 
-def test_pitfall_20_the_kl_controller_counts_nats_per_response():
+@pytest.mark.pitfall(20)
+def test_the_kl_controller_counts_nats_per_response():
     """Target 6 per response, horizon 1000, 50 responses, so ±0.2 moves β by ±1 %.
 
     KL 12: error 1, clipped to 0.2: 0.1 → 0.101. KL 5.4: error -0.1: 0.1 · (1 - 0.005) = 0.0995. KL 6: nothing.
@@ -256,6 +268,7 @@ def test_pitfall_20_the_kl_controller_counts_nats_per_response():
     assert PPO(kl_coef=0.1).next_state({"kl_coef": 0.1}, {"kl": 99.0}, 50) == {"kl_coef": 0.1}  # fixed
 
 
+@pytest.mark.pitfall(20)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -265,18 +278,20 @@ def test_pitfall_20_the_kl_controller_counts_nats_per_response():
         ({"kl_target": 6.0, "kl_coef": 0.0}, "kl_target has no effect while kl_coef is 0"),
     ],
 )
-def test_pitfall_20_the_kl_controller_validates_its_inputs(settings, message):
+def test_the_kl_controller_validates_its_inputs(settings, message):
     with pytest.raises(ValueError, match=message):
         PPO(**settings)
 
 
-def test_pitfall_20_a_horizon_shorter_than_a_rollout_raises():
+@pytest.mark.pitfall(20)
+def test_a_horizon_shorter_than_a_rollout_raises():
     """Horizon 10 and 100 responses would make β · (1 - 0.2 · 10) = -β."""
     with pytest.raises(UserError, match="kl_horizon is 10, less than the 100 responses"):
         adapted_kl_coef(0.1, 0.0, 6.0, 10, 100)
 
 
-def test_pitfall_21_the_critic_starts_from_the_reward_model(tmp_path, tokenizer):
+@pytest.mark.pitfall(21)
+def test_the_critic_starts_from_the_reward_model(tmp_path, tokenizer):
     """Offset 0.5 and scale 2: on the last token, a critic loaded from the reward model's folder says its score.
 
     Rows are given one more token, so that the critic's last value is read where the score was.
@@ -294,13 +309,15 @@ def test_pitfall_21_the_critic_starts_from_the_reward_model(tmp_path, tokenizer)
     torch.testing.assert_close(found, (raw - 0.5) / 2, atol=1e-5, rtol=0)
 
 
-def test_pitfall_21_adam_eps_is_1e_5_for_ppo():
+@pytest.mark.pitfall(21)
+def test_adam_eps_is_1e_5_for_ppo():
     assert load_params().policy.ppo.adam_eps == 1e-5
 
 
+@pytest.mark.pitfall(22)
 @pytest.mark.parametrize("gap", [1e4, -1e4])
 @pytest.mark.parametrize("loss", [bradley_terry, lambda chosen, rejected: dpo(chosen, rejected, 1.0)])
-def test_pitfall_22_pairwise_losses_are_finite_at_any_gap(gap, loss):
+def test_pairwise_losses_are_finite_at_any_gap(gap, loss):
     """-log σ(±10⁴) is 0 or 10⁴, its derivative 0 or -1."""
     chosen = torch.tensor([gap], requires_grad=True)
     value = loss(chosen, torch.zeros(1))

@@ -1,4 +1,4 @@
-"""Conformance 25: 2N steps are N steps, a kill, a resume and N steps, bit for bit: weights, history, KL controller.
+"""2N steps are N steps, a kill, a resume and N steps, bit for bit: weights, history, KL controller.
 
 A training in a process of its own is killed with SIGKILL in its fifth of eight steps; the last resume state is that
 of the fourth, an epoch's end. `python test_kill_resume.py NAME FOLDER` is that process.
@@ -103,14 +103,15 @@ def train_on_samples(name, folder, accelerator, policy, run):
 
 def killed_training(name, folder):
     """Run a training in a process that kills itself; give its exit code and what it said."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/support'}"}
     command = [sys.executable, __file__, name, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     return done.returncode, done.stderr
 
 
+@pytest.mark.pitfall(25)
 @pytest.mark.parametrize("name", NAMES)
-def test_pitfall_25_a_killed_training_ends_with_the_same_bits(name, tmp_path, accelerator):
+def test_a_killed_training_ends_with_the_same_bits(name, tmp_path, accelerator):
     history, weights = train(name, tmp_path / "whole", accelerator)
     assert len(history) == STEPS
     code, errors = killed_training(name, tmp_path / "killed")
@@ -128,6 +129,7 @@ def test_pitfall_25_a_killed_training_ends_with_the_same_bits(name, tmp_path, ac
         assert "critic" in weights
 
 
+@pytest.mark.pitfall(25)
 def test_a_state_is_replaced_as_a_whole(tmp_path):
     """A half-written state, left by a kill, is never read; clearing forgets everything."""
     store = ResumeStore(tmp_path / "resume")

@@ -1,4 +1,4 @@
-"""Conformance of every method on sampled data, through the loop itself (9, 14, 15, 25 and 30 of the list)."""
+"""What must hold for every method on sampled data, through the loop itself."""
 
 import pytest
 import torch
@@ -65,7 +65,8 @@ def method(request):
     return request.param
 
 
-def test_pitfall_09_ratio_is_1_before_the_first_update(method, accelerator, tokenizer, tmp_path):
+@pytest.mark.pitfall(9)
+def test_ratio_is_1_before_the_first_update(method, accelerator, tokenizer, tmp_path):
     """The sampled tokens, recomputed in train mode: the log-probabilities of the rollout to 1e-5."""
     training = training_of(accelerator, tokenizer, tmp_path, METHODS[method])
     rollout, _ = training.rollout(0)
@@ -74,7 +75,8 @@ def test_pitfall_09_ratio_is_1_before_the_first_update(method, accelerator, toke
     assert (ratio - 1).abs().max().item() < 1e-5
 
 
-def test_pitfall_14_the_sampler_follows_the_policy_that_was_updated(accelerator, tokenizer, tmp_path):
+@pytest.mark.pitfall(14)
+def test_the_sampler_follows_the_policy_that_was_updated(accelerator, tokenizer, tmp_path):
     """Tokens sampled after a training have the trained policy's log-probabilities, and no longer the first policy's."""
     training = training_of(accelerator, tokenizer, tmp_path, METHODS["grpo"])
     training.train()
@@ -85,7 +87,9 @@ def test_pitfall_14_the_sampler_follows_the_policy_that_was_updated(accelerator,
     assert (rollout.old_logprobs - before).abs().max().item() > 0.1
 
 
-def test_pitfall_15_and_pitfall_30_whatever_the_microbatch(method, accelerator, tokenizer, tmp_path):
+@pytest.mark.pitfall(15)
+@pytest.mark.pitfall(30)
+def test_gradient_and_metrics_do_not_depend_on_the_microbatch_size(method, accelerator, tokenizer, tmp_path):
     """A rollout whose policy has moved on since, in microbatches of 16, 6 and 2: the same gradient and metrics."""
     found = []
     for size in (16, 6, 2):
@@ -108,7 +112,9 @@ def test_pitfall_15_and_pitfall_30_whatever_the_microbatch(method, accelerator, 
         assert others == pytest.approx(metrics, abs=1e-5)
 
 
-def test_pitfall_25_and_pitfall_30_a_resumed_training_ends_with_the_same_bits(method, accelerator, tokenizer, tmp_path):
+@pytest.mark.pitfall(25)
+@pytest.mark.pitfall(30)
+def test_a_resumed_training_ends_with_the_same_bits(method, accelerator, tokenizer, tmp_path):
     """4 rollouts = 2 + a new process's objects + 2, weights, state and metrics; what a method carries has moved."""
     algorithm = METHODS[method]
     whole = training_of(accelerator, tokenizer, tmp_path / "whole", algorithm)

@@ -1,0 +1,115 @@
+"""Sampling: which tokens a response holds, when it ends, and the distribution it is drawn from."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+import tiny
+from rlhf_core.common.batch import Example, collate
+from rlhf_core.common.errors import UserError
+from rlhf_core.models.forward import policy_outputs
+from rlhf_core.models.sampling import Sampler, sampled_batch
+from rlhf_core.models.store import load_policy, save_policy, stop_tokens
+from rlhf_core.scoring.rewards import MissingEnd, Sampled
+from tiny import END, PAD, STOP, USER
+
+
+@pytest.mark.pitfall(2)
+def test_training_sees_the_sampled_ids(family, monkeypatch):
+    """Prompt and response of every row are what `generate` was given and returned, cut behind the end token."""
+    policy = family()
+    returned = []
+    generate = policy.generate
+
+    def spy(ids, **options):
+        returned.extend(generate(ids, **options)[:, ids.shape[1] :].tolist())
+        return torch.cat([ids, torch.tensor(returned)], dim=1)
+
+    monkeypatch.setattr(policy, "generate", spy)
+    prompts = [[6], [7, 8, 9], [10, 11]]
+    torch.manual_seed(0)
+    responses = Sampler(5, (END,), PAD).responses(policy, prompts)
+    batch, lengths = sampled_batch(prompts, responses, PAD)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        cut = returned[row][: returned[row].index(END) + 1] if END in returned[row] else returned[row]
+        assert response == cut
+        assert batch.input_ids[row][batch.attention_mask[row].bool()].tolist() == prompt + cut
+        assert batch.response_ids[row][: lengths[row].int()].tolist() == cut
+
+
+@pytest.mark.pitfall(3)
+def test_ended_cut_off_and_padding_are_three_things():
+    """[6, END] ended and is padded; [6, 7, 8] was cut off; a sampled pad token is a token like any other."""
+    sampler = Sampler(3, (END,), PAD)
+    generated = [[6, END, PAD], [6, 7, 8], [6, PAD, END]]
+    responses = [sampler._until_end(row) for row in generated]
+    assert responses == [[6, END], [6, 7, 8], [6, PAD, END]]
+    assert [sampler.ended(response) for response in responses] == [True, False, True]
+    batch, lengths = sampled_batch([[USER]] * 3, responses, PAD)
+    assert batch.response_mask.tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
+    assert lengths.tolist() == [2, 3, 3]
+
+
+@pytest.mark.pitfall(6)
+def test_a_prompt_is_never_cut(family):
+    """60 tokens and 4 new ones just fit a context of 64; 61 do not, and nothing is truncated to make them fit."""
+    policy = family()
+    sampler = Sampler(4, (END,), PAD)
+    (response,) = sampler.responses(policy, [[6] * 60])
+    batch, _ = sampled_batch([[6] * 60], [response], PAD)
+    assert batch.input_ids[0, :60].tolist() == [6] * 60
+    with pytest.raises(UserError, match="a prompt of 61 tokens and 4 new ones exceed the model's context of 64"):
+        sampler.responses(policy, [[6] * 61])
+
+
+@pytest.mark.pitfall(8)
+def test_every_stop_token_ends_a_response(tmp_path, tokenizer):
+    """Both stop tokens of a checkpoint's generation config survive saving; neither costs the missing-end penalty."""
+    policy = tiny.rotary()
+    policy.generation_config = GenerationConfig(eos_token_id=[STOP, END])
+    save_policy(policy, tokenizer, tmp_path, max_new_tokens=4)
+    loaded = load_policy(tmp_path)
+    assert loaded.generation_config.eos_token_id == [END, STOP]
+    stops = stop_tokens(loaded, tokenizer)
+    assert stops == (END, STOP)
+    sampler = Sampler(3, stops, PAD)
+    responses = [sampler._until_end(row) for row in ([6, STOP, 9], [6, END, PAD], [6, 7, 8])]
+    assert responses == [[6, STOP], [6, END], [6, 7, 8]]
+    ended = torch.tensor([sampler.ended(response) for response in responses])
+    batch, _ = sampled_batch([[USER]] * 3, responses, PAD)
+    assert MissingEnd(1.5)(Sampled(batch, ended, [], [])).tolist() == [0, 0, -1.5]
+
+
+@pytest.mark.pitfall(8)
+def test_generation_stops_at_either(tokenizer):
+    """A head biased towards one stop token ends every response at once with it."""
+    policy = tiny.rotary()
+    for stop in (END, STOP):
+        policy.lm_head = torch.nn.Linear(16, tiny.VOCABULARY)
+        torch.nn.init.zeros_(policy.lm_head.weight)
+        torch.nn.init.zeros_(policy.lm_head.bias)
+        policy.lm_head.bias.data[stop] = 50.0
+        assert Sampler(3, (END, STOP), PAD).responses(policy, [[6], [7, 8]]) == [[stop], [stop]]
+
+
+@pytest.mark.pitfall(9)
+@pytest.mark.pitfall(29)
+def test_sampling_follows_the_logprobs_that_are_trained(family):
+    """20 000 draws of one token: frequencies within 5 standard errors of exp(logprobs), at temperature 0.7.
+
+    The model's own generation config truncates and shifts the distribution; none of it may reach the sampler, which
+    has no such option itself: the KL estimate would be negative.
+    """
+    policy = family()
+    own = GenerationConfig(do_sample=True, top_k=1, repetition_penalty=9.0, min_new_tokens=3, suppress_tokens=[6, 7])
+    policy.generation_config = own
+    torch.manual_seed(0)
+    draws = 20_000
+    responses = Sampler(1, (END,), PAD, 0.7, rows=draws).responses(policy, [[6, 8]] * draws)
+    found = torch.bincount(torch.tensor(responses)[:, 0], minlength=tiny.VOCABULARY) / draws
+    batch = collate([Example([6, 8], [token]) for token in range(tiny.VOCABULARY)], PAD)
+    with torch.no_grad():
+        expected = policy_outputs(policy, batch, temperature=0.7).logprobs[:, 0].exp()
+    assert expected.sum().item() == pytest.approx(1)
+    assert ((found - expected).abs() <= 5 * (expected * (1 - expected) / draws).sqrt() + 1e-9).all()
+    assert policy.generation_config is own
