@@ -74,11 +74,11 @@ def read_json(path: Path, name: str) -> Any:
 
 
 def _refuse_adapter(folder: Path, name: str) -> None:
-    """transformers loads an adapter only where peft is installed, else the bare base model (docs/pitfalls.md, 36)."""
+    """Refuse an adapter: without peft, transformers loads only the base model (docs/pitfalls.md, 36)."""
     if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"{name} holds adapter_config.json: adapters are not loaded. "
-            "Merge it into its base model with PeftModel.merge_and_unload, and name the folder of the merged model."
+            f"{name} has adapter_config.json: adapters are not loaded. "
+            "Merge it into its base model with PeftModel.merge_and_unload, and use the merged folder."
         )
 
 

@@ -196,13 +196,13 @@ def test_pickled_weights_come_with_the_command_that_converts_them(model):
 @pytest.mark.pitfall(36)
 @pytest.mark.parametrize("kept", [True, False])
 def test_an_adapter_is_refused_beside_its_base_and_alone(model, kept):
-    """Loaded without its adapter, the base model would be trained and nothing would say so."""
+    """Otherwise the base model would silently be trained without its adapter."""
     (model / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     if not kept:
         (model / "config.json").unlink()
-    assert told(model) == (
-        " holds adapter_config.json: adapters are not loaded. "
-        "Merge it into its base model with PeftModel.merge_and_unload, and name the folder of the merged model."
+    assert fault(model) == (
+        " has adapter_config.json: adapters are not loaded. "
+        "Merge it into its base model with PeftModel.merge_and_unload, and use the merged folder."
     )
 
 
