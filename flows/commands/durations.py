@@ -1,10 +1,9 @@
-"""An estimate of each stage's time, from a few measured steps and the number of tokens that it processes.
+"""Estimate how long each stage takes, from a short measurement and the number of tokens that each stage processes.
 
-A stage's work is counted in tokens: those it trains on (forward, backward and AdamW), those it only reads (forward),
-and those it samples. `measure` times each kind on this device with new weights of the configured shape. A model with
-more than MEASURED weights is cut to fewer layers, and the time is scaled by the weights. The interval shown is for rows
-between half and the full length that prepare.max_prompt_tokens and prepare.max_response_tokens allow. Other programs
-on the machine are not accounted for.
+A stage trains on tokens (forward, backward and AdamW), reads tokens (forward only) and samples tokens. `measure` times
+each kind on this device with random weights of the configured shape. A model with more than MEASURED weights is cut to
+fewer layers and its time is scaled by the weights. The interval shown assumes rows between half and all of the length
+that prepare.max_prompt_tokens and prepare.max_response_tokens allow. It ignores other load on the machine.
 """
 
 import time
@@ -22,19 +21,19 @@ from tasks.problems.problem import Counts
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-START = 8.0  # seconds that a stage needs besides its work: imports, DVC, loading, saving
+START = 8.0  # seconds of overhead per stage: imports, DVC, loading, saving
 MEASURED = 20e6  # weights
-BUDGET = {"cpu": 1e11, "cuda": 1e13}  # weights times tokens of one measured step: about a second
+BUDGET = {"cpu": 1e11, "cuda": 1e13}  # weights times tokens of one measured step, about a second
 REPEATS = 3
-SHORTEST = 0.5  # of the lengths that prepare allows
+SHORTEST = 0.5  # as a fraction of the lengths that prepare allows
 
 
-Span = tuple[float, float]  # shortest and longest, seconds
+Span = tuple[float, float]  # lower and upper bound in seconds
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds per token: of a training step, of a forward pass, and of sampling one more token."""
+    """Seconds per token for a training step, for a forward pass, and for sampling."""
 
     train: float
     read: float
@@ -43,7 +42,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Work:
-    """Rows of full length that a stage trains on, reads and samples."""
+    """Number of full-length rows that a stage trains on, reads, and samples responses for."""
 
     stage: str
     trained: float = 0
@@ -51,7 +50,7 @@ class Work:
     sampled: float = 0
 
     def seconds(self, speed: Speed, params: Params) -> Span:
-        """The shortest and the longest expected time, for rows from SHORTEST to full length."""
+        """Return the estimated time for rows of length SHORTEST and of full length."""
         response = params.prepare.max_response_tokens
         row = params.prepare.max_prompt_tokens + response
         full = row * (self.trained * speed.train + self.read * speed.read) + response * self.sampled * speed.sample
@@ -85,18 +84,21 @@ def _policy(params: Params, name: str, rows: Counts) -> Work:
     if algorithm.data == "best_of_n":
         sampled = min(algorithm.prompts, rows.prompts) * algorithm.best_of
         return Work(stage, trained=_steps(section, min(algorithm.prompts, rows.prompts)), read=sampled, sampled=sampled)
-    if algorithm.data in ("pairs", "unpaired"):  # two rows per unit; the reference reads each once
+    if algorithm.data in ("pairs", "unpaired"):  # two rows per unit; the reference reads each row once
         return Work(stage, trained=2 * _steps(section, rows.preferences), read=2 * rows.preferences)
     responses = section.steps * section.rollout_size
     critic = algorithm.needs.critic
     trained = section.epochs * responses * (1 + critic)
-    if algorithm.needs.trust_region:  # only the critic takes gradient steps; a Fisher product costs two of them
+    if algorithm.needs.trust_region:  # the critic alone takes gradient steps; a Fisher product costs two of them
         trained = responses * (section.epochs + 2 * algorithm.cg_iterations * algorithm.fisher_fraction)
     return Work(stage, trained=trained, read=(3 + critic) * responses, sampled=responses)
 
 
 def _evaluation(params: Params) -> Work:
-    """Each final policy and the SFT model on test prompts, each snapshot on development prompts; KL, reward, judge."""
+    """Return the work of evaluation: final policies and the SFT model on test prompts, snapshots on development ones.
+
+    Reading a response six times covers KL, reward model and judge.
+    """
     evaluate = params.evaluate
     responses = evaluate.prompts + evaluate.development_prompts  # of the SFT model
     for name in params.policy.methods:
@@ -165,7 +167,7 @@ def _cut(config: "PretrainedConfig", weights: int) -> "PretrainedConfig":
 
 
 def _seconds(step: Callable[[], None], device: str) -> float:
-    """The median time of REPEATS steps, after one warm-up step."""
+    """Return the median time of REPEATS steps, after one warm-up step."""
     import torch
 
     times = []
@@ -190,7 +192,7 @@ def together(spans: Mapping[str, Span], parallel: int) -> Span:
 
 
 def span_text(span: Span) -> str:
-    """`20–40 s`, `3–6 min`, `1.5–3 h`: two significant digits."""
+    """Format a span with two significant digits: `20–40 s`, `3–6 min`, `1.5–3 h`."""
     for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
         if span[1] >= 1.5 * size or size == 1:
             low, high = (f"{value / size:.2g}" for value in span)

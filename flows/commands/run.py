@@ -1,4 +1,4 @@
-"""`rlhf run`: checks the request, runs the flow on the terminal, and prints the comparison and where to find more."""
+"""`rlhf run`: check the request, run the flow in the terminal, and print the results."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from flows.servers.services import find
 from rlhf_core.common.errors import UserError
 from tasks.reporting.comparison import short_table
 
-# On a terminal only the stages' lines matter, each after the name of its stage.
+# The terminal shows the stages' lines, each after the name of its stage, in place of Prefect's own format.
 TERMINAL = {
     "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s %(task_run_name)-11s %(message)s",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s %(flow_run_name)s: %(message)s",
@@ -27,13 +27,13 @@ TERMINAL = {
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
 }
 
-# A stage that waited fails because another failed, and a run ended by SIGTERM prints one line: these lines add nothing.
+# A waiting stage ends because another failed, and a run ended by SIGTERM prints its own line.
 NO_NEWS = re.compile(r"Finished in state (?!Completed)|Crash detected!")
-NO_PAGE = re.compile(r"View at ")  # the temporary server draws none
+NO_PAGE = re.compile(r"View at ")  # the temporary server has no UI
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether to show a line of Prefect on the terminal; a failure is printed once, at the end."""
+    """Return whether to show a log record of Prefect's. A failure is shown only once, at the end."""
     return not (stopping.is_asked() or NO_NEWS.match(record.getMessage()))
 
 
@@ -44,11 +44,11 @@ def _is_no_link(record: logging.LogRecord) -> bool:
 def run_pipeline(
     root: Path, profile: str, assignments: list[str], only: str | None, name: str | None, out: Console
 ) -> None:
-    """Run the flow on `root`, with the server of `rlhf up` if there is one, else with a temporary one.
+    """Run the flow on `root`, with the Prefect server of `rlhf up` if it is running, else with a temporary one.
 
     Raises:
-        UserError: a bad parameter, stage or name (before anything starts), or a stage that failed.
-        Stopped, KeyboardInterrupt: a person stopped it.
+        UserError: a parameter, stage or name is invalid (before anything starts), or a stage failed.
+        Stopped, KeyboardInterrupt: the user stopped the run.
     """
     changes = Changes.from_command_line(profile, assignments)
     resolved = changes.resolve(root)
@@ -60,7 +60,7 @@ def run_pipeline(
     if services is not None:
         os.environ.setdefault("PREFECT_API_URL", f"{services.prefect}/api")
     server = None if "PREFECT_API_URL" in os.environ else temporary.begin()
-    if server is not None:  # Prefect reads it when it is imported, meanwhile the server starts
+    if server is not None:  # Prefect reads this on import, while the server starts
         os.environ["PREFECT_API_URL"] = server.api
 
     from flows.run.flow import handing, rlhf_pipeline
@@ -71,7 +71,7 @@ def run_pipeline(
         for handler in logging.getLogger().handlers:
             handler.addFilter(_is_no_link)
         temporary.wait(server)
-    if stopping.is_asked():  # a KeyboardInterrupt inside an import may get lost
+    if stopping.is_asked():  # a KeyboardInterrupt during an import may be swallowed
         raise stopping.Stopped
     with handing(resolved), stopping.calling(lambda: None):
         state: Any = rlhf_pipeline(
@@ -94,5 +94,5 @@ def _say_where(reports: Path, experiment: str | None, is_up: bool, out: Console)
     if (reports / "report.html").is_file():
         out.print(f"Report: {reports / 'report.html'}")
     if experiment is not None:
-        out.print(f"Experiment: {experiment}; make it your checkout's state with: dvc exp apply {experiment}")
+        out.print(f"Experiment: {experiment}. Apply it to your checkout with: dvc exp apply {experiment}")
     out.print("Compare runs: rlhf compare" + ("" if is_up else ". Curves and graphs in a browser: rlhf up"))

@@ -1,4 +1,4 @@
-"""Device, precision and processes, through accelerate."""
+"""Set up device, precision and processes through accelerate."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -13,9 +13,9 @@ Precision = Literal["fp32", "bf16"]
 
 
 def require_cuda() -> None:
-    """Raise UserError where torch sees no CUDA device."""
+    """Raise UserError if torch finds no CUDA device."""
     if not torch.cuda.is_available():
-        raise UserError("run.device is cuda, and torch sees no CUDA device. Set run.device to auto or cpu.")
+        raise UserError("run.device is cuda, but torch finds no CUDA device. Set run.device to auto or cpu.")
 
 
 def make_accelerator(device: Device, precision: Precision, threads: int, processes: int = 1) -> "Accelerator":
@@ -33,7 +33,6 @@ def make_accelerator(device: Device, precision: Precision, threads: int, process
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     if accelerator.num_processes != processes:
         raise UserError(
-            f"this stage runs in {processes} process(es), and accelerate found {accelerator.num_processes}. "
-            "Start it with rlhf run or dvc repro, not with torchrun or accelerate launch."
+            f"{accelerator.num_processes} processes were launched, but a stage needs one. Start it without a launcher."
         )
     return accelerator

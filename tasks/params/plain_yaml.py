@@ -1,4 +1,4 @@
-"""YAML as parameters are written in: plain values, no tags, each key once."""
+"""Load the subset of YAML that parameter files use: plain values, no tags, no repeated keys."""
 
 import re
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from rlhf_core.common.errors import UserError
 
 
 class _NotPlainError(yaml.MarkedYAMLError):  # type: ignore[misc]  # untyped
-    """YAML, and more of it than parameters may use."""
+    """Valid YAML that parameter files must not use."""
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # untyped
-    """Reads 1e-5 as a number, as YAML 1.2 does, dates as text, and refuses tags and repeated keys."""
+    """Reads 1e-5 as a number, as YAML 1.2 does, and dates as text. Rejects tags and repeated keys."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # untyped
                 raise _NotPlainError(problem="a key must be a plain word", problem_mark=key.start_mark)
             if key.value in seen:
                 raise _NotPlainError(
-                    problem=f"the key '{key.value}' is there twice; delete one", problem_mark=key.start_mark
+                    problem=f"the key '{key.value}' appears twice; delete one", problem_mark=key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -48,7 +48,7 @@ _Loader.add_implicit_resolver(
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """The value that `text` holds.
+    """Return the value of a YAML text.
 
     Raises:
         UserError: not YAML, a tag, a key given twice (the message begins with `where` and names the line), or a value

@@ -1,4 +1,4 @@
-"""MLflow: one run per executed stage, a child of the flow's run where there is one.
+"""MLflow tracking: one run per executed stage, a child of the flow's run if there is one.
 
 Environment: MLFLOW_TRACKING_URI (default: mlflow.db in RLHF_ROOT, or in the checkout), RLHF_PARENT_RUN_ID,
 RLHF_FLOW_RUN_ID.
@@ -27,12 +27,12 @@ SAME_START = 2.0  # seconds; the start of a process is computed from the clock, 
 
 
 def tracking_root() -> Path:
-    """The checkout whose mlflow.db is written: the user's own, also for runs isolated in another checkout."""
+    """Return the checkout whose mlflow.db is written: the user's own, also for runs in a clone."""
     return Path(os.environ.get("RLHF_ROOT", ".")).resolve()
 
 
 def tracking_uri() -> str:
-    """Where metrics go."""
+    """Return the address of the tracking store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{tracking_root() / 'mlflow.db'}"
 
 
@@ -96,7 +96,7 @@ def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def writer_tags() -> dict[str, str]:
-    """The writer of a run: host, process id, and the start of the process, since process ids are reused."""
+    """Return tags that identify the writer of a run: host, process id and start time, since ids are reused."""
     import psutil
 
     return {
@@ -107,7 +107,7 @@ def writer_tags() -> dict[str, str]:
 
 
 def is_writer_alive(tags: Mapping[str, str]) -> bool:
-    """Whether the process named by these tags still runs on this host."""
+    """Return whether the process named by these tags is still running on this host."""
     import psutil
 
     try:
@@ -140,7 +140,7 @@ def close_interrupted(mlflow_client: "MlflowClient") -> list[str]:
 
 
 class StageRun:
-    """The MLflow run of one execution of one stage; a resumed stage continues its run."""
+    """The MLflow run of one execution of one stage. A resumed stage continues its run."""
 
     def __init__(self, stage: str, key: str, folder: Path) -> None:
         self.stage, self.key = stage, key
@@ -155,7 +155,7 @@ class StageRun:
         return self
 
     def _begun(self) -> str | None:
-        """The run of an earlier start of this stage, reopened; None where there is none."""
+        """Resume the run of an earlier start of this stage and return its id, None if there is none."""
         if not self._memory.is_file():
             return None
         from mlflow.entities import RunTag
@@ -165,7 +165,7 @@ class StageRun:
         try:
             tags = self.client.get_run(run_id).data.tags
             now = {**writer_tags(), **_parent_tag()}
-            # Before the status: a running run of a process that is gone would be closed.
+            # Set the tags first: a parallel stage would close a RUNNING run whose tags name a dead process.
             self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in now.items()])
             self.client.update_run(run_id, status="RUNNING")
             if INTERRUPTED in tags:
@@ -180,7 +180,7 @@ class StageRun:
         return str(run.info.run_id)
 
     def restore(self) -> None:
-        """Close the run that made the restored outputs, if it was killed before it could close itself."""
+        """Close the run that made reused outputs; it may have been killed before it could close itself."""
         self.client = client()
         if run_id := self._begun():
             self.client.set_terminated(run_id, "FINISHED")
@@ -190,7 +190,7 @@ class StageRun:
         log_params(self.client, self.run_id, params)
 
     def log_inputs(self, inputs: Mapping[str, str]) -> None:
-        """Data and models that the stage reads, each with its DVC digest."""
+        """Log the data and models that the stage reads, each with its DVC digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
         from mlflow.exceptions import MlflowException
 
@@ -204,11 +204,11 @@ class StageRun:
         try:
             self.client.log_inputs(self.run_id, rows)
         except MlflowException:
-            # A parallel stage inserted the same data set between our look-up and insertion; now it exists.
+            # A parallel stage inserted the same data set between look-up and insertion. The retry finds it.
             self.client.log_inputs(self.run_id, rows)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """All metrics of one step in one call."""
+        """Log all metrics of one step in one call."""
         import time
 
         from mlflow.entities import Metric

@@ -1,4 +1,4 @@
-"""`rlhf chat`, `rlhf compare` and `rlhf doctor`, each on something small enough to work out by hand."""
+"""`rlhf chat`, `rlhf compare` and `rlhf doctor` on examples small enough to calculate by hand."""
 
 import json
 import re
@@ -32,7 +32,7 @@ from tasks.problems.table import problem_of
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy and a reward model, untrained and tiny."""
+    """A tiny policy and a tiny reward model, both untrained."""
     folder = tmp_path_factory.mktemp("checkpoints")
     tokenizer = train_tokenizer(["the oven is late, we are sorry"] * 3, 80)
     torch.manual_seed(0)
@@ -50,9 +50,7 @@ def console(columns: int = 200) -> tuple[Console, StringIO]:
     return Console(file=text, width=columns, highlight=False, soft_wrap=True), text
 
 
-def test_chat_answers_once_and_the_same_for_the_same_seed(
-    checkpoints: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_chat_answers_once_and_reproducibly(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = []
     for _ in range(2):
         talk(checkpoints / "policy", "the oven", 8, 1.0, 7, console()[0])
@@ -66,7 +64,7 @@ def test_chat_keeps_the_conversation_until_an_empty_line(checkpoints: Path, monk
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     out, text = console()
     talk(checkpoints / "policy", None, 4, 0.0, 0, out)
-    assert "an empty line ends" in text.getvalue()
+    assert "Enter an empty line to quit" in text.getvalue()
     assert next(lines, "read all") == "read all"
 
 
@@ -74,11 +72,11 @@ def test_chat_keeps_the_conversation_until_an_empty_line(checkpoints: Path, monk
     ("folder", "prompt", "message"),
     [
         ("nowhere", "a", "not a checkpoint folder"),
-        ("reward", "a", "which writes nothing"),
+        ("reward", "a", "does not generate text"),
         ("policy", "the oven is late " * 20, r"exceed the model's context of 64"),
     ],
 )
-def test_chat_names_the_mistake(checkpoints: Path, folder: str, prompt: str, message: str) -> None:
+def test_chat_names_the_error(checkpoints: Path, folder: str, prompt: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         talk(checkpoints / folder, prompt, 8, 1.0, 0, console()[0])
 
@@ -98,7 +96,7 @@ def run(name: str, lock: str, rates: dict[str, float], **params: str) -> Run:
     return Run(name, "2026-01-01 12:00", lock, params, metrics, TERMS)
 
 
-def test_runs_are_told_apart_by_result_and_parameters() -> None:
+def test_runs_are_distinguished_by_result_and_parameters() -> None:
     runs = [
         run("again", "l1", {"dpo": 0.7, "ppo": 0.8}, policy__dpo__beta="0.1", run__parallel="3"),
         run("strong", "l2", {"dpo": 0.9, "ppo": 0.8}, policy__dpo__beta="0.2", run__parallel="2"),
@@ -111,18 +109,18 @@ def test_runs_are_told_apart_by_result_and_parameters() -> None:
     assert differences(kept) == ["policy.dpo.beta"]
 
 
-def test_compare_claims_no_more_than_the_interval_shows() -> None:
-    """An interval of ± 0.05; at 0.55 it begins at one half. A KL of 0.0005 nats is no movement."""
+def test_compare_claims_only_what_the_interval_shows() -> None:
+    """The interval is ± 0.05, so at 0.55 it begins at one half. A KL of 0.0005 nats is no movement."""
     claim = "Highest win rate: dpo of a"
     assert run("a", "1", {"dpo": 0.56, "ppo": 0.5}).claim() == claim
     assert run("a", "1", {"dpo": 0.54, "ppo": 0.5}).claim() == f"{claim}; not shown to be better than its SFT model"
-    still = run("a", "1", {"dpo": 0.56})
-    still = replace(still, metrics={**still.metrics, "kl/dpo": 0.0005})
-    assert still.claim() == f"{claim}; it did not move from its SFT model"
+    unmoved = run("a", "1", {"dpo": 0.56})
+    unmoved = replace(unmoved, metrics={**unmoved.metrics, "kl/dpo": 0.0005})
+    assert unmoved.claim() == f"{claim}; the policy did not move from its SFT model"
 
 
-def test_runs_that_were_judged_otherwise_stand_apart() -> None:
-    """Same test prompts, number of prompts and judge: comparable. Runs without a record of them come last."""
+def test_runs_that_were_judged_differently_are_separate() -> None:
+    """Runs are comparable if test prompts, their number and the judge are equal. Runs without this record come last."""
     runs = [run(name, name, {"dpo": 0.7}) for name in ("a", "b", "fewer", "other data", "other judge", "old")]
     terms = {
         "fewer": TERMS | {"prompts": "100"},
@@ -139,10 +137,10 @@ LONG = "policy.dpo.beta-0.2-sft.epochs-2-reward.epochs-3-x"
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80])
-def test_compare_tells_runs_apart_and_ranks_only_what_is_comparable(
+def test_compare_distinguishes_runs_and_ranks_only_comparable_ones(
     monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    """Two runs whose names differ at their ends; a third judged on fewer prompts with a higher rate; an old one."""
+    """Two runs with names that differ at the end, one with a higher rate on fewer prompts, and an old one."""
     runs = [
         run(f"{LONG}_aaaaaa", "1", {"dpo": 0.7, "best_of_n_distillation": 0.6}, policy__dpo__beta="0.1"),
         run(f"{LONG}_bbbbbb", "2", {"dpo": 0.8}, policy__dpo__beta="0.2"),
@@ -153,7 +151,7 @@ def test_compare_tells_runs_apart_and_ranks_only_what_is_comparable(
     out, text = console(columns)
     compare_runs(out)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    assert f"  1  {LONG}_bbbbbb  2026-01-01 12:00" in lines  # whole, whatever the width
+    assert f"  1  {LONG}_bbbbbb  2026-01-01 12:00" in lines  # in full at every width
     assert f"  2  {LONG}_aaaaaa  2026-01-01 12:00" in lines
     assert [line for line in lines if line.startswith("Highest")] == [
         f"Highest win rate: dpo of {LONG}_bbbbbb",
@@ -164,7 +162,7 @@ def test_compare_tells_runs_apart_and_ranks_only_what_is_comparable(
         "Judged on 300 test prompts (0123abcd) by: gold rubric.",
         "Judged on 100 test prompts (0123abcd) by: gold rubric. "
         "Not ranked with the runs above: another number of prompts.",
-        "Not ranked, because the judge and test prompts are not recorded (made by an earlier version).",
+        "Not ranked: an earlier version made these runs and did not record the judge and the test prompts.",
     ]
     if columns == 80:
         assert "1    dpo                     0.800 (0.750–0.850)  –   –       –" in lines
@@ -174,7 +172,7 @@ def test_compare_tells_runs_apart_and_ranks_only_what_is_comparable(
     assert "…" not in text.getvalue()
 
 
-def test_figures_of_earlier_versions_are_read_under_their_names_of_today() -> None:
+def test_metrics_of_earlier_versions_get_their_current_names() -> None:
     old = ["policies.dpo.win_rate_vs_sft", "policies.dpo.win_rate_vs_sft.low", "policies.ppo.kl", "reward_model.ece"]
     assert [renamed(key) for key in old] == [
         "win_rate_vs_sft/dpo", "win_rate_vs_sft/dpo_low", "kl/ppo", "reward_model/ece",
@@ -266,11 +264,11 @@ def test_work_of_each_stage_by_hand() -> None:
         "sft": Work("sft", trained=64),
         "sample": Work("sample", sampled=(30 + 5) * 4),
         "reward": Work("reward", trained=2 * pairs, sampled=20),
-        # 3 rollouts of 16, twice, policy and critic; read by policy, reference, reward model and critic
-        "online@ppo": Work("online@ppo", trained=2 * 48 * 2, read=4 * 48, sampled=48),
-        "offline@dpo": Work("offline@dpo", trained=2 * 5 * 8, read=2 * pairs),
-        "online@best_of_n": Work("online@best_of_n"),
-        "online@best_of_n_distillation": Work("online@best_of_n_distillation", trained=20, read=160, sampled=160),
+        # 3 rollouts of 16, twice, for policy and critic; read by policy, reference, reward model and critic
+        "policy@ppo": Work("policy@ppo", trained=2 * 48 * 2, read=4 * 48, sampled=48),
+        "policy@dpo": Work("policy@dpo", trained=2 * 5 * 8, read=2 * pairs),
+        "policy@best_of_n": Work("policy@best_of_n"),
+        "policy@best_of_n_distillation": Work("policy@best_of_n_distillation", trained=20, read=160, sampled=160),
         # SFT 20 + 10; PPO 20 + 2·10; DPO 20 + 10; best of 4: 80; distillation 20
         "evaluate": Work("evaluate", read=6 * 200, sampled=200),
     }
@@ -278,7 +276,7 @@ def test_work_of_each_stage_by_hand() -> None:
 
 
 def test_seconds_by_hand() -> None:
-    """Rows of 40 tokens, 30 of them sampled: 40·(2·3 + 5·1) + 30·7·0.5 = 545 s at full length, half at half."""
+    """Rows of 40 tokens, 30 of them sampled: 40·(2·3 + 5·1) + 30·7·0.5 = 545 s at full length, half of it at half."""
     speed = Speed(train=3, read=1, sample=0.5)
     seconds = Work("x", trained=2, read=5, sampled=7).seconds(speed, params_with(FEW))
     assert seconds == (START + 272.5, START + 545)
@@ -294,7 +292,7 @@ def test_policies_side_by_side_take_as_long_as_the_longest_or_their_share() -> N
 
 
 def test_measured_speed_is_scaled_to_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model too large to measure is cut to one of its four layers, and its time scaled by the weights."""
+    """A model too large to measure is cut to one of its four layers, and its time is scaled by the weights."""
     from flows.commands import durations
 
     config = LlamaConfig(
@@ -308,7 +306,7 @@ def test_measured_speed_is_scaled_to_the_whole_model(monkeypatch: pytest.MonkeyP
     asked = []
 
     def seconds(step: Any, device: str) -> float:
-        step()  # what is timed runs
+        step()  # the timed step must run
         asked.append(device)
         return next(times)
 
@@ -349,8 +347,8 @@ def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
     params = scratch_params(tmp_path)
     shape = ModelShape(weights=1_000_000, layers=2, width=10, heads=3, vocabulary=100)
     needs = {need.stage: need for need in estimate(shape, params, is_from_scratch=True)}
-    assert list(needs) == ["base", "sft", "sample", "reward", "online@ppo", "online@grpo", "offline@dpo", "evaluate"]
-    # bytes a weight: trained 20, frozen 4. PPO: policy and critic trained, reference and reward model frozen.
+    assert list(needs) == ["base", "sft", "collect", "reward", "policy@ppo", "policy@grpo", "policy@dpo", "evaluate"]
+    # bytes per weight: trained 20, frozen 4. PPO: policy and critic trained, reference and reward model frozen.
     models = {stage: need.models / shape.weights for stage, need in needs.items()}
     assert models == {
         "base": 20, "sft": 20, "sample": 4, "reward": 24,
@@ -366,7 +364,7 @@ def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
 # Doctor
 
 
-def test_doctor_finds_a_sound_checkout_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_accepts_a_valid_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     out, text = console()
     assert examine(make_scratch(tmp_path), "default", [], out)
@@ -388,7 +386,7 @@ def test_doctor_does_not_break_commands(tmp_path: Path, monkeypatch: pytest.Monk
     out, text = console(columns)
     assert not examine(make_scratch(tmp_path), "default", ["prepare.path=nowhere.jsonl"], out)
     assert "Run: pip install -c constraints.txt -e ." in text.getvalue()
-    assert "time  " not in text.getvalue()  # nothing is measured where the run cannot start
+    assert "time  " not in text.getvalue()  # nothing is measured if the run cannot start
 
 
 @pytest.mark.parametrize(
@@ -400,7 +398,7 @@ def test_doctor_does_not_break_commands(tmp_path: Path, monkeypatch: pytest.Monk
         (["policy.dpo.beta=-1"], "'policy.dpo.beta' is -1"),
     ],
 )
-def test_doctor_names_what_would_stop_the_run(
+def test_doctor_names_the_faults_that_would_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assignments: list[str], expected: str
 ) -> None:
     root = make_scratch(tmp_path)

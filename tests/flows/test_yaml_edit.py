@@ -1,4 +1,4 @@
-"""params.yaml is changed value by value: every other byte stays."""
+"""Edits of params.yaml change only the values concerned; every other byte is kept."""
 
 import difflib
 from pathlib import Path
@@ -65,11 +65,11 @@ def test_only_the_lines_of_changed_values_differ(tmp_path: Path, overrides: dict
         ("a: {x: 1, y: 2}\n", {"a": {"x": 3}}, "a: {x: 3, y: 2}\n"),
         ("a:\n  - 1\n  # between\n  - 2\n# after\nb: 1\n", {"a": [9]}, "a: [9]\n# after\nb: 1\n"),
         ("'a b': 'ü'  # ö\n", {"a b": "ß"}, "'a b': ß  # ö\n"),
-        # keys that are new: a profile may name what params.yaml leaves out
+        # new keys: a profile may name keys that params.yaml omits
         ("a: {}\nb: 1\n", {"a": {"y": 3}}, "a: {y: 3}\nb: 1\n"),
         ("a:\n  x: 1  # one\nb: 1", {"a": {"y": [2]}}, "a:\n  x: 1  # one\n  y: [2]\nb: 1"),
         ("# nothing yet\n", {"a": 1}, "a: 1\n"),
-        # one text that says two values cannot be edited in place
+        # a text that sets two values cannot be edited in place
         ("a: &x {v: 1}\nb: *x\n", {"b": {"v": 2}}, "a:\n  v: 1\nb:\n  v: 2\n"),
     ],
 )

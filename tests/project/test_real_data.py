@@ -46,7 +46,7 @@ def clean_all(rows):
 @pytest.mark.parametrize(
     ("name", "kind", "count", "dropped"),
     [
-        (HH, "preference", 2312, {"empty response": 4, "differing prompts": 5}),
+        (HH, "preference", 2312, {"empty response": 4, "different prompts for chosen and rejected": 5}),
         ("gsm8k/train.jsonl.gz", "question_answer", 7473, {}),
         ("gsm8k/test.jsonl.gz", "question_answer", 1319, {}),
         ("gsm8k", "question_answer", 8792, {}),

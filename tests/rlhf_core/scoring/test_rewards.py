@@ -143,7 +143,7 @@ def test_a_term_named_twice_is_refused_with_the_parameters():
 
 
 def test_patterns_are_checked_with_the_parameters():
-    for pattern, message in (("(", "is not a regular expression"), ("a", "needs one group")):
+    for pattern, message in (("(", "is not a regular expression"), ("a", "must have exactly one group")):
         with pytest.raises(UserError, match=message):
             validate(with_values(RAW, {"prepare.answer_pattern": pattern}))
 

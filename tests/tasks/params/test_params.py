@@ -1,4 +1,4 @@
-"""params.yaml: an unknown, missing, ill-typed or out-of-range key is an error that names the key and the mend."""
+"""params.yaml: an unknown, missing, ill-typed or out-of-range key is an error that names the key and the fix."""
 
 import json
 import re
@@ -33,11 +33,11 @@ def error(changes):
     return str(caught.value)
 
 
-def test_unknown_key_names_the_nearest():
+def test_unknown_key_suggests_a_similar_one():
     assert "unknown key 'sft.learning_rat'. Did you mean 'sft.learning_rate'?" in error({"sft.learning_rat": 1.0})
 
 
-def test_unknown_key_far_from_any_lists_its_section():
+def test_unknown_key_unlike_any_lists_its_section():
     assert "Choose from: prompts, development_prompts, temperature, resamples, samples." in error({"evaluate.zzz": 1})
 
 
@@ -321,13 +321,13 @@ def test_option_without_effect_raises():
         ("policy.rewards=[{weight: .inf}]", "'policy.rewards.0.weight' is inf; it must be a finite number."),
         ("policy.rewards=[{weight: true}]", "'policy.rewards.0.weight' is true; it must be a finite number."),
         ("sft=3", "'sft' is a section. Set a key of it, such as sft.learning_rate."),
-        ("x=[", "unknown key 'x'. See params.yaml for the keys there are."),
+        ("x=[", "unknown key 'x'. See params.yaml for the existing keys."),
         ("sft.epoch=2", "unknown key 'sft.epoch'. Did you mean 'sft.epochs'?"),
         ("sft.epochs.x=2", "unknown key 'sft.epochs.x'. Did you mean 'sft.epochs'?"),
-        ("=2", "unknown key ''. See params.yaml for the keys there are."),
+        ("=2", "unknown key ''. See params.yaml for the existing keys."),
         ("prepare.hub=!x y", "the tag !x is not allowed; write a plain value. Correct it."),
         ("sft.epochs=!!int 3", "the tag tag:yaml.org,2002:int is not allowed; write a plain value. Correct it."),
-        ("sft.epochs={a: 1, a: 2}", "the key 'a' is there twice; delete one. Correct it."),
+        ("sft.epochs={a: 1, a: 2}", "the key 'a' appears twice; delete one. Correct it."),
         ("sft.epochs={[]: 1}", "a key must be a plain word. Correct it."),
         ("policy.ppo.kl_horizon=9", "in 'policy.ppo', kl_horizon has no effect while kl_target is null"),
     ],
@@ -361,20 +361,20 @@ def test_an_assignment_that_is_not_yaml(assignment, found):
     assert str(caught.value).startswith(found)
 
 
-def test_all_assignments_of_a_section_that_does_not_fit_are_named():
+def test_all_assignments_of_an_inconsistent_section_are_named():
     assignments = ["policy.ppo.kl_horizon=9", "policy.ppo.lam=0.9", "run.seed=3"]
     with pytest.raises(UserError, match=r"^--set policy\.ppo\.kl_horizon=9 --set policy\.ppo\.lam=0\.9: in 'policy"):
         Changes.from_command_line("default", assignments).resolve(ROOT)
 
 
-def test_more_than_one_mistake_is_counted():
+def test_further_errors_are_counted():
     with pytest.raises(UserError, match=r"^--set run\.threads=0: .* at least 1\. \(1 more after it\)$"):
         Changes.from_command_line("default", ["sft.epochs=0", "run.threads=0"]).resolve(ROOT)
 
 
 @pytest.mark.parametrize("key", ["sft.epoch", "sft", "", "sft.epochs.x", "nothing.here"])
-def test_a_key_that_is_not_one_is_a_mistake_wherever_it_comes_from(key):
-    """Prefect's API takes any mapping as overrides."""
+def test_an_invalid_key_is_an_error_from_any_source(key):
+    """Prefect's API accepts any mapping as overrides."""
     with pytest.raises(UserError, match=r"unknown key|is a section"):
         Changes(overrides={key: 1}).resolve(ROOT)
 
@@ -386,20 +386,20 @@ def test_values_as_yaml_1_2_reads_them():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_bounds_of_the_dataclasses_hold_for_numbers_that_are_none(value):
-    """`setting` with and without bounds, on either side."""
+def test_dataclasses_reject_numbers_that_are_not_finite(value):
+    """`setting` with and without bounds, on both sides."""
     for make in (lambda: DPO(beta=value), lambda: PPO(kl_coef=value), lambda: RewardTerm(weight=value)):
         with pytest.raises(ValueError, match=r"must be a finite number"):
             make()
 
 
-def test_a_file_with_tags_or_a_key_twice_names_the_line(tmp_path):
+def test_a_file_with_tags_or_a_repeated_key_names_the_line(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("run:\n  seed: !!python/object/apply:os.getpid []\n")
     with pytest.raises(UserError, match=r"params\.yaml, line 2: the tag tag:yaml\.org,2002:python/object/apply"):
         load_params(path)
     path.write_text("run:\n  seed: 1\nmodel: {}\nrun:\n  seed: 2\n")
-    with pytest.raises(UserError, match=r"params\.yaml, line 4: the key 'run' is there twice; delete one\."):
+    with pytest.raises(UserError, match=r"params\.yaml, line 4: the key 'run' appears twice; delete one\."):
         load_params(path)
     path.write_bytes(b"run: \xff")
     with pytest.raises(UserError, match=r"params\.yaml cannot be read: .* Save it as UTF-8 text"):
@@ -438,6 +438,6 @@ def test_overlay_lays_sections_over_each_other_and_leaves_the_original_alone():
     assert yaml.safe_dump(RAW) == before
 
 
-def test_unknown_profile_lists_those_there_are():
+def test_unknown_profile_lists_the_existing_ones():
     with pytest.raises(UserError, match=r"no profile 'fast'. Choose from: comparison, default, preferences"):
         load_profile("fast", ROOT)
