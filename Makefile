@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo install check test test-pitfalls test-slow test-browser test-data test-all oracle bench-gpu compare-algorithms parameters format
+.PHONY: demo install check test test-pitfalls test-slow test-browser test-data test-all oracle mutants bench-gpu compare-algorithms parameters format
 
 demo: install
 	rlhf run
@@ -53,6 +53,10 @@ test-all: check
 # Every method against the exact optimum: writes docs/proof.md. About twelve minutes on 2 cores.
 oracle: install
 	OMP_NUM_THREADS=1 python -W ignore tests/oracle/__main__.py
+
+# Faults planted one at a time, each of which a test must notice: rewrites the list in docs/proof.md. Within an hour.
+mutants: install
+	python -m tools.mutants
 
 # One step of every stage on CUDA; without a GPU it says so.
 bench-gpu: install

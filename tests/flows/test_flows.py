@@ -20,10 +20,10 @@ import pytest
 from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch
 from flows.run.changes import Changes, require_inputs
 from flows.run.form import Form, chosen
-from flows.run.graph import Stage, read_graph, select
+from flows.run.graph import Stage, _in_order, read_graph, select
 from flows.run.lineage import comparison_markdown, figures, terms_of
 from flows.run.stages import StageRunner
-from flows.run.workspace import open_workspace
+from flows.run.workspace import open_workspace, plan
 from flows.servers import services, supervise
 from flows.servers.settings import find_root
 from rlhf_core.common.errors import UserError
@@ -48,6 +48,11 @@ def test_graph_is_read_from_dvc(scratch: Path) -> None:
     assert stages[0].upstream == ()
     assert stages[2].upstream == ("sft",)
     assert stages[5].upstream == ("offline@dpo", "online@grpo", "online@ppo")
+
+
+def test_stages_come_after_what_they_need() -> None:
+    """Written as c, a, b, where c needs b and b needs a."""
+    assert [stage.name for stage in _in_order({"c": ("b",), "a": (), "b": ("a",)})] == ["a", "b", "c"]
 
 
 def test_graph_omits_indirect_dependencies(scratch: Path) -> None:
@@ -431,6 +436,7 @@ def test_name_of_an_experiment_is_unique(scratch: Path) -> None:
         open_workspace(scratch, changes.resolve(scratch), "mine"),
     ):
         pass
+    assert plan(scratch, changes.resolve(scratch), "other").name == "other"
 
 
 @pytest.mark.parametrize("name", ["a b", "../x", "", "x.lock", "-x", "a..b"])

@@ -100,6 +100,16 @@ def test_changed_runs_are_allowed_during_a_run_in_the_checkout(
         pass
 
 
+def test_a_folder_is_held_once(tmp_path: Path) -> None:
+    """Also where two runs have both looked and found it free."""
+    with only_one(tmp_path, "A run"):
+        with pytest.raises(UserError, match=f"pid {os.getpid()}"), only_one(tmp_path, "A run"):
+            pass
+        assert (tmp_path / "holder.json").is_file()
+    with only_one(tmp_path, "A run"):
+        pass
+
+
 def test_a_running_dvc_command_is_named(scratch: Path, started: list["subprocess.Popen[str]"]) -> None:
     """A real `dvc repro` in the middle of a stage, with locks on its paths."""
     process = subprocess.Popen(

@@ -57,6 +57,7 @@ def test_only_the_lines_of_changed_values_differ(tmp_path: Path, overrides: dict
     ("before", "content", "after"),
     [
         ("a:\n  b: 1.0e-3  # tuned\n  c: [1, 2]\n", {"a": {"b": 0.5}}, "a:\n  b: 0.5  # tuned\n  c: [1, 2]\n"),
+        ("a: 1  # one\nb: 2  # two\n", {"a": 100, "b": 200}, "a: 100  # one\nb: 200  # two\n"),
         ("a:\nb: 2\n", {"a": 5}, "a: 5\nb: 2\n"),
         ("a: 1\n", {"a": True}, "a: true\n"),
         ("a: 1\n", {"a": 1.0}, "a: 1.0\n"),

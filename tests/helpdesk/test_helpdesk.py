@@ -147,6 +147,17 @@ def test_lists_are_drawn_independently_and_prefixes_agree():
     assert small.prompts_test == large.prompts_test
 
 
+def test_lists_do_not_repeat_each_other():
+    """With one stream for all, the training prompts would be those of the demonstrations, in the same order."""
+    desk = generate(WORLD, 0, threads=200, demonstrations=200, prompts_train=200)
+    threads, demonstrations, prompts = (
+        {row["prompt"][0]["content"] for row in rows}
+        for rows in (desk.threads, desk.demonstrations, desk.prompts_train)
+    )
+    for one, other in ((threads, demonstrations), (demonstrations, prompts)):
+        assert len(one & other) < 20
+
+
 def test_held_out_combinations_are_disjoint():
     """24 names x 16 products x 6 issues = 2304; a fifth is 461 (460.8 rounded): 230 development and 231 test."""
     cases = {
@@ -275,12 +286,18 @@ def test_rubric_on_wrong_name_product_and_trouble():
     assert gold_score(WORLD, LATE_OVEN, reply) == pytest.approx(2.5)
 
 
+def test_a_second_product_is_not_the_right_one():
+    reply = "Dear Emma, I see that your oven has not arrived. I see that your kettle has not arrived."
+    assert features(WORLD, LATE_OVEN, reply)["right_product"] == 0
+
+
 @pytest.mark.parametrize(
     ("opening", "fits"),
     [
         ("I see that your coat is too small.", 1),
         ("I am sorry that your coat is too small.", 1),
         ("I am so deeply ashamed that your coat is too small.", 0),
+        ("I see that your coat is too small. I am so deeply ashamed that your coat is too small.", 0),
         ("We will trace the parcel today.", 0),
     ],
 )

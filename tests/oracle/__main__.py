@@ -9,11 +9,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "support", ".."))
 
 from oracle import page
 from oracle.page import Row
 from tasks.runtime.stage import quiet_libraries
+from tools.sections import write_section
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "proof.md"
 SEEDS = (0, 1, 2)
@@ -83,7 +84,7 @@ def main() -> int:
             variance=gradients.variance_by_baseline(),
             recovered=[future.result() for future in recovered],
         )
-    PAGE.write_text(page.render(evidence), encoding="utf-8")
+    write_section(PAGE, "oracle", page.render(evidence))
     sys.stdout.write(f"wrote docs/{PAGE.name}\n")
     for fault in evidence.faults():
         sys.stdout.write(f"missed: {fault}\n")

@@ -76,6 +76,11 @@ def test_ipo_per_token_divides_policy_and_reference_alike():
     close(IPO(beta=0.5, per_token=True).losses(outputs_for(batch, [0.0, 0.0]), batch), [1.0])
 
 
+def test_pairs_count_alike_whatever_their_lengths():
+    """Two pairs: half each."""
+    close(DPO(beta=1.0).weights(pairs(2, 1, 3, 3)), [0.5, 0.5])
+
+
 def test_pair_statistics():
     """β = 2: implicit rewards 2 and -1 and their margin; log π(chosen) = 2 · (-0.5)."""
     batch = pairs(2, 1)

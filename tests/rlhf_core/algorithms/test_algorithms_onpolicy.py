@@ -57,6 +57,8 @@ def test_returns_to_go():
 def test_leave_one_out():
     """Of 1, 2, 6: (2 + 6)/2, (1 + 6)/2, (1 + 2)/2. Of three equal ones exactly themselves."""
     close(leave_one_out(torch.tensor([1.0, 2.0, 6.0, 0.7, 0.7, 0.7]), 3), [4, 3.5, 1.5, 0.7, 0.7, 0.7])
+    equal = torch.full((3,), 0.7)  # the sum less one of them, halved, is 0.69999993 in float32
+    assert leave_one_out(equal, 3).tolist() == equal.tolist()
     with pytest.raises(ValueError, match="3 rows are not groups of 2"):
         leave_one_out(torch.ones(3), 2)
 
@@ -273,6 +275,20 @@ def test_grpo_stds():
     close(unbiased[:2], [-1 / (1 + math.sqrt(2)), 1 / (1 + math.sqrt(2))])
 
 
+def test_grpo_groups_have_group_size_rows():
+    """Scores 1, 2, 6 and 0, 0, 3: means 3 and 1."""
+    scores = torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0])
+    batch = tiny.rollout_of(tiny.mask_batch(torch.ones(6, 1)), old_logprobs=torch.zeros(6, 1), scores=scores)
+    close(GRPO(group_size=3, std="none").targets(batch, {}).advantages[:, 0], [-2, -1, 3, -1, -1, 2])
+
+
+def test_grpo_has_the_kl_in_the_loss():
+    """d = log 2: k3 = ½ - 1 + log 2, weighted by β = 2; the surrogate is 0 where the advantage is."""
+    batch = rollout(ref_logprobs=OLD - math.log(2)).with_targets(advantages=torch.zeros(2, 3))
+    losses = GRPO(group_size=2, kl_coef=2.0).losses(Outputs.of(batch, logprobs=OLD), batch)
+    close(losses[0], [2 * math.log(2) - 1] * 3)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -305,6 +321,9 @@ def test_online_dpo_labels():
     scores = torch.tensor([math.log(3), 0.0])
     soft = OnlineDPO().targets(rollout(scores=scores), {})
     close(soft.preferences, [0.75, 0.25])
+    four = torch.tensor([math.log(3), 0.0, 0.0, 0.0])  # the second pair is equal: ½ each
+    batch = tiny.rollout_of(tiny.mask_batch(torch.ones(4, 1)), old_logprobs=torch.zeros(4, 1), scores=four)
+    close(OnlineDPO().targets(batch, {}).preferences, [0.75, 0.25, 0.5, 0.5])
     torch.manual_seed(0)
     drawn = torch.stack(
         [OnlineDPO(labels="sampled").targets(rollout(scores=scores), {}).preferences for _ in range(400)]

@@ -49,13 +49,17 @@ def loss_of(algorithm, scores, batch):
 
 
 def test_bradley_terry_label_and_margin():
-    """d = log 3: σ(d) = ¾. Label 1: -log ¾; 0: -log ¼; ½: their mean. A margin of log 3 takes d away: log 2."""
+    """d = log 3: σ(d) = ¾. Label 1: -log ¾; 0: -log ¼; ½: their mean. A margin of log 3 takes d away: log 2.
+
+    It is subtracted in both directions: σ(-2 log 3) = 1/10.
+    """
     three = torch.tensor([math.log(3)])
     zero = torch.zeros(1)
     close(bradley_terry(three, zero), [math.log(4 / 3)])
     close(bradley_terry(three, zero, label=0.0), [math.log(4)])
     close(bradley_terry(three, zero, label=0.5), [(math.log(4 / 3) + math.log(4)) / 2])
     close(bradley_terry(three, zero, margin=math.log(3)), [math.log(2)])
+    close(bradley_terry(three, zero, margin=math.log(3), label=0.0), [math.log(10)])
 
 
 def test_smoothing():
@@ -124,6 +128,15 @@ def test_bradley_terry_margins_of_rows_and_the_constant():
     close(statistics["accuracy"], [1.0, 1.0])
     losses, *_ = loss_of(BradleyTerry(margin=math.log(3)), [math.log(3), 0.0, math.log(3), 0.0], batch)
     close(losses, [math.log(2), math.log(2)])
+
+
+def test_smoothing_reaches_both_losses_on_pairs():
+    """ε = 0.1 and differences of 1 and log 3: Φ(1) = 0.841345, σ(log 3) = ¾."""
+    batch = units_of([[1.0, 0.0]])
+    losses, *_ = loss_of(Thurstone(label_smoothing=0.1), [1.0, 0.0], batch)
+    close(losses, [-0.9 * math.log(0.841345) - 0.1 * math.log(0.158655)], 1e-5)
+    losses, *_ = loss_of(BradleyTerry(label_smoothing=0.1), [math.log(3), 0.0], batch)
+    close(losses, [0.9 * math.log(4 / 3) + 0.1 * math.log(4)])
 
 
 def test_a_tie_is_half_right_whatever_the_scores():

@@ -128,6 +128,22 @@ def test_rollouts_are_made_with_dropout_off(accelerator, tokenizer, tmp_path):
     assert len(rollouts[0].response_ids.unique(dim=0)) > 6
 
 
+def test_each_rollout_draws_its_own_numbers(accelerator, tokenizer, tmp_path):
+    """One prompt, and a learning rate that moves nothing: the second rollout is drawn anew all the same."""
+    training = online(accelerator, tokenizer, tmp_path, GRPO(group_size=2), words="aaaa", steps=2, learning_rate=1e-12)
+    seen = []
+    rollout = training.rollout
+
+    def noting(step):
+        found = rollout(step)
+        seen.append(found[0].response_ids)
+        return found
+
+    training.rollout = noting
+    training.train()
+    assert seen[0].shape != seen[1].shape or not torch.equal(seen[0], seen[1])
+
+
 # --- order ---
 
 

@@ -158,7 +158,14 @@ def test_scores_of_a_model_that_reads_pads(reward_model):
 
 def test_nan_is_never_within_the_tolerance(reward_model):
     nn.init.constant_(reward_model.model.score.weight, math.nan)
-    assert "nan" in refused(preflight.check_scores, reward_model, tiny.examples(), tiny.PAD, EXACT)
+    rows = tiny.examples()
+    assert "nan" in refused(preflight.check_scores, reward_model, rows, tiny.PAD, EXACT)
+    policy = tiny.rotary()
+    batch = sampled(policy)
+    nn.init.constant_(policy.lm_head.weight, math.nan)
+    assert "nan" in refused(preflight.check_padding, policy, rows, tiny.PAD, EXACT)
+    assert "nan" in refused(preflight.check_ratio, policy, batch, 1.0, EXACT)
+    assert "nan" in refused(preflight.check_reference, policy, tiny.rotary(), rows, tiny.PAD, EXACT)
 
 
 @pytest.mark.pitfall(24)

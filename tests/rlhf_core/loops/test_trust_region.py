@@ -1,5 +1,7 @@
 """TRPO's step: conjugate gradient, Fisher-vector products, and a line search that keeps its promises."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
@@ -76,6 +78,20 @@ def test_an_accepted_step_raises_the_surrogate_within_the_bound(family):
     kl = ((old.exp() * (old - new)).sum(-1) * weights).sum().item()
     assert metrics["trust_region_kl"] == pytest.approx(kl, abs=1e-5)
     assert 0.0005 < kl <= 0.005 == metrics["trust_region_limit"]
+
+
+def test_each_step_has_its_own_trust_region(family):
+    """The KL of the second step is measured from the policy after the first."""
+    policy, rollout, region = setting(family)
+    region.step(rollout, scale=1.0)
+    old = response_logits(policy, rollout).log_softmax(-1).detach()
+    metrics = region.step(replace(rollout, old_logprobs=response_logprobs(policy, rollout)), scale=1.0)
+    assert metrics["line_search_failed"] == 0
+    with torch.no_grad():
+        new = response_logits(policy, rollout).log_softmax(-1)
+    weights = rollout.response_mask / rollout.response_mask.sum()
+    kl = ((old.exp() * (old - new)).sum(-1) * weights).sum().item()
+    assert metrics["trust_region_kl"] == pytest.approx(kl, abs=1e-5)
 
 
 @pytest.mark.pitfall(15)

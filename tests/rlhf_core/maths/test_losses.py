@@ -230,10 +230,14 @@ def test_pair_metrics():
 
 
 def test_expected_calibration_error():
-    """Confident 0.9 and right three times of four: |0.9 - 0.75|. Certain and right: 0. Certain and wrong: 1."""
+    """Confident 0.9 and right three times of four: |0.9 - 0.75|. Certain and right: 0. Certain and wrong: 1.
+
+    Too sure at 0.6, wrong once (0.6), and not sure enough at 0.9, right once (0.1): both count, (0.6 + 0.1) / 2.
+    """
     assert expected_calibration_error(torch.tensor([0.9, 0.9, 0.9, 0.1])) == pytest.approx(0.15)
     assert expected_calibration_error(torch.tensor([1.0, 1.0])) == 0.0
     assert expected_calibration_error(torch.tensor([0.0])) == 1.0
+    assert expected_calibration_error(torch.tensor([0.4, 0.9])) == pytest.approx(0.35)
 
 
 def test_correlation():

@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from rlhf_core.common.batch import Example, collate
-from rlhf_core.models.forward import policy_outputs, scores, values
+from rlhf_core.models.forward import policy_outputs, response_logits, scores, values
 from rlhf_core.models.store import (
     ScalarModel,
     load_policy,
@@ -150,3 +150,15 @@ def test_fresh_models_have_no_dropout_either():
         model = tiny.FAMILIES[name](**changes).train()
         batch = collate(tiny.examples(), PAD)
         assert torch.equal(policy_outputs(model, batch).logprobs, policy_outputs(model, batch).logprobs)
+
+
+def test_temperature_divides_both_sides_of_the_exact_kl(family):
+    """From logits / 0.5 of policy and reference; its gradient reaches the policy."""
+    policy, reference = family(0), family(1)
+    batch = collate(tiny.examples(3), PAD)
+    found = policy_outputs(policy, batch, temperature=0.5, reference=reference).exact_kl
+    logprobs, ref = ((response_logits(model, batch) / 0.5).log_softmax(-1) for model in (policy, reference))
+    expected = (logprobs.exp() * (logprobs - ref)).sum(-1) * batch.response_mask
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    (gradient,) = torch.autograd.grad(found.sum(), policy.lm_head.weight)
+    assert gradient.abs().max() > 0.01

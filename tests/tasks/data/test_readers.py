@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 
 import datasets
@@ -110,6 +111,7 @@ def test_a_transcript_that_ends_with_the_human_has_no_response(tmp_path):
         ({"prompt": "Why?", "completion": "So."}, [USER]),
         ({"prompt": [USER], "completion": [reply("So.")]}, [USER]),
         ({"messages": [SYSTEM, USER, reply("So.")]}, [SYSTEM, USER]),
+        ({"messages": [SYSTEM, USER, reply("So.")], "system": "Be long."}, [SYSTEM, USER]),  # one system turn
         ({"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}, [USER]),
         ({"instruction": "Add.", "input": "1 and 2", "output": "So."}, [{"role": "user", "content": "Add.\n1 and 2"}]),
         (
@@ -263,6 +265,21 @@ def test_all_files_of_a_folder_are_read_in_order(tmp_path):
     write(folder / "test.jsonl.gz", ROWS[1])
     (folder / "LICENSE").write_text("MIT")
     assert [(row.file, row.line) for row in read_rows(folder, "")] == [("set/test.jsonl.gz", 1), ("set/train.jsonl", 1)]
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_order_of_files_is_not_the_disks(tmp_path, monkeypatch, step):
+    """Two disks, of which one lists names forwards and the other backwards."""
+    walk = os.walk
+
+    def listing(folder, **settings):
+        for here, folders, names in walk(folder, **settings):
+            yield here, folders, sorted(names)[::step]
+
+    monkeypatch.setattr(os, "walk", listing)
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        write(tmp_path / name, ROWS[0])
+    assert [row.file.split("/")[1] for row in read_rows(tmp_path, "")] == ["a.jsonl", "b.jsonl", "c.jsonl"]
 
 
 def test_a_changed_file_is_read_again_and_no_cache_is_left(tmp_path, monkeypatch):

@@ -1,0 +1,200 @@
+"""Faults in flows: commands, runs, servers."""
+
+from tools.mutants.fault import Fault, Module, tests_of
+
+LOCKS = "tests/flows/test_locks.py"
+GUARD = "tests/flows/test_guard.py"
+FLOWS = "tests/flows/test_flows.py"
+COMMANDS = "tests/flows/test_flows_commands.py"
+BEFORE = "tests/flows/test_before_a_run.py"
+
+MODULES = [
+    Module(
+        "flows/servers/guard.py",
+        GUARD,
+        Fault("Guard._answer", 'headers.get("host") not in self.hosts', "False", "DNS rebinding"),
+        Fault("Guard._answer", "not self._is_own(scope, headers)", "False", "requests of other origins"),
+        Fault(
+            "Guard._answer",
+            'self.login is not None and scope["path"] != "/health" and not _brings(headers, self.login)',
+            "False",
+            "no password asked for",
+        ),
+        Fault("Guard._is_own", 'return headers["origin"] in self.origins', "return True", "any origin"),
+        Fault("Guard._is_own", ' and scope["method"] == "GET"', "", "forms of other pages"),
+        Fault(
+            "_brings",
+            'hmac.compare_digest(headers.get("authorization", "").encode(), expected.encode())',
+            'expected.startswith(headers.get("authorization", ""))',
+            "the beginning of a password is enough",
+        ),
+    ),
+    Module(
+        "flows/servers/settings.py",
+        GUARD,
+        Fault("login", "if stat.S_IMODE(path.stat().st_mode) & 0o077:", "if False:", "a password that others can read"),
+        Fault("login", "secrets.token_urlsafe(24)", '"rlhf"', "a password that anyone can guess"),
+        Fault(
+            "set_environment",
+            'if "PREFECT_API_URL" not in os.environ:',
+            "if True:",
+            "the password sent to another server",
+        ),
+    ),
+    Module(
+        "flows/servers/services.py",
+        GUARD,
+        Fault("_require_same", "return\n", "return\n    return\n", "ports asked for are ignored"),
+        Fault("_require_ports", "port not in PORTS", "False", "impossible ports"),
+    ),
+    Module(
+        "flows/servers/serve.py",
+        GUARD,
+        Fault(
+            "view",
+            "for figure in FIGURES for policy in policies",
+            "for figure in FIGURES[:1] for policy in policies",
+            "KL left out of the table",
+        ),
+    ),
+    Module(
+        "flows/run/locks.py",
+        LOCKS,
+        Fault(
+            "only_one",
+            "raise _under_way(what, _read(folder))",
+            "handle = os.open(folder, os.O_RDONLY)",
+            "two runs in one checkout",
+        ),
+        Fault(
+            "require_idle",
+            "(found := holder(folder)) is not None",
+            "(found := holder(folder)) is False",
+            "a second run is not refused before it starts",
+        ),
+        Fault(
+            "_dvc_process",
+            'psutil.STATUS_ZOMBIE and ("dvc" in line or line.endswith(command))',
+            "psutil.STATUS_ZOMBIE",
+            "a number that another process has by now",
+        ),
+        Fault(
+            "_repository_lock",
+            'except BlockingIOError:\n                return [(int(lock.read().split()[0]), "dvc")]',
+            "except BlockingIOError:\n                return []",
+            "DVC's lock not seen",
+        ),
+    ),
+    Module(
+        "flows/run/graph.py",
+        tests_of(
+            FLOWS,
+            "only_takes_what_the_stage_needs",
+            "stages_come_after_what_they_need",
+            "unknown_stage_names_the_nearest",
+        ),
+        Fault("select", "wanted.update(stage.upstream)", "pass", "a stage without what it needs"),
+        Fault("select", 'stage.name.split("@")[0] == only', "False", "`policy` names no stage"),
+        Fault(
+            "_in_order",
+            "all(n in ordered for n in needs)",
+            "any([True, *(n in ordered for n in needs)])",
+            "stages before what they need",
+        ),
+    ),
+    Module(
+        "flows/run/changes.py",
+        tests_of(FLOWS, "changes_lay_the_profile_first_then_single_values", "values_as_they_stand_are_no_change"),
+        Fault(
+            "Changes.resolve",
+            "raw = apply_overrides(raw, self.overrides)",
+            "raw = overlay(raw, load_profile(self.profile, root))",
+            "single values ignored",
+        ),
+        Fault("Changes.resolve", "params != before", "bool(self.overrides)", "a profile is no change"),
+    ),
+    Module(
+        "flows/run/stages.py",
+        tests_of(FLOWS, "users_mistake_is_told_from_a_bug"),
+        Fault(
+            "_diagnose",
+            "removeprefix(MISTAKE), True",
+            "removeprefix(MISTAKE), False",
+            "a user's mistake taken for a bug",
+        ),
+    ),
+    Module(
+        "flows/servers/supervise.py",
+        tests_of(FLOWS, "stage_dies_with_whoever_started_it"),
+        Fault(
+            "main", "prctl(PR_SET_PDEATHSIG, signal.SIGTERM)", "prctl(PR_SET_PDEATHSIG, 0)", "stages outlive the run"
+        ),
+    ),
+    Module(
+        "flows/run/workspace.py",
+        tests_of(
+            FLOWS,
+            "edits_and_untracked_files_go_along",
+            "failed_run_is_taken_up_again_by_the_same_run_alone",
+            "name_of_an_experiment_is_taken_once",
+        ),
+        Fault("plan", 'edits = git(root, "diff", "HEAD", "--binary")', 'edits = b""', "the user's edits left out"),
+        Fault("_refuse_other", "known.read_text() != fingerprint", "False", "a run taken up with other parameters"),
+        Fault("_experiment_refs", "== [name]", "!= []", "another experiment of any name"),
+    ),
+    Module(
+        "flows/run/yaml_edit.py",
+        "tests/flows/test_yaml_edit.py",
+        Fault("_is_same", "bool(old == new) and _flow(old) == _flow(new)", "bool(old == new)", "1 for true"),
+        Fault("update_yaml", "reverse=True", "reverse=False", "edits at shifted places"),
+    ),
+    Module(
+        "flows/commands/compare.py",
+        COMMANDS,
+        Fault("distinct", "key=lambda run: -(run.best()", "key=lambda run: (run.best()", "the worst first"),
+        Fault(
+            "comparable",
+            "run.terms.get(key) for key in TERMS",
+            'run.terms.get(key) for key in ("prompts",)',
+            "win rates of different judges ranked",
+        ),
+        Fault("Run.claim", "low is None or low <= 0.5", "low is None", "better than SFT without showing it"),
+        Fault("differences", "- NOT_RESULTS", "", "settings without effect on results"),
+    ),
+    Module(
+        "flows/commands/durations.py",
+        COMMANDS,
+        Fault("Work.seconds", "START + full", "START + SHORTEST * full", "the most is the least"),
+        Fault(
+            "_policy",
+            "2 * _steps(section, rows.preferences)",
+            "_steps(section, rows.preferences)",
+            "one row of each pair counted",
+        ),
+        Fault("count_rows", "comb(collect.responses, 2)", "collect.responses", "pairs counted as responses"),
+    ),
+    Module(
+        "flows/commands/memory.py",
+        COMMANDS,
+        Fault("_policy", "2 if needs.critic else 1", "1", "the critic needs no memory"),
+        Fault("_policy", "frozen += 1", "frozen += 0", "π_old needs no memory"),
+    ),
+    Module(
+        "flows/commands/runs.py",
+        LOCKS,
+        Fault(
+            "_delete", "if handle is None:", "if handle is None and not folder.is_dir():", "a live run's folder deleted"
+        ),
+        Fault("_size", "len(found) == found[0].st_nlink", "True", "files in DVC's cache counted"),
+        Fault("_state", "(folder / FAILED).is_file()", "False", "a failed run called interrupted"),
+    ),
+    Module(
+        "flows/run/lineage.py",
+        tests_of(FLOWS, "terms_of_a_win_rate", "comparison_puts_the_best_first"),
+        Fault("terms_of", 'if report.get("judge_model"):', "if False:", "judges told apart by name alone"),
+        Fault("terms_of", "hashlib.sha256(test.read_bytes())", 'hashlib.sha256(b"")', "any test prompts are alike"),
+        Fault(
+            "comparison_markdown", "ranked(policies).items()", "policies.items()", "policies in the order of training"
+        ),
+    ),
+]

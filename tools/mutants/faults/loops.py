@@ -1,0 +1,259 @@
+"""Faults in the training loops."""
+
+from tools.mutants.fault import Fault, Module
+
+CREDIT = "tests/rlhf_core/algorithms/test_credit.py"
+RATIOS = "tests/rlhf_core/loops/test_ratios.py"
+METHODS = "tests/rlhf_core/loops/test_every_method.py"
+LOOPS = "tests/rlhf_core/loops/test_loops.py"
+ONLINE = "tests/rlhf_core/loops/test_online_loop.py"
+RUNS = "tests/rlhf_core/loops/test_runs.py"
+PREFLIGHT = "tests/rlhf_core/loops/test_preflight.py"
+TRUST = "tests/rlhf_core/loops/test_trust_region.py"
+KILL = "tests/rlhf_core/loops/test_kill_resume.py"
+
+MODULES = [
+    Module(
+        "rlhf_core/loops/common/run.py",
+        LOOPS,
+        Fault("is_mark", "(step - 1) * marks", "step * marks - 1", "marks lost where steps cannot be divided evenly"),
+        Fault(
+            "minibatch_indices",
+            "shuffled(count, epoch, seed, name)",
+            "shuffled(count, 0, seed, name)",
+            "the same order in each epoch",
+            ONLINE,
+        ),
+        Fault("minibatch_indices", "-(-count // size)", "(count // size or 1)", "rows at the end left out"),
+        Fault(
+            "stream_indices",
+            "stream[start % count : start % count + size]",
+            "stream[start % count : min(start % count + size, count)]",
+            "rollouts cut short at a pass's end",
+            ONLINE,
+            34,
+        ),
+        Fault("stream_indices", "start = step * size", "start = 0", "the same prompts in each step", ONLINE),
+    ),
+    Module(
+        "rlhf_core/loops/common/update.py",
+        LOOPS,
+        Fault("GradientStep.__init__", "eps=config.adam_eps, ", "", "Adam's ε ignored", ONLINE, 21),
+        Fault(
+            "GradientStep.__call__",
+            "            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)\n",
+            "            norm = torch.nn.utils.clip_grad_norm_(parameters, 1e9)\n",
+            "gradients not clipped",
+            ONLINE,
+        ),
+        Fault(
+            "GradientStep.__call__",
+            'self._require_finite(norm, "gradient norm", step)',
+            "pass",
+            "a NaN gradient reaches the weights",
+            RUNS,
+            31,
+        ),
+        Fault(
+            "GradientStep.__call__",
+            "zip(self.optimizer.param_groups, self.peaks, strict=True)",
+            "zip(self.optimizer.param_groups, self.peaks[:1] * len(self.peaks), strict=True)",
+            "the critic at the policy's learning rate",
+            ONLINE,
+        ),
+        Fault(
+            "GradientStep.accumulate",
+            "        self.optimizer.zero_grad()\n",
+            "",
+            "gradients of earlier steps added",
+            f"{LOOPS} {CREDIT} {METHODS}",
+        ),
+        Fault(
+            "microbatches",
+            "weights[rows if by_row else units]",
+            "(w := weights[rows if by_row else units]) / w.sum()",
+            "the mean of microbatch means",
+            CREDIT,
+            15,
+        ),
+        Fault("unit_slices", "ends[start], ends[stop]", "start, stop", "pairs torn apart", LOOPS),
+        Fault(
+            "GradientStep._require_finite",
+            "torch.isfinite(value).all()",
+            "True",
+            "a NaN loss reaches the weights",
+            RUNS,
+            31,
+        ),
+    ),
+    Module(
+        "rlhf_core/loops/common/resume.py",
+        KILL,
+        Fault("ResumeStore.save", 'self._file.with_suffix(".partial")', "self._file", "a state half written"),
+    ),
+    Module(
+        "rlhf_core/loops/common/preflight.py",
+        PREFLIGHT,
+        Fault("check_padding", "not gap <= tolerance", "gap > tolerance", "NaN passes", PREFLIGHT, 1),
+        Fault("check_ratio", "    policy.train()\n", "", "dropout not seen", PREFLIGHT, 10),
+        Fault("check_beginning", "count > 1 or", "False or", "two beginning tokens pass", PREFLIGHT, 4),
+        Fault(
+            "check_end",
+            "example.response_ids[-1] not in stop_tokens",
+            "pad_token == example.response_ids[-1]",
+            "a response without an end passes",
+            PREFLIGHT,
+            3,
+        ),
+        Fault("check_learning_rate", "moved < 0.5", "moved < 0.0", "a step that changes nothing passes", PREFLIGHT, 24),
+        Fault(
+            "check_scores",
+            "_scores(reward_model, [example], pad_token)[0]",
+            "together[row]",
+            "a score that depends on its batch passes",
+            PREFLIGHT,
+            27,
+        ),
+    ),
+    Module(
+        "rlhf_core/loops/offline.py",
+        LOOPS,
+        Fault(
+            "train_offline", '        history = state["history"]\n', "", "a resumed training starts at step 0", KILL, 25
+        ),
+        Fault(
+            "train_offline",
+            '        step_on.load_state_dict(state["optimizer"])\n',
+            "",
+            "Adam's moments lost at a resume",
+            KILL,
+            25,
+        ),
+        Fault(
+            "evaluate_offline",
+            "forward_in_parts(lambda part: forward(model, part), whole,",
+            "forward_in_parts(lambda part: forward(model, part), whole.select(slice(0, 4)),",
+            "a reference point of the first rows",
+            LOOPS,
+        ),
+        Fault(
+            "with_ref_logprobs", "next(rows)[: len(row.response_ids)]", "next(rows)", "padding in what is stored", LOOPS
+        ),
+    ),
+    Module(
+        "rlhf_core/loops/online.py",
+        ONLINE,
+        Fault(
+            "OnlineTraining.train",
+            "self.step_on.algorithm = self.algorithm.at(self.state)",
+            "self.step_on.algorithm = self.algorithm",
+            "the adapted coefficient only logged",
+            ONLINE,
+            35,
+        ),
+        Fault(
+            "OnlineTraining.train",
+            "self.run.name, self.accelerator.process_index, step)",
+            "self.run.name, self.accelerator.process_index)",
+            "each rollout draws the same numbers",
+            f"{ONLINE} {METHODS}",
+        ),
+        Fault("OnlineTraining.rollout", "        self.policy.eval()\n", "", "dropout while sampling", ONLINE, 10),
+        Fault(
+            "OnlineTraining._record",
+            "response_logprobs(self.reference, part, temperature=self.config.temperature)",
+            "response_logprobs(self.reference, part)",
+            "the reference not tempered",
+            RATIOS,
+            11,
+        ),
+        Fault(
+            "OnlineTraining._record",
+            "ref_logprobs=torch.cat(ref)",
+            "ref_logprobs=torch.cat(old)",
+            "KL to the policy itself",
+            f"{LOOPS} {ONLINE} {RATIOS}",
+        ),
+        Fault(
+            "OnlineTraining._optimise",
+            "first, total = step * updates, self.config.steps * updates",
+            "first, total = 0, self.config.steps * updates",
+            "the schedule starts again in each rollout",
+            ONLINE,
+            34,
+        ),
+        Fault(
+            "OnlineTraining._optimise",
+            "stream_seed(self.run.seed, step)",
+            "self.run.seed",
+            "the same minibatches in each rollout",
+            ONLINE,
+        ),
+        Fault(
+            "OnlineTraining._restore",
+            'self.state, self.history = saved["state"], saved["history"]',
+            'self.history = saved["history"]',
+            "the KL controller starts again",
+            f"{RUNS} {METHODS}",
+            20,
+        ),
+        Fault(
+            "OnlineTraining._restore",
+            '            self.critic.load_state_dict(saved["critic"])\n',
+            "            pass\n",
+            "the critic forgotten at a resume",
+            METHODS,
+            25,
+        ),
+        Fault(
+            "OnlineTraining.draw",
+            "for prompt in prompts for _ in range(self.algorithm.group_size)",
+            "for _ in range(self.algorithm.group_size) for prompt in prompts",
+            "groups of different prompts",
+            LOOPS,
+        ),
+        Fault(
+            "OnlineTraining._rollout_metrics",
+            "equal.float().mean().item()",
+            "equal.float().sum().item()",
+            "a count called a fraction",
+            RUNS,
+            18,
+        ),
+    ),
+    Module(
+        "rlhf_core/loops/trust_region.py",
+        TRUST,
+        Fault(
+            "TrustRegion._line_search",
+            "        vector_to_parameters(start, self.parameters)\n",
+            "",
+            "weights changed by a step that failed",
+        ),
+        Fault("TrustRegion._line_search", "after > before and kl <= limit", "after > before", "KL bound not held"),
+        Fault(
+            "TrustRegion._line_search", "after > before and kl <= limit", "kl <= limit", "a worse surrogate accepted"
+        ),
+        Fault(
+            "TrustRegion.step",
+            "torch.sqrt(2 * limit / curvature)",
+            "torch.sqrt(limit / curvature)",
+            "steps shorter than the trust region",
+        ),
+        Fault(
+            "TrustRegion.step",
+            "        self.old.load_state_dict(self.policy.state_dict())\n",
+            "",
+            "π_old of the first rollout",
+        ),
+        Fault(
+            "TrustRegion._fisher_product",
+            "self.algorithm.cg_damping * vector",
+            "torch.zeros_like(vector)",
+            "no damping",
+        ),
+        Fault(
+            "conjugate_gradient", "squares / last * direction", "last / squares * direction", "directions not conjugate"
+        ),
+    ),
+]

@@ -1,0 +1,235 @@
+"""Faults in models, tokens and sampling."""
+
+from tools.mutants.fault import Fault, Module, tests_of
+
+CREDIT = "tests/rlhf_core/algorithms/test_credit.py"
+RATIOS = "tests/rlhf_core/loops/test_ratios.py"
+TOKENS = "tests/rlhf_core/models/test_tokens.py"
+FORWARD = "tests/rlhf_core/models/test_forward.py"
+SAMPLING = "tests/rlhf_core/models/test_sampling.py"
+PORTABLE = "tests/rlhf_core/models/test_portable.py"
+RUNS = "tests/rlhf_core/loops/test_runs.py"
+STORE = "tests/rlhf_core/models/test_store.py"
+ENSEMBLES = "tests/rlhf_core/models/test_ensembles.py"
+TEMPERED_KL = tests_of(
+    "tests/tasks/stages/test_evaluate.py",
+    "kl_of_tempered_distributions_by_hand",
+    "kl_along_responses_is_that_of_whole_responses_at_the_same_temperature",
+)
+
+MODULES = [
+    Module(
+        "rlhf_core/models/forward.py",
+        FORWARD,
+        Fault(
+            "position_ids",
+            "attention_mask.cumsum(-1) - 1",
+            "attention_mask.cumsum(-1)",
+            "positions off by one",
+            FORWARD,
+            1,
+        ),
+        Fault("response_logits", "logits[:, -keep:-1]", "logits[:, -keep + 1 :]", "logits of the next token", FORWARD),
+        Fault(
+            "policy_outputs",
+            "token_entropies(logits, temperature)",
+            "token_entropies(logits)",
+            "entropy of another temperature",
+            RATIOS,
+            11,
+        ),
+        Fault(
+            "policy_outputs",
+            "exact_kl(logits, ref_logits, temperature)",
+            "exact_kl(logits, ref_logits)",
+            "KL of another temperature",
+            FORWARD,
+            11,
+        ),
+        Fault(
+            "policy_outputs",
+            "exact_kl(logits, ref_logits, temperature)",
+            "exact_kl(logits.detach(), ref_logits, temperature)",
+            "KL penalty without a gradient",
+            FORWARD,
+        ),
+        Fault(
+            "response_kl",
+            "exact_kl(response_logits(policy, batch), response_logits(reference, batch), temperature)",
+            "exact_kl(response_logits(policy, batch) / temperature, response_logits(reference, batch))",
+            "the reference not tempered",
+            TEMPERED_KL,
+            33,
+        ),
+        Fault(
+            "values",
+            "[:, -batch.response_length - 1 : -1]",
+            "[:, -batch.response_length :]",
+            "the value after its token",
+            FORWARD,
+            7,
+        ),
+        Fault(
+            "scores",
+            "(columns * batch.attention_mask).argmax(-1, keepdim=True)",
+            "(columns * (batch.input_ids != batch.input_ids[:, -1:])).argmax(-1, keepdim=True)",
+            "the score one token before the end",
+            FORWARD,
+            7,
+        ),
+    ),
+    Module(
+        "rlhf_core/models/sampling.py",
+        SAMPLING,
+        Fault(
+            "Sampler.ended", "in self.stop_tokens", "== self.stop_tokens[0]", "one stop token of several", SAMPLING, 8
+        ),
+        Fault("Sampler._until_end", "ids[: position + 1]", "ids[:position]", "the end token cut off", SAMPLING, 3),
+        Fault(
+            "Sampler._generation_config",
+            '"top_k": 0',
+            '"top_k": 5',
+            "samples from a truncated distribution",
+            SAMPLING,
+            29,
+        ),
+        Fault(
+            "Sampler._generation_config",
+            '"temperature": self.temperature',
+            '"temperature": 1.0',
+            "sampling at another temperature",
+            f"{SAMPLING} {RATIOS}",
+            9,
+        ),
+        Fault(
+            "Sampler._generate",
+            "policy.generation_config, GenerationConfig()",
+            "policy.generation_config, policy.generation_config",
+            "the model's own penalties bend the samples",
+            SAMPLING,
+            29,
+        ),
+    ),
+    Module(
+        "rlhf_core/models/tokens.py",
+        TOKENS,
+        Fault(
+            "ready_tokenizer",
+            " or tokenizer.pad_token_id == tokenizer.eos_token_id",
+            "",
+            "pad is the end token",
+            TOKENS,
+            3,
+        ),
+        Fault(
+            "encode_prompt",
+            "add_generation_prompt=True",
+            "add_generation_prompt=False",
+            "no turn for the assistant",
+            f"{TOKENS} tests/rlhf_core/models/test_control_tokens.py",
+        ),
+        Fault(
+            "encode_prompt",
+            "while start < len(ids) and ids[start] == bos:",
+            "while False:",
+            "two beginning tokens",
+            TOKENS,
+            4,
+        ),
+        Fault("encode_response", "[*ids, tokenizer.eos_token_id]", "[*ids]", "no end token trained", TOKENS, 3),
+        Fault(
+            "encode_response",
+            "if control.search(text):",
+            "if False:",
+            "text turns into control tokens",
+            "tests/rlhf_core/models/test_control_tokens.py",
+        ),
+    ),
+    Module(
+        "rlhf_core/models/store.py",
+        RUNS,
+        Fault("without_dropout", "setattr(config, name, 0.0)", "pass", "dropout in a forward pass", FORWARD, 10),
+        Fault("ScalarModel.forward", " / self.scale", "", "the scale of a reward model lost", PORTABLE, 26),
+        Fault(
+            "ScalarModel.forward",
+            "(scalars - self.offset)",
+            "scalars",
+            "the centring of a reward model lost",
+            f"{PORTABLE} {CREDIT}",
+            21,
+        ),
+        Fault(
+            "load_policy",
+            "return _load(AutoModelForCausalLM, path, load_config(path))",
+            "return _load(AutoModelForCausalLM, path, load_config(path)).bfloat16()",
+            "weights in bf16",
+            RUNS,
+            24,
+        ),
+        Fault(
+            "_load",
+            'missing = set(found["missing_keys"])',
+            "missing = set()",
+            "missing tensors filled at random",
+            "tests/rlhf_core/models/test_checkpoint.py",
+        ),
+        Fault(
+            "_load",
+            "bool(torch.isfinite(weight).all())",
+            "True",
+            "NaN weights loaded",
+            "tests/rlhf_core/models/test_checkpoint.py",
+        ),
+        Fault(
+            "save_policy",
+            "        temperature=temperature,\n",
+            "",
+            "the training temperature forgotten",
+            STORE,
+        ),
+        Fault(
+            "stop_tokens",
+            "[tokenizer.eos_token_id, *listed]",
+            "[tokenizer.eos_token_id]",
+            "the model's other stop tokens ignored",
+            SAMPLING,
+            8,
+        ),
+        Fault(
+            "fit_vocabulary",
+            "weight[:known].mean(0)",
+            "torch.zeros_like(weight[0])",
+            "the new pad token's row is 0",
+            TOKENS,
+            3,
+        ),
+    ),
+    Module(
+        "rlhf_core/models/ensembles.py",
+        ENSEMBLES,
+        Fault("aggregate", "scores.amin(0)", "scores.amax(0)", "best case in place of the worst"),
+        Fault("aggregate", "correction=0", "correction=1", "sample std in place of 1/M"),
+        Fault(
+            "ScalarEnsemble.set_normalisation",
+            "member.offset + offset",
+            "offset",
+            "members no longer centred on their own",
+        ),
+        Fault(
+            "load_reward_model",
+            "config.reward_aggregate, config.reward_std_coef",
+            '"mean", 1.0',
+            "an ensemble loaded with another aggregate",
+        ),
+    ),
+    Module(
+        "rlhf_core/models/checkpoint.py",
+        "tests/rlhf_core/models/test_checkpoint.py",
+        Fault("_header", "if begin != end:", "if False:", "bytes that belong to no tensor"),
+        Fault("_refuse_code", 'if "auto_map" in config:', "if False:", "code that comes with a model"),
+        Fault(
+            "_check_tokenizer", "if beyond and beyond != {pad: rows}:", "if False:", "the tokenizer of another model"
+        ),
+        Fault("_embedding_rows", "width not in (None, shape[1])", "False", "the config of another model"),
+    ),
+]

@@ -1,0 +1,324 @@
+"""Faults in what stages do, what runs around them, and the report."""
+
+from tools.mutants.fault import Fault, Module, tests_of
+
+TABLES = "tests/tasks/files/test_tables.py"
+FINISHED = "tests/tasks/runtime/test_finished.py"
+TRACKING = "tests/tasks/runtime/test_tracking.py"
+ERRORS = "tests/tasks/stages/test_stage_errors.py"
+EVALUATE = "tests/tasks/stages/test_evaluate.py"
+REWARD = "tests/tasks/stages/test_reward_stage.py"
+FORMS = "tests/rlhf_core/feedback/test_feedback_forms.py"
+FINDINGS = "tests/tasks/reporting/test_findings.py"
+
+MODULES = [
+    Module(
+        "tasks/common/rows.py",
+        FORMS,
+        Fault(
+            "preference_units",
+            'row.get(f"{side}_tokens") or encode_response(tokenizer, row[side])',
+            "encode_response(tokenizer, row[side])",
+            "sampled ids encoded anew",
+            "tests/rlhf_core/models/test_tokens.py",
+            2,
+        ),
+        Fault("preference_units", "label=1.0 - label", "label=label", "both sides have one label", TABLES),
+        Fault("rating_scale", "pstdev(scores)", "max(scores) - min(scores)", "scores scaled by their range"),
+        Fault("_labelled", "if example.label != 0.5", "", "ties are bad responses", f"{FORMS} {TABLES}"),
+        Fault(
+            "_labelled",
+            "float(example.label > 0.5)",
+            "float(example.label)",
+            "soft labels as classes",
+            f"{FORMS} {TABLES}",
+        ),
+        Fault("mismatched", "end + place % strangers", "place", "matched pairs in the reference point", FORMS, 23),
+        Fault("mismatched", "end + place % strangers", "end", "one response stands for all", FORMS, 23),
+        Fault(
+            "text_units",
+            "Example(ids[:1], ids[1:])",
+            "Example(ids[:2], ids[2:])",
+            "a token of raw text not trained",
+            "tests/rlhf_core/models/test_tokens.py",
+        ),
+    ),
+    Module(
+        "tasks/common/best_of_n.py",
+        tests_of(EVALUATE, "best_of_n_keeps_the_first_of_the_best"),
+        Fault("best_of_n", "argmax(-1)", "argmin(-1)", "the worst of N"),
+        Fault("best_of_n", "responses[row * count + choice]", "responses[row + choice]", "another prompt's response"),
+    ),
+    Module(
+        "tasks/common/sampling.py",
+        "tests/tasks/common/test_sampling.py",
+        Fault(
+            "sample_responses",
+            "    seed_everything(*stream)\n",
+            "",
+            "samples depend on what ran before",
+        ),
+    ),
+    Module(
+        "tasks/common/feedback.py",
+        FORMS,
+        Fault("native_row", 'judgement.choice == "good"', 'judgement.choice != "good"', "thumbs turned down"),
+        Fault("preferences_from", 'by_source[row.get("source")]', "by_source[None]", "sources mixed"),
+        Fault("_judgement", '"good" if choice else "bad"', '"bad" if choice else "good"', "good and bad swapped"),
+    ),
+    Module(
+        "tasks/common/rewards.py",
+        "tests/rlhf_core/scoring/test_rewards.py",
+        Fault("make_reward", "(term.label, term.weight,", "(term.label, 1.0,", "weights of policy.rewards ignored"),
+        Fault("_model", "ModelReward(model, rows, term.clamp)", "ModelReward(model, rows)", "the clamp ignored"),
+    ),
+    Module(
+        "tasks/common/preflight.py",
+        "tests/rlhf_core/loops/test_preflight.py",
+        Fault("run_checks", "torch.random.fork_rng()", "ExitStack()", "checks move the training's random stream"),
+    ),
+    Module(
+        "tasks/runtime/finished.py",
+        FINISHED,
+        Fault(
+            "finished_outputs",
+            ' or marker["files"] != _sizes(folder)',
+            "",
+            "half-written outputs taken as whole",
+            tests_of(FINISHED, "nothing_half_written_is_taken_for_finished"),
+        ),
+        Fault(
+            "sweep_superseded",
+            'found["stage"] == stage',
+            "True",
+            "outputs of other stages deleted",
+            tests_of(FINISHED, "a_newer_key_of_the_same_stage_supersedes"),
+        ),
+        Fault(
+            "holding",
+            "    if handle is None:\n",
+            "    if False:\n",
+            "two processes in one stage",
+            tests_of(FINISHED, "one_process_works_in_a_key"),
+        ),
+        Fault(
+            "place",
+            "shutil.copytree(source, new, copy_function=_link)",
+            "shutil.copytree(source, new)",
+            "outputs copied, not linked",
+            tests_of(FINISHED, "outputs_are_hard_links_and_replace_what_was_there"),
+        ),
+        Fault(
+            "_link",
+            "shutil.copy2(source, target)",
+            "raise",
+            "no outputs where links are impossible",
+            tests_of(FINISHED, "outputs_are_copies_where_there_are_no_hard_links"),
+        ),
+        Fault(
+            "mark_finished",
+            '    shutil.rmtree(folder / "state", ignore_errors=True)\n',
+            "",
+            "training states left behind",
+            tests_of(FINISHED, "kills_in_a_step_and_after_the_last_one"),
+            37,
+        ),
+    ),
+    Module(
+        "tasks/runtime/hold.py",
+        tests_of(FINISHED, "one_process_works_in_a_key"),
+        Fault("hold", "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "the lock not taken"),
+        Fault("hold", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", "a lock that several hold"),
+    ),
+    Module(
+        "tasks/runtime/stage.py",
+        ERRORS,
+        Fault(
+            "_stage_key",
+            "        sorted(inputs.values()),\n",
+            "",
+            "another input is the same run",
+            f"{ERRORS} {TRACKING}",
+        ),
+        Fault(
+            "_stage_key",
+            "{key: _portable(value) for key, value in sections.items()}",
+            "{}",
+            "other parameters are the same run",
+            f"{ERRORS} {TRACKING}",
+        ),
+        Fault("_stage_key", "        name,\n", "", "stages share a key", f"{ERRORS} {TRACKING}"),
+        Fault(
+            "tracked_name",
+            'key.removeprefix("development_")',
+            "key",
+            "development figures drawn as training",
+            "tests/tasks/runtime/test_progress.py",
+        ),
+    ),
+    Module(
+        "tasks/runtime/progress.py",
+        "tests/tasks/runtime/test_progress.py",
+        Fault(
+            "Lines.advance", "self.done - self.start", "self.done", "time left reckoned with an earlier start's work"
+        ),
+    ),
+    Module(
+        "tasks/runtime/tracking.py",
+        TRACKING,
+        Fault(
+            "is_writer_alive",
+            "is_same and process.status()",
+            "process.status()",
+            "another process with the same number",
+        ),
+        Fault(
+            "close_interrupted", " and tags.writer_host = '{socket.gethostname()}'", "", "runs of other hosts closed"
+        ),
+        Fault(
+            "StageRun._begun",
+            '            self.client.update_run(run_id, status="RUNNING")\n',
+            "",
+            "a resumed run is shown as killed",
+        ),
+        Fault(
+            "StageRun.log_metrics",
+            "Metric(key, value, now, step)",
+            "Metric(key, value, now, 0)",
+            "every metric at step 0",
+        ),
+    ),
+    Module(
+        "tasks/stages/evaluate.py",
+        EVALUATE,
+        Fault(
+            "Evaluation._temperature",
+            "own_temperature(policy) if chosen is None else chosen",
+            "chosen or 1.0",
+            "every policy judged at temperature 1",
+        ),
+        Fault(
+            "Evaluation.answers",
+            "measured = self._sample(policy, prompts, own,",
+            "own = temperature or 1.0; self._sample(policy, prompts, own,",
+            "KL on samples of another temperature",
+            "",
+            33,
+        ),
+        Fault(
+            "_judge_policies",
+            'evaluation.prompts("test",',
+            'evaluation.prompts("development",',
+            "policies judged on the development split",
+        ),
+        Fault(
+            "_judge_snapshots",
+            'evaluation.prompts("development",',
+            'evaluation.prompts("test",',
+            "snapshots chosen on the test split",
+        ),
+        Fault(
+            "_judge_policies",
+            "evaluation.win_rate(prompts, given.answers, sft.answers)",
+            "evaluation.win_rate(prompts, sft.answers, given.answers)",
+            "the opponent's win rate",
+        ),
+        Fault("Evaluation._proxy", "replace(part, clamp=None)", "part", "the reward model's score clamped"),
+        Fault(
+            "drop_unlisted",
+            "folder.name not in listed",
+            "folder.name in listed",
+            "listed policies deleted",
+            "tests/tasks/stages/test_drop_unlisted.py",
+        ),
+    ),
+    Module(
+        "tasks/stages/reward.py",
+        REWARD,
+        Fault("_fit", "on_sft.std(correction=0).item() if params.unit_scale else 1.0", "1.0", "unit_scale ignored"),
+        Fault(
+            "_fit",
+            "model.set_normalisation(on_sft.mean().item(),",
+            "model.set_normalisation(0.0,",
+            "rewards not centred on the SFT model",
+        ),
+        Fault("_pair_metrics", "if unit[0].label != 0.5]", "]", "ties in the accuracy"),
+        Fault(
+            "_train",
+            'seed_everything(stage.params.run.seed, "reward", name, "weights")',
+            'seed_everything(stage.params.run.seed, "reward", "weights")',
+            "members of an ensemble start alike",
+        ),
+        Fault(
+            "_native_metrics",
+            "task.rating_scale[1] * root_mean_square",
+            "root_mean_square",
+            "the error of ratings on another scale",
+        ),
+    ),
+    Module(
+        "tasks/stages/collect.py",
+        FORMS,
+        Fault(
+            "Desk.ask",
+            "shown = rng.sample(responses, len(responses))",
+            "shown = list(responses)",
+            "responses always shown in one order",
+        ),
+        Fault("Desk.judgements", "if one not in asked", "", "further judgements of the same annotators", REWARD),
+        Fault(
+            "_agreement_with_gold",
+            '(judgement.choice == "A") == (first > second)',
+            '(judgement.choice == "A") == (first < second)',
+            "disagreement called agreement",
+            f"{FORMS} {REWARD}",
+        ),
+        Fault("_agreement_with_gold", 'judgement.choice != "tie" and ', "", "ties counted as B", f"{FORMS} {REWARD}"),
+    ),
+    Module(
+        "tasks/reporting/findings.py",
+        FINDINGS,
+        Fault("accuracy_interval", "1.96", "1.64", "a 90 % interval called 95 %"),
+        Fault(
+            "_overlapping",
+            'rate["high"] >= rates[best]["low"]',
+            'rate["value"] >= rates[best]["low"]',
+            "intervals that overlap not seen",
+        ),
+        Fault("_best", 'if won["low"] > 0.5:', 'if won["value"] > 0.5:', "better without showing it"),
+        Fault("did_not_move", "< STILL", "<= STILL", "the edge of not moving"),
+        Fault("ranked", "key=lambda item: -(", "key=lambda item: (", "the worst first"),
+        Fault("is_no_better_than_a_coin", "max(2 * error, LEAST_GAIN)", "LEAST_GAIN", "the standard error left out"),
+    ),
+    Module(
+        "tasks/reporting/comparison.py",
+        "tests/tasks/reporting/test_comparison.py",
+        Fault(
+            "comparison",
+            '{"_low": "low", "_high": "high"}',
+            '{"_low": "high", "_high": "low"}',
+            "the interval upside down",
+        ),
+        Fault("curve_rows", 'judged.get((name, step["step"]))', "judged.get((name, 0))", "win rates at other steps"),
+    ),
+    Module(
+        "tasks/reporting/charts.py",
+        tests_of("tests/tasks/reporting/test_report.py", "running_mean"),
+        Fault("running_mean", "index + width + 1", "index + width", "a mean that leans to the left"),
+    ),
+    Module(
+        "tasks/reporting/report_page.py",
+        tests_of(
+            "tests/tasks/reporting/test_report.py",
+            "sampled_text_is_never_markup",
+            "outputs_that_are_not_the_reports_are_named",
+        ),
+        Fault("markdown_text", '.replace("<", "&lt;")', "", "sampled text is markup"),
+        Fault("_stale", '["key"] != stage["key"]', '["key"] == ""', "outputs of another run not named"),
+    ),
+    Module(
+        "tasks/common/source.py",
+        tests_of("tests/tasks/stages/test_stage_errors.py", "a_hub_id_that_is_not_pinned"),
+        Fault("require_pinned", "not name or not revision", "not name", "a model that may change"),
+    ),
+]
