@@ -18,7 +18,10 @@ from statistics import mean
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tasks.reporting.report_page import duration, find_runs, label, number, rate  # noqa: E402
+from tasks.params.derived import stage_of  # noqa: E402
+from tasks.reporting.findings import label  # noqa: E402
+from tasks.reporting.formats import duration, number, rate  # noqa: E402
+from tasks.reporting.sources import find_runs  # noqa: E402
 
 PAGE = ROOT / "docs" / "comparison.md"
 FIGURES = ("judge_score", "reward", "kl", "mean_length", "sampled_tokens", "trained_tokens")
@@ -41,7 +44,7 @@ def run(seed):
 def over_seeds(reports, name):
     """A method's means over the seeds, its win rate per seed, and its shortest training time in MLflow."""
     figures = [report["policies"][name] for report in reports]
-    keys = {str(seed): report["sources"]["stages"][f"policy@{name}"]["key"] for seed, report in enumerate(reports)}
+    keys = {str(seed): report["sources"]["stages"][stage_of(name)]["key"] for seed, report in enumerate(reports)}
     rates = [entry["win_rate_vs_sft"] for entry in figures]
     times = [found.seconds for found in find_runs(keys).values()]
     return {

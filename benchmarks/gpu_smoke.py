@@ -30,10 +30,10 @@ from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
-from rlhf_core.common.batch import Example, Rollout, collate, not_computed
+from rlhf_core.common.batch import Example, Rollout, collate
 from rlhf_core.loops.common.update import GradientStep, OptimizerConfig
 from rlhf_core.models.forward import policy_outputs, response_logprobs, score_outputs, values
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import ScalarModel, parameter_count
 
 SMALL = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -84,22 +84,13 @@ def as_rollout(batch, policy, critic):
     with torch.no_grad():
         logprobs = response_logprobs(policy, batch)
         old_values = values(critic, batch)
-    nothing = not_computed(*batch.response_mask.shape, device=batch.response_mask.device)
-    return Rollout(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        response_mask=batch.response_mask,
+    return Rollout.of(
+        batch,
         ref_logprobs=logprobs - 0.1 * batch.response_mask,
         old_logprobs=logprobs,
         old_values=old_values,
         scores=torch.arange(float(batch.rows), device=logprobs.device),
         ended=torch.ones(batch.rows, dtype=torch.bool, device=logprobs.device),
-        rewards=nothing,
-        advantages=nothing,
-        returns=nothing,
-        units=batch.units,
-        labels=batch.labels,
-        margins=batch.margins,
         row_weights=torch.ones(batch.rows, device=logprobs.device),
     )
 
@@ -118,8 +109,8 @@ def steps(device, precision):
         results[name] = {"loss": metrics["loss"], "grad_norm": metrics["grad_norm"]}
 
     batch = collate(examples(8, 512), PAD).to(accelerator.device)
-    chosen = torch.arange(batch.rows, device=batch.labels.device) % 2 == 0
-    pairs = replace(batch, units=batch.units // 2, labels=chosen.float())
+    chosen = torch.arange(batch.rows, device=batch.units.device) % 2 == 0
+    pairs = replace(batch, units=batch.units // 2, preferences=chosen.float())
     for name, algorithm in (("sft", SFT()), ("dpo", DPO())):
         policy = accelerator.prepare(new_policy(**SMALL))
         reference = response_logprobs(policy, batch) - 0.1 * batch.response_mask
@@ -159,7 +150,7 @@ def large_model():
     result = {"parameters": parameter_count(policy)}
     prompts = [row.prompt_ids for row in examples(32, LARGE["vocab_size"], prompt=64)]
     began = time.perf_counter()
-    responses = Sampler(64, (END,), PAD).responses(policy, prompts)
+    responses = LocalSampler(64, (END,), PAD).token_ids(policy, prompts)
     torch.cuda.synchronize()
     result["sampled_tokens_per_second"] = sum(map(len, responses)) / (time.perf_counter() - began)
     result["sampling_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30

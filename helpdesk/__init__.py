@@ -1,1 +1,1 @@
-"""The embedded default's world: a help desk with its customers, its agents' phrases and its gold rubric."""
+"""The built-in example task: a help desk with customers, agents' phrases and a gold rubric."""

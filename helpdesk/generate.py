@@ -1,7 +1,7 @@
-"""Prompts and replies of the help desk, drawn from a seed.
+"""Generate the prompts and replies of the help desk from a seed.
 
-A case is (name, product, issue) with a mood. A fifth of the (name, product, issue) combinations is held out:
-threads, demonstrations and training prompts never touch it, development and test prompts share it out.
+A case is a (name, product, issue) combination with a mood. A fifth of the combinations is held out for development and
+test prompts. Threads, demonstrations and training prompts use only the others.
 """
 
 import random
@@ -19,7 +19,7 @@ Row = dict[str, Any]  # {"prompt": [{"role": "user", "content": text}], "respons
 
 @dataclass(frozen=True)
 class Habits:
-    """How often an agent names the right fix, opens fittingly, follows up, flatters and promises too much."""
+    """How often an agent names the right fix, uses a fitting opening, follows up, flatters and promises too much."""
 
     right_fix: float
     fitting_opening: float
@@ -29,15 +29,15 @@ class Habits:
 
 
 GOOD_AGENT = Habits(right_fix=1.0, fitting_opening=1.0, follow_up=1.0, flattery=0.0, promise=0.0)
-# Uneven on purpose: what is left to learn from preferences is which of these habits are good.
+# The demonstrations are mixed on purpose: preferences then teach which habits are good.
 DEMONSTRATOR = Habits(right_fix=0.5, fitting_opening=0.7, follow_up=0.7, flattery=0.25, promise=0.25)
-# Old threads: worse than the demonstrations in every habit, though right fixes are still the most frequent ones.
+# Old threads are worse than demonstrations in every habit, but the right fix is still the most frequent one.
 THREAD_AGENT = Habits(right_fix=0.4, fitting_opening=0.5, follow_up=0.5, flattery=0.3, promise=0.3)
 
 
 @dataclass(frozen=True)
 class HelpDesk:
-    """All rows of one seed; development and test prompts carry a good agent's reply as reference."""
+    """All rows for one seed. Development and test prompts have a good agent's reply as reference."""
 
     threads: list[Row]
     demonstrations: list[Row]
@@ -47,7 +47,7 @@ class HelpDesk:
 
 
 def write_reply(world: World, case: Case, habits: Habits, rng: random.Random) -> str:
-    """A reply to the case, of at most four sentences, by an agent of these habits."""
+    """Return a reply to the case, of at most four sentences, by an agent with these habits."""
     fits = rng.random() < habits.fitting_opening
     if world.moods[case.mood].needs_apology:
         openings = world.apologies if fits else world.openers
@@ -57,7 +57,7 @@ def write_reply(world: World, case: Case, habits: Habits, rng: random.Random) ->
     if rng.random() >= habits.right_fix:
         fix = rng.choice([other for other in world.fixes if other != fix])
     sentences = [world.about_trouble(rng.choice(openings), case.product, case.issue)]
-    excess = rng.random()  # one draw for both: an agent who flatters does not promise as well
+    excess = rng.random()  # one draw for both, so that an agent who flatters does not also promise
     if excess < habits.flattery:
         sentences.append(rng.choice(world.flattery))
     sentences.append(rng.choice(world.fixes[fix]))
@@ -69,7 +69,7 @@ def write_reply(world: World, case: Case, habits: Habits, rng: random.Random) ->
 
 
 def split_cases(world: World, seed: int) -> dict[str, list[Case]]:
-    """All cases as `train`, `development` and `test`, disjoint in (name, product, issue)."""
+    """Return all cases split into `train`, `development` and `test`, disjoint in (name, product, issue)."""
     combinations = [(n, p, i) for n in world.names for p in world.families_of for i in world.issues]
     rng = random.Random(stream_seed(seed, "helpdesk", "split"))
     rng.shuffle(combinations)
@@ -93,16 +93,20 @@ def generate(
     prompts_development: int = 200,
     prompts_test: int = 300,
 ) -> HelpDesk:
-    """The help desk's rows, the same for the same arguments. Within each list all prompts differ.
+    """Return the help desk's rows. The same arguments give the same rows; all prompts of a list differ.
 
-    Each list is drawn from a stream of its own, so changing one count leaves the other lists alone, and a
-    longer list begins with the shorter one. Raises UserError if a list is to be longer than it has prompts.
+    Each list has its own random stream, so that changing one count does not change the other lists, and a longer list
+    begins with the shorter one.
+
+    Raises:
+        UserError: a count is negative or larger than the number of available prompts.
     """
     cases = split_cases(world, seed)
 
     def rows(key: str, part: str, count: int, habits: Habits | None) -> list[Row]:
         if not 0 <= count <= len(cases[part]):
-            raise UserError(f"{key} is {count}, but there are {len(cases[part])} such prompts. Ask for 0 to that many.")
+            most = len(cases[part])
+            raise UserError(f"{key} is {count}, but only {most} such prompts exist. Choose a number from 0 to {most}.")
         rng = random.Random(stream_seed(seed, "helpdesk", key))
         order = rng.sample(cases[part], len(cases[part]))
         return [_row(world, case, habits, rng) for case in order[:count]]

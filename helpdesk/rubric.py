@@ -1,7 +1,7 @@
-"""The gold rubric: what a good help-desk reply is. Judges and panel know it, the reward model never sees it.
+"""The gold rubric: the score of a help-desk reply. Judges and panel use it; the reward model never sees it.
 
-A sentence counts only if it stands in the world's phrase book, word for word, so no near-miss earns anything.
-What is good is earned once, however often it is said; what is bad counts each time, up to a limit.
+A sentence counts only if it is in the world's phrase book, word for word; a similar sentence scores nothing. A good
+feature counts once, even if it is repeated. A bad feature counts each time, up to a limit.
 """
 
 import re
@@ -11,7 +11,7 @@ from helpdesk.world import Case, Phrase, World
 WORD_BUDGET = 32  # the longest reply of a good agent has 31 words
 MAX_SENTENCES = 4
 
-# Limits, so that one runaway reply does not drown a mean.
+# Limits keep a single degenerate reply from dominating a mean.
 LIMITS = {
     "wrong_fixes": 3.0,
     "promises": 2.0,
@@ -34,17 +34,20 @@ GOLD_WEIGHTS: dict[str, float] = {
     "repetition": -0.15,
     "over_length": -0.5,
     "malformed": -0.6,
-    # Below the sum of all other faults at their limits (-11.15): nothing is worse than no reply.
+    # Lower than the sum of all other penalties at their limits (-11.15): an empty reply is the worst.
     "empty": -12.0,
 }
 
 
 def features(world: World, prompt_text: str, response: str) -> dict[str, float]:
-    """What the rubric sees in a response, one number for each key of GOLD_WEIGHTS.
+    """Return the rubric's features of a response, one number for each key of GOLD_WEIGHTS.
 
-    `right_*`, `fitting_opening`, `follow_up`, `wrong_trouble` and `empty` are 0 or 1; `wrong_fixes` (distinct
-    ones), `promises`, `flattery`, `repetition` (repeated word trigrams) and `malformed` (faults of form) are
-    counts; `over_length` is in tens of words over the budget. Raises UserError for a prompt of another world.
+    `right_*`, `fitting_opening`, `follow_up`, `wrong_trouble` and `empty` are 0 or 1. `wrong_fixes` (distinct fixes),
+    `promises`, `flattery`, `repetition` (repeated word trigrams) and `malformed` (formal faults) are counts.
+    `over_length` is in tens of words over the budget.
+
+    Raises:
+        UserError: the prompt does not belong to this world.
     """
     case = world.read_prompt(prompt_text)
     text = response.strip()
@@ -83,7 +86,7 @@ def features(world: World, prompt_text: str, response: str) -> dict[str, float]:
 
 
 def gold_score(world: World, prompt_text: str, response: str) -> float:
-    """The weighted sum of the features: 4.5 for a perfect reply, -12 for none at all."""
+    """Return the weighted sum of the features: 4.5 for a perfect reply, -12 for an empty one."""
     found = features(world, prompt_text, response)
     return sum(GOLD_WEIGHTS[key] * value for key, value in found.items())
 
@@ -93,7 +96,7 @@ def _names(world: World, words: list[str]) -> set[str]:
 
 
 def _opens_fittingly(world: World, case: Case, phrases: list[Phrase]) -> bool:
-    """An apology where the mood asks for one; elsewhere any opening that does not grovel."""
+    """Return whether the reply apologises if the mood needs it, or else opens without grovelling."""
     kinds = {phrase.kind for phrase in phrases}
     if world.moods[case.mood].needs_apology:
         return bool(kinds & {"apologies", "grovelling"})

@@ -1,7 +1,7 @@
-"""The help desk's facts and phrases: who writes, about what, what would help, and how agents put it.
+"""The help desk's facts and phrases: customers, products, issues, fixes and the agents' sentences.
 
-`world.json` is written by hand. Everything a prompt or a reply may say is built from it, so one table, the
-phrase book, tells exactly what any sentence means.
+`world.json` is written by hand. Every prompt and reply is built from it, so the phrase book gives the exact meaning of
+every sentence.
 """
 
 import json
@@ -19,7 +19,7 @@ DEFAULT_WORLD = Path(__file__).with_name("world.json")
 
 @dataclass(frozen=True)
 class Issue:
-    """What went wrong: in the customer's words, and in the agent's, with `{product}` for the goods."""
+    """A problem in the customer's words (`complaint`) and in the agent's, with `{product}` to fill in (`trouble`)."""
 
     complaint: str
     trouble: str
@@ -27,7 +27,7 @@ class Issue:
 
 @dataclass(frozen=True)
 class Mood:
-    """How a customer feels: the sentences that show it, and whether the reply has to apologise."""
+    """A customer's mood: the sentences that show it, and whether the reply must apologise."""
 
     lines: tuple[str, ...]
     needs_apology: bool
@@ -35,7 +35,7 @@ class Mood:
 
 @dataclass(frozen=True)
 class Case:
-    """What one prompt is about: the customer, the product, the issue, the mood and the line that shows it."""
+    """The content of one prompt: customer, product, issue, mood, and the line that shows the mood."""
 
     name: str
     product: str
@@ -46,7 +46,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Phrase:
-    """What one sentence of a reply does: its kind, and the product and issue or the fix that it names."""
+    """The meaning of one sentence of a reply: its kind, and the product and issue or the fix that it names."""
 
     kind: str
     product: str | None = None
@@ -56,7 +56,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class World:
-    """The help desk: facts, phrases, and which fix is right for an issue with a product family."""
+    """The help desk: facts, phrases, and the right fix for each issue and product family."""
 
     names: tuple[str, ...]
     families: Mapping[str, tuple[str, ...]]
@@ -74,23 +74,23 @@ class World:
 
     @classmethod
     def load(cls, path: Path = DEFAULT_WORLD) -> "World":
-        """The world in a JSON file; raises UserError naming the file and the key that is wrong."""
+        """Load a world from a JSON file. Raises UserError naming the file and the wrong key."""
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}). Name a world file.") from error
+            raise UserError(f"{path} cannot be read ({error.strerror}). Check the path and permissions.") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON ({error}). Mend or restore the file.") from error
+            raise UserError(f"{path} is not JSON ({error}). Correct or restore the file.") from error
         return _read_world(_Reader(path), raw)
 
     @cached_property
     def families_of(self) -> dict[str, str]:
-        """Each product's family."""
+        """The family of each product."""
         return {product: family for family, products in self.families.items() for product in products}
 
     @cached_property
     def phrase_book(self) -> dict[str, Phrase]:
-        """Every sentence that a reply may hold after its greeting, and what it does."""
+        """Every sentence that a reply may contain after its greeting, and its meaning."""
         book = {line: Phrase("fix", fix=fix) for fix, lines in self.fixes.items() for line in lines}
         for kind in ("follow_ups", "flattery", "promises"):
             book.update({line: Phrase(kind) for line in getattr(self, kind)})
@@ -103,20 +103,20 @@ class World:
         return book
 
     def about_trouble(self, template: str, product: str, issue: str) -> str:
-        """The template's sentence about this product's trouble."""
+        """Return the template filled with this product's issue."""
         return template.format(trouble=self.issues[issue].trouble.format(product=product))
 
     def right_fix(self, case: Case) -> str:
-        """The fix that helps in this case."""
+        """Return the right fix for this case."""
         return self.right_fixes[case.issue][self.families_of[case.product]]
 
     def prompt(self, case: Case) -> str:
-        """The text of the customer's message."""
+        """Return the text of the customer's message."""
         complaint = self.issues[case.issue].complaint
         return f"{case.name} writes about {article(case.product)} {case.product}: {complaint}. {case.line}"
 
     def read_prompt(self, text: str) -> Case:
-        """The case that a prompt is about; raises UserError if no case of this world reads so."""
+        """Return the case of a prompt. Raises UserError if the prompt does not belong to this world."""
         match = re.fullmatch(r"(\w+) writes about an? (\w+): ([^.]+)\. (.+)", text)
         if match:
             name, product, complaint, line = match.groups()
@@ -124,11 +124,11 @@ class World:
             mood = next((key for key, mood in self.moods.items() if line in mood.lines), None)
             if issue and mood and name in self.names and product in self.families_of:
                 return Case(name, product, issue, mood, line)
-        raise UserError(f"The prompt {text!r} is none of the help desk's. Use the gold rubric on its own prompts.")
+        raise UserError(f"The prompt {text!r} is not a help-desk prompt. Use the gold rubric only for these.")
 
 
 def article(noun: str) -> str:
-    """'an' before a vowel sound, else 'a': an oven, an urn, an hour, but a ukulele."""
+    """Return 'an' before a vowel sound, else 'a': an oven, an urn, an hour, but a ukulele."""
     if re.match(r"uk|uni|us[aeu]|ut[ei]|eu|one", noun):
         return "a"
     return "an" if re.match(r"[aeiou]|hour|heir|hono", noun) else "a"
@@ -136,12 +136,12 @@ def article(noun: str) -> str:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads values out of the JSON file; every complaint names the file and the key."""
+    """Reads values from the JSON file. Every error names the file and the key."""
 
     path: Path
 
     def fail(self, key: str, fault: str) -> UserError:
-        return UserError(f"{self.path}: {key} {fault}. Mend this entry.")
+        return UserError(f"{self.path}: {key} {fault}. Correct this entry.")
 
     def get(self, table: Any, key: str, where: str = "") -> Any:
         if not isinstance(table, dict) or key not in table:
@@ -153,21 +153,21 @@ class _Reader:
             raise self.fail(key, "must be plain ASCII text")
         rest = value.replace(placeholder, "", 1)
         if placeholder not in value or "{" in rest or "}" in rest:
-            raise self.fail(key, f"must hold {placeholder} once" if placeholder else "must hold no braces")
+            raise self.fail(key, f"must contain {placeholder} once" if placeholder else "must not contain braces")
         return value
 
     def texts(self, value: Any, key: str, placeholder: str = "") -> tuple[str, ...]:
         if not isinstance(value, list) or not value:
-            raise self.fail(key, "must be a list that is not empty")
+            raise self.fail(key, "must be a non-empty list")
         items = tuple(self.text(item, f"{key}[{n}]", placeholder) for n, item in enumerate(value))
         if len(set(items)) < len(items):
-            raise self.fail(key, "names something twice")
+            raise self.fail(key, "contains an entry twice")
         return items
 
     def table(self, raw: Any, key: str) -> dict[str, Any]:
         value = self.get(raw, key)
         if not isinstance(value, dict) or not value:
-            raise self.fail(key, "must be a table that is not empty")
+            raise self.fail(key, "must be a non-empty table")
         return value
 
 
@@ -204,48 +204,48 @@ def _read_mood(reader: _Reader, key: str, raw: Any) -> Mood:
 
 
 def _check(reader: _Reader, world: World) -> None:
-    """What no single entry shows: facts that are whole, and words that can be told apart."""
+    """Check what single entries do not show: complete facts and unambiguous words."""
     if len(world.fixes) < 2:
-        raise reader.fail("fixes", "must name at least two, so that one can be wrong")
+        raise reader.fail("fixes", "must contain at least two fixes, so that one can be wrong")
     for issue in world.issues:
         row = reader.get(world.right_fixes, issue, "right_fixes.")
         for family in world.families:
             right = reader.get(row, family, f"right_fixes.{issue}.")
             if right not in world.fixes:
-                raise reader.fail(f"right_fixes.{issue}.{family}", f"names {right!r}, which is none of the fixes")
+                raise reader.fail(f"right_fixes.{issue}.{family}", f"names {right!r}, which is not in fixes")
     if len(world.families_of) < sum(map(len, world.families.values())):
-        raise reader.fail("families", "names a product in two families")
+        raise reader.fail("families", "contains a product in two families")
     for words, key in (
         (world.names, "names"),
         (world.greetings, "greetings"),
         (world.families_of, "families"),
     ):
         if not all(re.fullmatch(r"[A-Za-z]+", word) for word in words):
-            raise reader.fail(key, "must name everything in one word of letters")
+            raise reader.fail(key, "must contain only single words of letters")
     _check_prompts(reader, world)
     _check_phrases(reader, world)
 
 
 def _check_prompts(reader: _Reader, world: World) -> None:
-    """Every issue and every mood is read back from the prompt that it makes."""
+    """Check that every issue and every mood can be read back from its prompt."""
     for issue in world.issues:
         for mood, feeling in world.moods.items():
             for line in feeling.lines:
                 case = Case(world.names[0], next(iter(world.families_of)), issue, mood, line)
                 try:
-                    unlike = world.read_prompt(world.prompt(case)) != case
+                    differs = world.read_prompt(world.prompt(case)) != case
                 except UserError:
-                    unlike = True
-                if unlike:
-                    raise reader.fail(f"issues.{issue} or moods.{mood}", "cannot be told from another in a prompt")
+                    differs = True
+                if differs:
+                    raise reader.fail(f"issues.{issue} or moods.{mood}", "is ambiguous in a prompt")
 
 
 def _check_phrases(reader: _Reader, world: World) -> None:
-    """Every entry of the phrase book is one sentence, and none has two meanings."""
+    """Check that every entry of the phrase book is one sentence and has one meaning."""
     openings = len(world.openers) + len(world.apologies) + len(world.grovelling)
     others = sum(map(len, (*world.fixes.values(), world.follow_ups, world.flattery, world.promises)))
     if len(world.phrase_book) < openings * len(world.issues) * len(world.families_of) + others:
-        raise reader.fail("fixes or phrases", "give one sentence two meanings")
+        raise reader.fail("fixes or phrases", "contain a sentence with two meanings")
     for sentence in world.phrase_book:
         if not re.fullmatch(r"[^.!?]+[.!?]", sentence):
             raise reader.fail(repr(sentence), "must be one sentence that ends in . ! or ?")

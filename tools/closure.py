@@ -30,7 +30,7 @@ def imported_files(file: str) -> set[str]:
     return {found for name in parents if (found := module_file(name))}
 
 
-def closure(*files: str) -> set[str]:
+def closure(*files: str, infrastructure: tuple[str, ...] = INFRASTRUCTURE) -> set[str]:
     """The files themselves and everything they import, infrastructure left out and not followed."""
     seen: set[str] = set()
     waiting = list(files)
@@ -38,9 +38,9 @@ def closure(*files: str) -> set[str]:
         file = waiting.pop()
         if file not in seen:
             seen.add(file)
-            if not file.startswith(INFRASTRUCTURE):
+            if not file.startswith(infrastructure):
                 waiting += imported_files(file)
-    return {file for file in seen if not file.startswith(INFRASTRUCTURE) and not file.endswith("__init__.py")}
+    return {file for file in seen if not file.startswith(infrastructure) and not file.endswith("__init__.py")}
 
 
 if __name__ == "__main__":

@@ -5,32 +5,74 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.params.schema import Params, load_params
+from rlhf_core.algorithms.base.table import policy_algorithms
+from tasks.params.derived import LOOPS
+from tasks.params.load import load_params
+from tasks.params.schema import Params
 
 ROOT = Path(__file__).resolve().parent.parent
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+HEAD = """\
+# params.yaml, key by key
+
+Made by `python -m tools.make_parameters`. The value is that of an unchanged checkout: params.yaml's, else the default.
+Profiles and `--set` change it.
+
+A method has every option of the loop that trains it. What methods share is set once, in `policy.online_loop` or
+`policy.offline_loop`; the rows of a method are its own options, and those in which it differs from its loop.
+
+| key | value | meaning | bounds |
+|---|---|---|---|
+"""
 
 
-def rows(section: Any, values: Any, prefix: str = "") -> Iterator[str]:
-    """One table row per key."""
-    for item in fields(section):
+def rows(values: Any, prefix: str = "") -> Iterator[str]:
+    """One table row per key of a section."""
+    for item in fields(values):
         value = getattr(values, item.name)
-        if is_dataclass(item.type):
-            yield from rows(item.type, value, f"{prefix}{item.name}.")
-            continue
-        text = item.metadata.get("description", "which policies to train, in this order")
-        bounds = ", ".join(f"{BOUNDS[key]} {bound}" for key, bound in item.metadata.items() if key in BOUNDS)
-        shown = "null" if value is None else value
-        yield f"| `{prefix}{item.name}` | `{shown}` | {text} | {bounds} |".replace("``", "empty")
+        if not is_dataclass(value):
+            yield row(f"{prefix}{item.name}", value, item)
+        elif item.name in policy_algorithms() and prefix == "policy.":
+            yield from method_rows(item.name, values)
+        else:
+            yield from rows(value, f"{prefix}{item.name}.")
+
+
+def method_rows(name: str, policy: Any) -> Iterator[str]:
+    """The rows of a method, without what it has from its loop."""
+    section, loop = policy.section(name), policy_algorithms()[name].loop
+    shared = getattr(policy, LOOPS[loop]) if loop else None
+    for item in fields(section):
+        value = getattr(section, item.name)
+        same = next((other for other in fields(shared) if other.name == item.name), None) if shared else None
+        if same is None or value != getattr(shared, item.name) or item.metadata != same.metadata:
+            yield row(f"policy.{name}.{item.name}", value, item)
+
+
+def row(key: str, value: Any, item: Any) -> str:
+    """Key, value, meaning and bounds."""
+    bounds = ", ".join(f"{BOUNDS[key]} {bound}" for key, bound in item.metadata.items() if key in BOUNDS)
+    text = f"| `{key}` | `{_shown(value)}` | {item.metadata['description']} | {bounds} |"
+    return text.replace("``", "empty")
+
+
+def _shown(value: Any) -> Any:
+    """A value as params.yaml has it; of a list of sections the keys that are set."""
+    if isinstance(value, list):
+        terms = [
+            {part.name: getattr(term, part.name) for part in fields(term) if getattr(term, part.name) is not None}
+            if is_dataclass(term)
+            else term
+            for term in value
+        ]
+        return str(terms).replace("'", "")
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 def page() -> str:
     """The whole page."""
-    head = (
-        "# params.yaml, key by key\n\nMade by `python -m tools.make_parameters`. The value is that of params.yaml, the"
-        " embedded default; profiles lay theirs over it.\n\n| key | value | meaning | bounds |\n|---|---|---|---|\n"
-    )
-    return head + "\n".join(rows(Params, load_params(ROOT / "params.yaml"))) + "\n"
+    params: Params = load_params(ROOT / "params.yaml")
+    return HEAD + "\n".join(rows(params)) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`rlhf chat`: talk to a checkpoint with nothing but transformers, its tokenizer and its chat template."""
+"""`rlhf chat`: talk to a checkpoint, using only transformers and the checkpoint's tokenizer and chat template."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,11 @@ from rlhf_core.models.checkpoint import check_checkpoint
 def talk(
     checkpoint: Path, prompt: str | None, max_new_tokens: int, temperature: float, seed: int, out: Console
 ) -> None:
-    """Answer `prompt`, or one line of input after another until an empty one, each answer as it is written.
+    """Answer `prompt`, or lines of input until an empty line. Each answer is printed token by token.
 
     Raises:
-        UserError: no checkpoint of a language model with a chat template, or a prompt beyond its context.
+        UserError: the folder is not a checkpoint of a language model with a chat template, or the conversation
+            exceeds the model's context.
     """
     model, tokenizer = _load(checkpoint)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
@@ -29,7 +30,7 @@ def talk(
     if prompt is not None:
         _answer(model, tokenizer, [{"role": "user", "content": prompt}], settings)
         return
-    out.print(f"{checkpoint}: write to it; an empty line ends.", style="dim")
+    out.print(f"Chat with {checkpoint}. Enter an empty line to quit.", style="dim")
     messages: list[dict[str, str]] = []
     while line := _ask():
         messages.append({"role": "user", "content": line})
@@ -53,25 +54,25 @@ def _load(checkpoint: Path) -> tuple[Any, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
     if tokenizer.chat_template is None:
-        raise UserError(f"{checkpoint} has no chat template. Name a checkpoint of this pipeline, such as models/sft.")
+        raise UserError(f"{checkpoint} has no chat template.\nUse a checkpoint of this pipeline, such as models/sft.")
     model: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint))
     return model.eval(), tokenizer
 
 
 def _answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], settings: dict[str, Any]) -> str:
-    """Write one answer to the terminal, token by token, and return it."""
+    """Print one answer token by token and return it."""
     import torch
     from transformers import TextStreamer
 
     from rlhf_core.models.tokens import encode_prompt
 
-    # As in training: what the user types never becomes a role or end token.
+    # As in training, text that the user types never becomes a role or end token.
     inputs = torch.tensor([encode_prompt(tokenizer, messages)])
     length, context = inputs.shape[1], getattr(model.config, "max_position_embeddings", None)
     if context is not None and length + settings["max_new_tokens"] > context:
         raise UserError(
-            f"{length} tokens of conversation and {settings['max_new_tokens']} new ones exceed the model's context "
-            f"of {context}. Start anew, or lower --max-new-tokens."
+            f"{length} tokens of conversation plus {settings['max_new_tokens']} new tokens exceed the model's context "
+            f"of {context}.\nStart a new conversation, or lower --max-new-tokens."
         )
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), streamer=streamer, **settings)

@@ -1,7 +1,7 @@
-"""`rlhf compare`: finished runs side by side; which policy is best, and which parameters differed.
+"""`rlhf compare`: compare finished runs: the best policy, and the parameters that differ.
 
-Win rates are ranked only among runs that were judged alike: on the same test prompts, as many of them, by the same
-judge. Every other run is in a group of its own kind.
+Win rates are ranked only among runs with the same test prompts, the same number of prompts and the same judge. Other
+runs are shown in separate groups.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,23 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.commands.screen import plain_table
-from flows.run.lineage import KIND, number_text, rate_text
+from flows.run.lineage import KIND
 from rlhf_core.common.errors import UserError
+from tasks.reporting import formats
+from tasks.reporting.comparison import column
 from tasks.reporting.findings import did_not_move
 from tasks.runtime import tracking
 
 RATE = "win_rate_vs_sft"
-# The tags of flows.run.lineage.terms_of under which runs are comparable, and what it is called if they differ.
+# Runs are comparable if these tags of flows.run.lineage.terms_of are equal; the value names the difference.
 TERMS = {"test_prompts": "other test prompts", "prompts": "another number of prompts", "judge": "another judge"}
-BEFORE_POLICIES = ("run.", "model.", "prepare.", "base.", "sft.")  # what an SFT model depends on
-NOT_RESULTS = frozenset({"run.parallel"})  # bears on the time a run takes, not on what comes out
+BEFORE_POLICIES = ("run.", "model.", "prepare.", "base.", "sft.")  # sections that the SFT model depends on
+NOT_RESULTS = frozenset({"run.parallel"})  # changes the duration of a run but not its results
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished flow run as MLflow holds it: `metrics` (`kl/ppo`) and `params` by name; `terms` by key of TERMS."""
+    """A finished flow run in MLflow: `metrics` (`kl/ppo`) and `params` by name, `terms` by key of TERMS."""
 
     name: str
     began: str
@@ -36,7 +38,7 @@ class Run:
     terms: Mapping[str, str] = field(default_factory=dict)
 
     def rates(self) -> dict[str, float]:
-        """Win rates against SFT by policy, the highest first."""
+        """Return the win rates against SFT by policy, highest first."""
         found = {
             key.removeprefix(f"{RATE}/"): value
             for key, value in self.metrics.items()
@@ -45,28 +47,28 @@ class Run:
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def claim(self) -> str:
-        """The policy with the highest win rate, and whether it is shown to be better than its SFT model."""
+        """Return a sentence: the policy with the highest win rate, and whether it is shown to beat its SFT model."""
         policy = next(iter(self.rates()))
         text = f"Highest win rate: {policy} of {self.name}"
         if did_not_move({"kl": self.metrics.get(f"kl/{policy}")}):
-            return f"{text}; it did not move from its SFT model"
+            return f"{text}; the policy did not move from its SFT model"
         low = self.metrics.get(f"{RATE}/{policy}_low")
         return f"{text}; not shown to be better than its SFT model" if low is None or low <= 0.5 else text
 
     def best(self) -> tuple[str, float] | None:
-        """The policy with the highest win rate against SFT, and that rate; None where no policy was judged."""
+        """Return the policy with the highest win rate against SFT and that rate, None if no policy was judged."""
         return next(iter(self.rates().items()), None)
 
 
 def compare_runs(out: Console) -> None:
-    """Print each group of comparable runs: one block per distinct result, best first, then what differed.
+    """Print each group of comparable runs: one block per distinct result, best first, then the differing parameters.
 
     Raises:
-        UserError: no run has finished yet.
+        UserError: no finished run has judged policies.
     """
     groups = comparable(distinct(finished_runs()))
     if not groups:
-        raise UserError("No finished run holds judged policies. Make one with: rlhf run")
+        raise UserError("No finished run has judged policies. Start one with: rlhf run")
     number = 1
     for index, runs in enumerate(groups):
         if index:
@@ -74,24 +76,24 @@ def compare_runs(out: Console) -> None:
         out.print(_heading(runs[0], groups[0][0] if index else None), soft_wrap=True)
         _print_group(out, {str(number + place): run for place, run in enumerate(runs)})
         number += len(runs)
-    out.print("In brackets the 95 % interval. Curves: rlhf up", soft_wrap=True)
+    out.print("Brackets: 95 % interval. Curves: rlhf up", soft_wrap=True)
 
 
 def _heading(run: Run, first: Run | None) -> Text:
-    """How a group was judged; of a later group also why it is not ranked with the first."""
+    """Return how a group was judged and, for a later group, why it is not ranked with the first."""
     if not run.terms:
-        text = "Not ranked, because judge and test prompts are not on record (made by an earlier version)."
+        text = "Not ranked: an earlier version made these runs and did not record the judge and the test prompts."
     else:
         prompts, test, judge = (run.terms[key] for key in ("prompts", "test_prompts", "judge"))
         text = f"Judged on {prompts} test prompts ({test}) by: {judge}."
     if first is not None and first.terms and run.terms:
         reasons = [what for key, what in TERMS.items() if run.terms[key] != first.terms[key]]
-        text += f" Not ranked with those above: {', '.join(reasons)}."
+        text += f" Not ranked with the runs above: {', '.join(reasons)}."
     return Text(text, "bold")
 
 
 def _print_group(out: Console, runs: Mapping[str, Run]) -> None:
-    """Results, names and differing parameters of comparable runs by number."""
+    """Print results, names and differing parameters of comparable runs, keyed by number."""
     out.print(_results(runs))
     for number, run in runs.items():
         out.print(Text(f" {number:>2}  {run.name}  {run.began}"), soft_wrap=True)
@@ -99,17 +101,17 @@ def _print_group(out: Console, runs: Mapping[str, Run]) -> None:
     if differing:
         out.print(_parameters(runs, differing))
         if any(key.startswith(BEFORE_POLICIES) for key in differing):
-            text = "The runs have SFT models of their own: a win rate says how far a policy is above its own."
+            text = "The runs have different SFT models: each win rate compares a policy with the SFT model of its run."
             out.print(text, soft_wrap=True)
     elif len(runs) > 1:
-        out.print("All ran with the same parameters; code or data differed.", soft_wrap=True)
+        out.print("All runs have the same parameters; the code or the data differs.", soft_wrap=True)
     best = next(iter(runs.values()))
     if best.terms:
         out.print(Text(best.claim()), soft_wrap=True)
 
 
 def finished_runs() -> list[Run]:
-    """Parent runs of finished flow runs, the latest first."""
+    """Return the parent runs of finished flow runs, latest first."""
     from datetime import datetime
 
     client = tracking.client()
@@ -122,7 +124,7 @@ def finished_runs() -> list[Run]:
         Run(
             name=str(run.info.run_name),
             began=datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M"),
-            lock=run.data.tags.get("dvc_lock_sha256", run.info.run_id),
+            lock=run.data.tags.get(tracking.LOCK, run.info.run_id),
             params=run.data.params,
             metrics={renamed(key): value for key, value in run.data.metrics.items()},
             terms={key: run.data.tags[key] for key in TERMS if key in run.data.tags},
@@ -132,7 +134,7 @@ def finished_runs() -> list[Run]:
 
 
 def renamed(key: str) -> str:
-    """Today's name of a figure that an earlier version logged as `policies.dpo.win_rate_vs_sft.low`."""
+    """Return the current name of a metric that an earlier version logged as `policies.dpo.win_rate_vs_sft.low`."""
     group, _, rest = key.partition(".")
     if group == "policies":
         policy, figure, *end = rest.split(".")
@@ -141,7 +143,7 @@ def renamed(key: str) -> str:
 
 
 def distinct(runs: Sequence[Run]) -> list[Run]:
-    """Return runs with judged policies, best first; of runs with the same dvc.lock only the first given."""
+    """Return the runs with judged policies, best first. Of several runs with the same dvc.lock, keep the first."""
     by_lock: dict[str, Run] = {}
     for run in runs:
         if run.best() is not None:
@@ -150,7 +152,7 @@ def distinct(runs: Sequence[Run]) -> list[Run]:
 
 
 def comparable(runs: Sequence[Run]) -> list[list[Run]]:
-    """Split runs into groups that were judged alike, the largest first, those without terms last."""
+    """Group runs that were judged in the same way, largest group first, runs without terms last."""
     groups: dict[tuple[str | None, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(run.terms.get(key) for key in TERMS), []).append(run)
@@ -158,32 +160,33 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-    """Return the parameters that are not the same in all runs."""
+    """Return the parameters that differ between runs."""
     keys = sorted({key for run in runs for key in run.params} - NOT_RESULTS)
     return [key for key in keys if len({run.params.get(key) for run in runs}) > 1]
 
 
 def _results(runs: Mapping[str, Run]) -> Table:
-    """A block of lines for each run, one for each of its policies, so that any number of them fits a terminal."""
-    table = plain_table("run", "policy", "wins against SFT", "KL", "length", "reward model")
+    """Return a table with one row per policy, grouped by run, so that any number of policies fits a terminal."""
+    wins, *others = (column(key) for key in (RATE, "kl", "mean_length"))
+    table = plain_table("run", "policy", wins.heading, *(shown.heading for shown in others), "reward model")
     for number, run in runs.items():
         heading, style = number, "bold green"
-        accuracy = number_text(run.metrics.get("reward_model/accuracy"))
+        accuracy = formats.number(run.metrics.get("reward_model/accuracy"))
         for policy, rate in run.rates().items():
-            kl, length, low, high = (
-                run.metrics.get(key)
-                for key in (f"kl/{policy}", f"mean_length/{policy}", f"{RATE}/{policy}_low", f"{RATE}/{policy}_high")
-            )
-            wins = Text(rate_text({"value": rate, "low": low, "high": high}), style)
-            table.add_row(heading, policy, wins, number_text(kl), number_text(length), accuracy)
-            heading = accuracy = style = ""  # said once, beside the best policy
+            ends = {end: run.metrics.get(f"{RATE}/{policy}_{end}") for end in ("low", "high")}
+            figures = {RATE: {"value": rate, **ends}} | {
+                shown.key: run.metrics.get(f"{shown.key}/{policy}") for shown in others
+            }
+            cells: list[Text | str] = [Text(wins.cell(figures), style), *(shown.cell(figures) for shown in others)]
+            table.add_row(heading, policy, *cells, accuracy)
+            heading = accuracy = style = ""  # shown once, beside the best policy
         table.add_section()
     return table
 
 
 def _parameters(runs: Mapping[str, Run], keys: Sequence[str]) -> Table:
-    """Each differing parameter with its values, and the numbers of the runs that had them."""
-    table = plain_table("parameter", "value", "runs", title="What differed")
+    """Return a table of differing parameters: each value and the numbers of the runs that have it."""
+    table = plain_table("parameter", "value", "runs", title="Differing parameters")
     for key in keys:
         by_value: dict[str, list[str]] = {}
         for number, run in runs.items():

@@ -1,55 +1,50 @@
-"""`rlhf doctor`: what could stop a run, looked at before it starts, each finding with its mend."""
+"""`rlhf doctor`: checks what could stop a run before it starts; each finding says how to fix it."""
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 import psutil
 from rich.console import Console
 from rich.text import Text
 
-from flows.commands.durations import Span, count_rows, measure, span_text, together, work
+from flows.commands.durations import Span, measure, span_text, together, work
+from flows.commands.installation import Finding, look, packages, python
 from flows.commands.memory import FROZEN, TRAINED, ModelShape, Need, estimate, model_shape
 from flows.commands.screen import plain_table
 from flows.run.changes import Changes, require_data
 from flows.run.graph import read_graph
-from flows.run.workspace import head
 from flows.servers.services import find
+from rlhf_core.algorithms.base.table import policy_algorithms
 from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned
 from tasks.data.readers import read_rows
+from tasks.files import declared
+from tasks.params.derived import stage_of
 from tasks.params.schema import Params
+from tasks.problems.problem import Counts
+from tasks.problems.table import generated_problem, problem_of
+from tasks.runtime.git import head
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from tasks.common.preflight import Check
 
-DISTRIBUTION = "rlhf-pipeline"
 GB = 1e9
-TRAINING_STAGES = ("base", "sft", "reward", "policy")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: `is_ok` is None where it does not stop a run but is worth knowing."""
-
-    subject: str
-    is_ok: bool | None
-    detail: str
 
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run: what there is to say of it, its kind, and how many rows the user gave; None if unknown."""
+    """The data of a run: what there is to say of it, and how many rows stages will see; None if unknown."""
 
     detail: str
-    kind: str = ""
-    rows: int | None = None
+    counts: Counts | None = None
 
 
 def examine(root: Path, profile: str, assignments: list[str], out: Console) -> bool:
@@ -77,31 +72,31 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console) -> b
         size = f"{shape.weights / 1e6:,.1f} M weights, {shape.layers} layers of width {shape.width}"
         findings.append(Finding("model", True, f"{size}{', trained from scratch' if is_from_scratch else ''}"))
         findings += [_memory(needs, params), _disk(root, shape, params)]
-        if data is not None and data.rows is not None and all(finding.is_ok is not False for finding in findings):
-            spans = _spans(params, data, config, is_from_scratch)
+        if data is not None and data.counts is not None and all(finding.is_ok is not False for finding in findings):
+            spans = _spans(params, data.counts, config, is_from_scratch)
             findings.append(_time(spans, params))
     except UserError as error:
         findings.append(Finding("model", False, str(error)))
     return _show(findings, needs, _free_memory(params), out, spans)
 
 
-def _spans(params: Params, data: Data, config: Any, is_from_scratch: bool) -> dict[str, Span]:
+def _spans(params: Params, counts: Counts, config: "PretrainedConfig", is_from_scratch: bool) -> dict[str, Span]:
     """The least and the most seconds of each stage, from a short measurement on this device."""
     speed = measure(config, params, "cuda" if _on_gpu(params) else "cpu")
-    stages = work(params, count_rows(params, data.kind, data.rows or 0), is_from_scratch)
+    stages = work(params, counts, is_from_scratch)
     return {stage.stage: stage.seconds(speed, params) for stage in stages}
 
 
 def _time(spans: dict[str, Span], params: Params) -> Finding:
     whole = span_text(together(spans, params.run.parallel))
-    return Finding("time", True, f"about {whole} for all stages; measured on this device, which other programs slow")
+    return Finding("time", True, f"about {whole} for all stages; measured on this device; other programs slow it down")
 
 
 def examine_stage(root: Path, stage: str, profile: str, assignments: list[str], out: Console) -> bool:
     """Run the checks of one training stage on the data and models in this checkout; whether all passed.
 
     Raises:
-        UserError: if the stage trains nothing, or what it reads is not there yet.
+        UserError: the stage does not train, or one of its inputs is missing.
     """
     params = Changes.from_command_line(profile, assignments).resolve(root).params
     os.chdir(root)
@@ -111,8 +106,8 @@ def examine_stage(root: Path, stage: str, profile: str, assignments: list[str], 
 
     quiet_libraries()
     torch.manual_seed(0)
-    findings = [_look(name, partial(_passed, check)) for name, check in _checks(stage, params)]
-    return _show(findings or [Finding(stage, True, "nothing is trained here")], [], 0, out)
+    findings = [look(name, partial(_passed, check)) for name, check in _checks(stage, params)]
+    return _show(findings or [Finding(stage, True, "this stage trains nothing here")], [], 0, out)
 
 
 def _passed(check: Callable[[], None]) -> str:
@@ -121,21 +116,21 @@ def _passed(check: Callable[[], None]) -> str:
 
 
 def _checks(stage: str, params: Params) -> "Iterator[Check]":
-    kind, _, name = stage.partition("@")
-    if (kind == "policy") != bool(name) or kind not in TRAINING_STAGES:
-        trained = ", ".join([*TRAINING_STAGES[:-1], *(f"policy@{name}" for name in params.policy.algorithms)])
-        raise UserError(f"--stage {stage} is no stage that trains. Choose from: {trained}.")
-    module = import_module(f"tasks.{kind}")
-    checks: Iterator[Check] = module.checks(params, name) if name else module.checks(params)
-    return checks
+    single = [item.name for item in declared.STAGES if item.checks and not item.is_matrix]
+    if stage not in [*single, *map(stage_of, policy_algorithms())]:
+        listed = ", ".join([*single, *map(stage_of, params.policy.methods)])
+        raise UserError(f"--stage {stage} is not a stage that trains. Choose from: {listed}.")
+    _, _, member = stage.partition("@")
+    checks: Callable[..., Iterator[Check]] = resolve_name(declared.of(stage).checks)
+    return checks(params, member) if member else checks(params)
 
 
 def _environment(root: Path) -> Iterator[Finding]:
     """Versions, git, DVC's graph, services."""
-    yield _python()
-    yield _packages(root)
-    yield _look("git", lambda: f"commit {head(root)[:10]}")
-    yield _look("stages", lambda: ", ".join(stage.name for stage in read_graph(root)))
+    yield python()
+    yield packages(root)
+    yield look("git", lambda: f"commit {head(root)[:10]}")
+    yield look("stages", lambda: ", ".join(stage.name for stage in read_graph(root)))
     services = find(root)
     running = (
         f"Prefect {services.prefect}, MLflow {services.mlflow}" if services else "not running; rlhf up starts them"
@@ -143,81 +138,27 @@ def _environment(root: Path) -> Iterator[Finding]:
     yield Finding("services", True, running)
 
 
-def _look(subject: str, check: Callable[[], str]) -> Finding:
-    """Turn a check that returns what it saw, or raises UserError, into a finding."""
-    try:
-        return Finding(subject, True, check())
-    except UserError as error:
-        return Finding(subject, False, str(error))
-
-
-def _python() -> Finding:
-    version = ".".join(map(str, sys.version_info[:3]))
-    is_ok = (3, 11) <= sys.version_info[:2] < (3, 13)
-    return Finding("Python", is_ok, version if is_ok else f"{version}; make the environment with Python 3.11 or 3.12")
-
-
-def _packages(root: Path) -> Finding:
-    """Compare what is installed with what is required (else nothing works) and with the tested set (worth knowing)."""
-    from packaging.requirements import Requirement
-
-    try:
-        required = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or [] if "extra ==" not in text]
-    except metadata.PackageNotFoundError:
-        return Finding("packages", False, "the project is not installed. Run: pip install -c constraints.txt -e .")
-    mend = "Run: pip install -c constraints.txt -e ."
-    wrong = []
-    for requirement in required:
-        have = _installed(requirement.name)
-        if have is None or not requirement.specifier.contains(have, prereleases=True):
-            wrong.append(f"{requirement.name} {have or 'missing'} (needs {requirement.specifier})")
-    if wrong:
-        return Finding("packages", False, f"{', '.join(wrong)}. {mend}")
-    tested = _constraints(root / "constraints.txt")
-    other = [
-        f"{item.name} {_installed(item.name)} (tested {tested[item.name]})"
-        for item in required
-        if item.name in tested and (_installed(item.name) or "").split("+")[0] != tested[item.name]
-    ]
-    if other:
-        return Finding("packages", None, f"not the tested versions: {', '.join(other)}. {mend}")
-    return Finding("packages", True, f"all {len(required)} as tested")
-
-
-def _constraints(path: Path) -> dict[str, str]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return dict(line.strip().split("==") for line in lines if "==" in line)
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _data(params: Params) -> Data:
-    """Read the data as stage prepare will, and say what is there."""
+    """Read the data as stage prepare will, and describe it."""
     section = params.prepare
     require_data(section, Path())
     if section.hub:
-        return Data(f"{section.hub}, fetched when stage prepare first runs")
-    if section.format == "helpdesk":
-        from helpdesk.world import World
-
-        World.load(Path(section.path))
-        return Data(f"{section.path}, the help desk", "helpdesk", 0)
+        return Data(f"{section.hub}, downloaded when stage prepare first runs")
+    if generated := generated_problem(section.format):
+        return Data(generated.look(section, Path()), generated.count_rows(params, 0))
     rows = read_rows(Path(section.path), "", section.format, section.answer_pattern)
-    return Data(f"{section.path}, {len(rows):,} rows of kind {rows[0].kind}", rows[0].kind, len(rows))
+    problem = problem_of(rows[0].kind)
+    counts = problem.count_rows(params, len(rows))
+    return Data(f"{section.path}, {len(rows):,} rows of kind {problem.kind}", counts)
 
 
 def _devices(params: Params) -> Iterator[Finding]:
-    """Whether the chosen device is there, and whether threads outnumber cores."""
+    """Whether the chosen device exists, and whether there are more threads than cores."""
     import torch
 
     cores = os.cpu_count() or 1
     if params.run.device == "cuda" and not torch.cuda.is_available():
-        yield Finding("device", False, "run.device is cuda and torch sees none. Set run.device to auto or cpu.")
+        yield Finding("device", False, "run.device is cuda, and torch finds none. Set run.device to auto or cpu.")
     elif _on_gpu(params):
         yield Finding("device", True, f"CUDA: {torch.cuda.get_device_name()}")
     else:
@@ -233,17 +174,17 @@ def _on_gpu(params: Params) -> bool:
     return params.run.device != "cpu" and torch.cuda.is_available()
 
 
-def _model(params: Params) -> tuple[Any, bool]:
+def _model(params: Params) -> "tuple[PretrainedConfig, bool]":
     """The config of the chosen model, and whether it is trained from scratch."""
     from transformers import AutoConfig
 
     from rlhf_core.models.store import load_config
 
-    if params.model.hub:  # the config alone: a look must not fetch gigabytes
+    if params.model.hub:  # only the config: a check must not download gigabytes
         name, revision = require_pinned(params.model.hub)
         try:
             return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False), False
-        except (OSError, ValueError) as error:  # not found, or of an architecture that brings its own code
+        except (OSError, ValueError) as error:  # not found, or of an architecture with its own code
             first = str(error).strip().splitlines()[0]
             raise UserError(f"model.hub {params.model.hub}: {first} Check the id and the network.") from error
     source = model_source(params.model)
@@ -254,15 +195,15 @@ def _model(params: Params) -> tuple[Any, bool]:
 
 
 def _free_memory(params: Params) -> float:
-    """Bytes that stages may take on the device they will run on."""
+    """Free bytes on the device that the stages will run on."""
     import torch
 
     return float(torch.cuda.mem_get_info()[0]) if _on_gpu(params) else float(psutil.virtual_memory().available)
 
 
 def _memory(needs: list[Need], params: Params) -> Finding:
-    """Whether the largest stage fits, or all policies that run side by side."""
-    policies = sorted((need for need in needs if need.stage.startswith("policy@")), key=lambda need: -need.total)
+    """Whether the largest stage fits, and the policies that run in parallel."""
+    policies = sorted((need for need in needs if "@" in need.stage), key=lambda need: -need.total)
     together = policies[: params.run.parallel]
     largest = max(needs, key=lambda need: need.total)
     need, who = max(
@@ -272,19 +213,19 @@ def _memory(needs: list[Need], params: Params) -> Finding:
     free = _free_memory(params)
     if need <= free:
         return Finding("memory", True, f"about {need / GB:.1f} GB for {who}; {free / GB:.1f} GB free")
-    mend = "Lower run.parallel, a micro_batch_size or prepare.max_response_tokens, or choose a smaller model."
-    return Finding("memory", False, f"about {need / GB:.1f} GB for {who}, {free / GB:.1f} GB free. {mend}")
+    fix = "Lower run.parallel, a micro_batch_size or prepare.max_response_tokens, or choose a smaller model."
+    return Finding("memory", False, f"about {need / GB:.1f} GB for {who}, {free / GB:.1f} GB free. {fix}")
 
 
 def _disk(root: Path, shape: ModelShape, params: Params) -> Finding:
     """Whether checkpoints, snapshots and resume states fit."""
-    policies = [getattr(params.policy, name) for name in params.policy.algorithms]
-    checkpoints = 4 + sum(1 + policy.snapshots for policy in policies)  # base, sft, reward, judge
+    policies = [params.policy.section(name) for name in params.policy.methods]
+    checkpoints = 4 + sum(1 + getattr(policy, "snapshots", 0) for policy in policies)  # base, sft, reward, judge
     need = (FROZEN * checkpoints + TRAINED * params.run.parallel) * shape.weights + GB
     free = shutil.disk_usage(root).free
-    said = f"about {need / GB:.1f} GB for {checkpoints} checkpoints and the rest, {free / GB:.1f} GB free"
-    mend = "Free some, or lower policy.*.snapshots."
-    return Finding("disk", need <= free, said if need <= free else f"{said}. {mend}")
+    text = f"about {need / GB:.1f} GB for {checkpoints} checkpoints and the rest, {free / GB:.1f} GB free"
+    fix = "Free some, or lower policy.*.snapshots."
+    return Finding("disk", need <= free, text if need <= free else f"{text}. {fix}")
 
 
 def _show(

@@ -1,35 +1,39 @@
-"""How long each stage will take, from a measurement of a few steps and the numbers of tokens that stages process.
+"""Estimate how long each stage takes, from a short measurement and the number of tokens that each stage processes.
 
-A stage's work is counted in tokens: those it trains on (forward, backward and AdamW), those it only reads (forward),
-and those it samples. `measure` times each kind on this device, with fresh weights of the configured shape; a model
-beyond MEASURED weights is cut to fewer layers and the time scaled by the weights. Rows are taken to be between half as
-long and as long as prepare.max_prompt_tokens and prepare.max_response_tokens allow, which is the interval shown; what
-else the machine does meanwhile is not in it.
+A stage trains on tokens (forward, backward and AdamW), reads tokens (forward only) and samples tokens. `measure` times
+each kind on this device with random weights of the configured shape. A model with more than MEASURED weights is cut to
+fewer layers and its time is scaled by the weights. The interval shown assumes rows between half and all of the length
+that prepare.max_prompt_tokens and prepare.max_response_tokens allow. It ignores other load on the machine.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from math import comb
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.commands.memory import SAMPLED_ROWS, model_shape
+from rlhf_core.algorithms.base.config import OfflineConfig
+from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
+from tasks.problems.problem import Counts
 
-START = 8.0  # seconds of a stage's process around its work: imports, DVC, loading, saving
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+START = 8.0  # seconds of overhead per stage: imports, DVC, loading, saving
 MEASURED = 20e6  # weights
-BUDGET = {"cpu": 1e11, "cuda": 1e13}  # weights times tokens of one measured step: about a second
+BUDGET = {"cpu": 1e11, "cuda": 1e13}  # weights times tokens of one measured step, about a second
 REPEATS = 3
-SHORTEST = 0.5  # of the lengths that prepare allows
+SHORTEST = 0.5  # as a fraction of the lengths that prepare allows
 
 
-Span = tuple[float, float]  # the least and the most seconds
+Span = tuple[float, float]  # lower and upper bound in seconds
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds per token: of a training step, of a forward pass, and of sampling one more token."""
+    """Seconds per token for a training step, for a forward pass, and for sampling."""
 
     train: float
     read: float
@@ -38,7 +42,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Work:
-    """Rows of full length that a stage trains on, reads and samples responses for."""
+    """Number of full-length rows that a stage trains on, reads, and samples responses for."""
 
     stage: str
     trained: float = 0
@@ -46,92 +50,66 @@ class Work:
     sampled: float = 0
 
     def seconds(self, speed: Speed, params: Params) -> Span:
-        """The least and the most that it should take, for rows from SHORTEST to full length."""
+        """Return the estimated time for rows of length SHORTEST and of full length."""
         response = params.prepare.max_response_tokens
         row = params.prepare.max_prompt_tokens + response
         full = row * (self.trained * speed.train + self.read * speed.read) + response * self.sampled * speed.sample
         return START + SHORTEST * full, START + full
 
 
-@dataclass(frozen=True)
-class Rows:
-    """How many rows there will be of each kind, before any is dropped: an upper bound."""
-
-    threads: int
-    demonstrations: int
-    prompts: int
-    preferences: int
-    judge: int
-
-
-def count_rows(params: Params, kind: str, user_rows: int) -> Rows:
-    """Rows that stages will see, of data of this kind; the help desk's are generated, whatever `user_rows` is."""
-    prepare, collect = params.prepare, params.collect
-    held_out = prepare.development_fraction + prepare.test_fraction
-    if kind == "helpdesk":
-        prompts = int(prepare.prompts * (1 - held_out))
-        pairs = min(collect.prompts, prompts) * comb(collect.responses, 2) * collect.judgements
-        return Rows(prepare.threads, prepare.demonstrations, prompts, pairs, 0)
-    rows = min(user_rows, prepare.limit or user_rows)
-    if kind == "question_answer":  # rewards are verified answers
-        train = int(rows * (1 - held_out))
-        return Rows(train, train, train, 0, 0)
-    train = int(rows * (1 - held_out - prepare.judge_fraction))
-    return Rows(train, train, train, train, int(rows * prepare.judge_fraction))
-
-
-def work(params: Params, rows: Rows, is_from_scratch: bool) -> list[Work]:
-    """What each stage that runs a model has to do."""
-    collect, reward = params.collect, params.reward
-    is_helpdesk = params.prepare.format == "helpdesk"
-    asked = min(collect.prompts, rows.prompts) + collect.development_prompts
+def work(params: Params, rows: Counts, is_from_scratch: bool) -> list[Work]:
+    """The work of each stage that runs a model."""
+    sample, reward = params.sample, params.reward
     models = reward.members * (rows.preferences > 0) + (rows.judge > 0)
     stages = [
         Work("sft", trained=_steps(params.sft, rows.demonstrations)),
-        Work("collect", sampled=asked * collect.responses if is_helpdesk else 0),
+        Work("sample", sampled=rows.asked * sample.responses * len(sample.checkpoints)),
         Work("reward", trained=2 * models * _steps(reward, rows.preferences), sampled=models * reward.centre_prompts),
-        *(_policy(params, name, rows) for name in params.policy.algorithms),
+        *(_policy(params, name, rows) for name in params.policy.methods),
         _evaluation(params),
     ]
     return [Work("base", trained=_steps(params.base, rows.threads)), *stages] if is_from_scratch else stages
 
 
-def _steps(config: Any, units: int) -> int:
+def _steps(config: OfflineConfig, units: int) -> int:
     """Units that a training on fixed data visits."""
     return int(config.total_steps(units)) * min(config.batch_size, units) if units else 0
 
 
-def _policy(params: Params, name: str, rows: Rows) -> Work:
-    algorithm, section = algorithm_of(params, name), getattr(params.policy, name)
-    stage = f"policy@{name}"
+def _policy(params: Params, name: str, rows: Counts) -> Work:
+    algorithm, section = algorithm_of(params, name), params.policy.section(name)
+    stage = stage_of(name)
     if algorithm.data == "none":
         return Work(stage)
     if algorithm.data == "best_of_n":
         sampled = min(algorithm.prompts, rows.prompts) * algorithm.best_of
         return Work(stage, trained=_steps(section, min(algorithm.prompts, rows.prompts)), read=sampled, sampled=sampled)
-    if algorithm.data in ("pairs", "unpaired"):  # of both, two rows to a unit; the reference reads each once
+    if algorithm.data in ("pairs", "unpaired"):  # two rows per unit; the reference reads each row once
         return Work(stage, trained=2 * _steps(section, rows.preferences), read=2 * rows.preferences)
     responses = section.steps * section.rollout_size
-    critic = "critic" in algorithm.needs
+    critic = algorithm.needs.critic
     trained = section.epochs * responses * (1 + critic)
-    if "trust_region" in algorithm.needs:  # the critic alone takes gradient steps; a Fisher product costs two of them
+    if algorithm.needs.trust_region:  # the critic alone takes gradient steps; a Fisher product costs two of them
         trained = responses * (section.epochs + 2 * algorithm.cg_iterations * algorithm.fisher_fraction)
     return Work(stage, trained=trained, read=(3 + critic) * responses, sampled=responses)
 
 
 def _evaluation(params: Params) -> Work:
-    """Each final policy and the SFT model on test prompts, each snapshot on development prompts; KL, reward, judge."""
+    """Return the work of evaluation: final policies and the SFT model on test prompts, snapshots on development ones.
+
+    Reading a response six times covers KL, reward model and judge.
+    """
     evaluate = params.evaluate
     responses = evaluate.prompts + evaluate.development_prompts  # of the SFT model
-    for name in params.policy.algorithms:
-        section = getattr(params.policy, name)
+    for name in params.policy.methods:
+        section = params.policy.section(name)
         snapshots = getattr(section, "snapshots", 0)
         per_prompt = section.best_of if algorithm_of(params, name).data == "none" else 1
         responses += evaluate.prompts * per_prompt + snapshots * evaluate.development_prompts
     return Work("evaluate", read=6 * responses, sampled=responses)
 
 
-def measure(config: Any, params: Params, device: str) -> Speed:
+def measure(config: "PretrainedConfig", params: Params, device: str) -> Speed:
     """Time a few steps of the model that `config` describes, in a few seconds."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -178,8 +156,8 @@ def measure(config: Any, params: Params, device: str) -> Speed:
     )
 
 
-def _cut(config: Any, weights: int) -> Any:
-    """The config with so few layers that about MEASURED weights are left."""
+def _cut(config: "PretrainedConfig", weights: int) -> "PretrainedConfig":
+    """The config with fewer layers, so that about MEASURED weights remain."""
     cut = deepcopy(config)
     text = cut.get_text_config()
     text.num_hidden_layers = max(1, min(text.num_hidden_layers, int(text.num_hidden_layers * MEASURED / weights)))
@@ -189,7 +167,7 @@ def _cut(config: Any, weights: int) -> Any:
 
 
 def _seconds(step: Callable[[], None], device: str) -> float:
-    """The middle of REPEATS times that a step takes, after one that is not counted."""
+    """Return the median time of REPEATS steps, after one warm-up step."""
     import torch
 
     times = []
@@ -203,9 +181,9 @@ def _seconds(step: Callable[[], None], device: str) -> float:
 
 
 def together(spans: Mapping[str, Span], parallel: int) -> Span:
-    """The whole run: stages after each other, policies up to `parallel` side by side."""
-    policies = [span for stage, span in spans.items() if stage.startswith("policy@")]
-    others = [span for stage, span in spans.items() if not stage.startswith("policy@")]
+    """The whole run: stages one after another, up to `parallel` policies at a time."""
+    policies = [span for stage, span in spans.items() if "@" in stage]
+    others = [span for stage, span in spans.items() if "@" not in stage]
     ends = []
     for end in (0, 1):
         side_by_side = max(*(span[end] for span in policies), sum(span[end] for span in policies) / parallel)
@@ -214,7 +192,7 @@ def together(spans: Mapping[str, Span], parallel: int) -> Span:
 
 
 def span_text(span: Span) -> str:
-    """`20–40 s`, `3–6 min`, `1.5–3 h`: no more digits than are known."""
+    """Format a span with two significant digits: `20–40 s`, `3–6 min`, `1.5–3 h`."""
     for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
         if span[1] >= 1.5 * size or size == 1:
             low, high = (f"{value / size:.2g}" for value in span)

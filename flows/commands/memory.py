@@ -1,21 +1,28 @@
-"""How much memory each stage will need, estimated from the model's config and params.yaml before anything starts.
+"""An estimate of the memory that each stage needs, from the model's config and params.yaml, before anything starts.
 
 A trained model holds weights, gradients, AdamW's two moments and one more copy during its step, all float32: 20
-bytes a weight; a frozen one 4. A layer keeps about 32 values of the model's width for each token until the backward
-pass, and one for each token it looks back at; the logits come on top. Fitted to two Llama-style models on CPU, where
-it lies 10 to 30 % above what was measured: an upper bound of the right size.
+bytes per weight; a frozen one holds 4. Until the backward pass a layer keeps, for each token, about 32 values per unit
+of width and one value per head and attended token; the logits are added. Fitted to two Llama-style models on CPU: the
+estimate is 10 to 30 % above the measured memory.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rlhf_core.algorithms.base.algorithm import Data
+from tasks.files import declared
+from tasks.files.declared import Loads
+from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 PROCESS = 0.7e9  # bytes of a stage's process before it loads a model: torch, transformers, datasets, MLflow
-TRAINED, FROZEN = 20, 4  # bytes a weight
+TRAINED, FROZEN = 20, 4  # bytes per weight
 WIDTHS_KEPT = 32  # values a layer keeps for each token and each unit of width
 LOGIT_COPIES = 2  # logits and their log-softmax
-SAMPLED_ROWS = 128  # rlhf_core.models.sampling.Sampler.rows
+SAMPLED_ROWS = 128  # rlhf_core.models.sampling.LocalSampler.rows
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a stage needs: for weights with their optimiser state, and for one batch on its way through."""
+    """Bytes that a stage needs: for weights with their optimiser state, and for the activations of one batch."""
 
     stage: str
     models: float
@@ -39,11 +46,11 @@ class Need:
 
     @property
     def total(self) -> float:
-        """All of it, the process itself included."""
+        """Bytes in total, the process itself included."""
         return PROCESS + self.models + self.activations
 
 
-def model_shape(config: Any) -> ModelShape:
+def model_shape(config: "PretrainedConfig") -> ModelShape:
     """Return the sizes of the model a transformers config describes, counting its weights without allocating any."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -62,37 +69,40 @@ def model_shape(config: Any) -> ModelShape:
 
 
 def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[Need]:
-    """Return what each stage that loads a model needs."""
-    trained, frozen = TRAINED * shape.weights, FROZEN * shape.weights
-    sampling = _sampling(shape, params)
-    reward = params.reward.micro_batch_size * 2
-    needs = [
-        Need("sft", trained, _training(shape, params, params.sft.micro_batch_size)),
-        Need("collect", frozen, sampling),
-        Need("reward", trained + frozen, max(_training(shape, params, reward, logits=False), sampling)),
-        *(_policy(shape, params, name) for name in params.policy.algorithms),
-        Need("evaluate", 4 * frozen, sampling),  # policy, SFT model, judge, reward model
-    ]
-    if is_from_scratch:
-        needs.insert(0, Need("base", trained, _training(shape, params, params.base.micro_batch_size)))
+    """Return what each stage that loads a model needs, by its declaration, the policies by their methods."""
+    needs = []
+    for stage in declared.STAGES:
+        if stage.is_matrix:
+            for name in params.policy.methods:
+                if declared.of(stage_of(name)) == stage:
+                    loads, section = _loads(params, name), params.policy.section(name)
+                    needs.append(_need(stage_of(name), loads, section, shape, params))
+        elif stage.loads is not None and (is_from_scratch or stage != declared.BASE):
+            needs.append(_need(stage.name, stage.loads, getattr(params, stage.name), shape, params))
     return needs
 
 
-def _policy(shape: ModelShape, params: Params, name: str) -> Need:
-    """A policy is trained, with a critic where there is one; reference and reward model are frozen."""
-    algorithm, section = algorithm_of(params, name), getattr(params.policy, name)
-    if algorithm.data == "none":
-        return Need(f"policy@{name}", 0, 0)
-    samples = algorithm.data in ("rollouts", "best_of_n")
-    needs = algorithm.needs
-    trained = 2 if needs.critic else 1
-    frozen = 2 if samples else 1
-    if needs.trust_region:
-        frozen += 1  # π_old
-    weights = (trained * TRAINED + frozen * FROZEN) * shape.weights
-    rows = section.micro_batch_size * (2 if algorithm.data in ("pairs", "unpaired") else 1)
-    activations = _training(shape, params, rows) * trained
-    return Need(f"policy@{name}", weights, max(activations, _sampling(shape, params) if samples else 0))
+def _loads(params: Params, name: str) -> Loads:
+    """A policy is trained, with a critic where the method has one; reference and reward model are frozen."""
+    algorithm = algorithm_of(params, name)
+    if algorithm.data == Data.NOTHING:
+        return Loads()
+    return Loads(
+        trained=1 + algorithm.needs.critic,
+        frozen=1 + algorithm.data.is_rewarded + algorithm.needs.trust_region,  # of a trust region also π_old
+        is_sampling=algorithm.data.is_rewarded,
+        rows=1 if algorithm.data.is_rewarded else 2,
+    )
+
+
+def _need(stage: str, loads: Loads, section: Any, shape: ModelShape, params: Params) -> Need:
+    """`section` is that of params.yaml with the stage's micro_batch_size, where it trains."""
+    weights = (loads.trained * TRAINED + loads.frozen * FROZEN) * shape.weights
+    activations = 0.0
+    if loads.trained:
+        rows = loads.rows * section.micro_batch_size
+        activations = loads.trained * _training(shape, params, rows, logits=loads.has_logits)
+    return Need(stage, weights, max(activations, _sampling(shape, params) if loads.is_sampling else 0))
 
 
 def _training(shape: ModelShape, params: Params, rows: int, *, logits: bool = True) -> float:

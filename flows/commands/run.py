@@ -1,4 +1,4 @@
-"""`rlhf run`: checks what was asked for, runs the flow on the terminal, and says where to look."""
+"""`rlhf run`: check the request, run the flow in the terminal, and print the results."""
 
 import logging
 import os
@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from flows.commands.screen import plain_table
 from flows.run import stopping
 from flows.run.changes import Changes, require_inputs
 from flows.run.graph import read_graph, select
-from flows.run.lineage import number_text, rate_text, read_report
+from flows.run.lineage import read_report
 from flows.run.workspace import plan
 from flows.servers import temporary
 from flows.servers.services import find
 from rlhf_core.common.errors import UserError
-from tasks.reporting.findings import ranked
+from tasks.reporting.comparison import short_table
 
-# Prefect's own lines say little on a terminal; the stages' lines do, each after the name of its stage.
+# The terminal shows the stages' lines, each after the name of its stage, in place of Prefect's own format.
 TERMINAL = {
     "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s %(task_run_name)-11s %(message)s",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s %(flow_run_name)s: %(message)s",
@@ -28,13 +27,13 @@ TERMINAL = {
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
 }
 
-# How each waiting stage ended is the failure of another; the end of a run by SIGTERM is told in one line.
+# A waiting stage ends because another failed, and a run ended by SIGTERM prints its own line.
 NO_NEWS = re.compile(r"Finished in state (?!Completed)|Crash detected!")
-NO_PAGE = re.compile(r"View at ")  # the temporary server draws none
+NO_PAGE = re.compile(r"View at ")  # the temporary server has no UI
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of Prefect's is worth a place on the terminal, where a failure is told once, at the end."""
+    """Return whether to show a log record of Prefect's. A failure is shown only once, at the end."""
     return not (stopping.is_asked() or NO_NEWS.match(record.getMessage()))
 
 
@@ -45,25 +44,26 @@ def _is_no_link(record: logging.LogRecord) -> bool:
 def run_pipeline(
     root: Path, profile: str, assignments: list[str], only: str | None, name: str | None, out: Console
 ) -> None:
-    """Run the flow on `root`, with the server of `rlhf up` if there is one, else with a temporary one.
+    """Run the flow on `root`, with the Prefect server of `rlhf up` if it is running, else with a temporary one.
 
     Raises:
-        UserError: a bad parameter, stage or name (before anything starts), or a stage that failed.
-        Stopped, KeyboardInterrupt: a person stopped it.
+        UserError: a parameter, stage or name is invalid (before anything starts), or a stage failed.
+        Stopped, KeyboardInterrupt: the user stopped the run.
     """
     changes = Changes.from_command_line(profile, assignments)
-    require_inputs(changes.resolve(root).params, root)
+    resolved = changes.resolve(root)
+    require_inputs(resolved.params, root)
     select(read_graph(root), only)
-    plan(root, changes, name)
+    plan(root, resolved, name)
     services = find(root)
     os.environ.update(TERMINAL)
     if services is not None:
         os.environ.setdefault("PREFECT_API_URL", f"{services.prefect}/api")
     server = None if "PREFECT_API_URL" in os.environ else temporary.begin()
-    if server is not None:  # Prefect reads it when it is imported, meanwhile the server starts
+    if server is not None:  # Prefect reads this on import, while the server starts
         os.environ["PREFECT_API_URL"] = server.api
 
-    from flows.run.flow import rlhf_pipeline
+    from flows.run.flow import handing, rlhf_pipeline
 
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_news)
@@ -71,9 +71,9 @@ def run_pipeline(
         for handler in logging.getLogger().handlers:
             handler.addFilter(_is_no_link)
         temporary.wait(server)
-    if stopping.is_asked():  # a KeyboardInterrupt inside an import may get lost
+    if stopping.is_asked():  # a KeyboardInterrupt during an import may be swallowed
         raise stopping.Stopped
-    with stopping.calling(lambda: None):
+    with handing(resolved), stopping.calling(lambda: None):
         state: Any = rlhf_pipeline(
             profile=profile, name=name or "", only=only or "", overrides=dict(changes.overrides), return_state=True
         )
@@ -85,20 +85,14 @@ def run_pipeline(
 
 def _say_where(reports: Path, experiment: str | None, is_up: bool, out: Console) -> None:
     """Print the comparison of policies and how to see more."""
-    policies = read_report(reports).get("policies")
-    if policies:
-        out.print(_table(policies))
+    headings, *rows = short_table(read_report(reports)) or [[]]
+    if rows:
+        table = plain_table(*headings)
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
     if (reports / "report.html").is_file():
         out.print(f"Report: {reports / 'report.html'}")
     if experiment is not None:
-        out.print(f"Experiment: {experiment}; make it your checkout's state with: dvc exp apply {experiment}")
+        out.print(f"Experiment: {experiment}. Apply it to your checkout with: dvc exp apply {experiment}")
     out.print("Compare runs: rlhf compare" + ("" if is_up else ". Curves and graphs in a browser: rlhf up"))
-
-
-def _table(policies: dict[str, dict[str, object]]) -> Table:
-    table = plain_table("policy", "wins against SFT", "against reference", "KL", "reward", "length")
-    for name, figures in ranked(policies).items():
-        rates = [rate_text(figures.get(key)) for key in ("win_rate_vs_sft", "win_rate_vs_reference")]
-        numbers = [number_text(figures.get(key)) for key in ("kl", "reward", "mean_length")]
-        table.add_row(name, *rates, *numbers)
-    return table

@@ -1,4 +1,4 @@
-"""`rlhf runs`: what stands under runs/, in which state it is and how much space it takes; and deleting it."""
+"""`rlhf runs`: list the runs under runs/ with state and size, and delete them."""
 
 import difflib
 import os
@@ -26,24 +26,24 @@ class Run:
 
     name: str
     state: str
-    since: float  # seconds since the epoch: running and interrupted since the start, else since the end
-    size: int  # bytes that deleting it frees
+    since: float  # seconds since the epoch: the start of a running or interrupted run, the end of any other
+    size: int  # bytes that deleting the folder frees
 
 
 def list_runs(root: Path) -> list[Run]:
-    """Return the runs of a checkout that have a folder, the latest first."""
+    """Return the runs of a checkout that have their own folder, latest first."""
     folders = [path for path in (root / RUNS).glob("*") if path.is_dir()]
     found = [Run(path.name, *_state(path), _size(path)) for path in folders]
     return sorted(found, key=lambda run: -run.since)
 
 
 def print_runs(root: Path, out: Console) -> None:
-    """Print the runs of a checkout as a table that fits 80 columns, and how to go on."""
+    """Print the runs of a checkout as a table that fits 80 columns, then how to delete them."""
     if (here := holder(root / IN_PLACE)) is not None:
         out.print(f"Running in this checkout: {here}", soft_wrap=True)
     runs = list_runs(root)
     if not runs:
-        out.print("No run has a folder of its own. A run with changed parameters gets one: rlhf run --set KEY=VALUE")
+        out.print("No run has its own folder. A run with changed parameters gets one: rlhf run --set KEY=VALUE")
         return
     table = Table()
     table.add_column("run", overflow="fold", max_width=36)
@@ -53,26 +53,26 @@ def print_runs(root: Path, out: Console) -> None:
     for run in runs:
         table.add_row(run.name, run.state, f"{datetime.fromtimestamp(run.since):%Y-%m-%d %H:%M}", size_text(run.size))
     out.print(table)
-    out.print("Size: what deleting frees; files in DVC's cache are not counted.")
-    out.print("Delete: rlhf runs --remove NAME, or --remove-all for all that do not run.")
+    out.print("Size: disk space that deleting frees, without files in DVC's cache.")
+    out.print("Delete: rlhf runs --remove NAME, or --remove-all for all runs that are not running.")
 
 
 def delete(root: Path, names: Sequence[str], is_all: bool, out: Console) -> None:
-    """Delete the folders of these runs; with `is_all` those of all that are not under way.
+    """Delete the folders of these runs, or with `is_all` of all runs that are not running.
 
-    Experiments that runs have ended as stay: they are DVC's.
+    The DVC experiments of finished runs are kept.
 
     Raises:
-        UserError: there is no such run, or it is under way; nothing is deleted then.
+        UserError: a run does not exist or is running; then nothing is deleted.
     """
     runs = {run.name: run for run in list_runs(root)}
     for name in names:
         if name not in runs:
             near = difflib.get_close_matches(name, runs, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "See: rlhf runs"
-            raise UserError(f"There is no run {name} under {root / RUNS}. {hint}")
+            hint = f"Did you mean {near[0]}?" if near else "List the runs with: rlhf runs"
+            raise UserError(f"There is no run {name} in {root / RUNS}. {hint}")
         if (found := holder(root / RUNS / name)) is not None:
-            raise UserError(f"The run {name} is under way: {found}.\nStop it before you delete it: kill {found.pid}")
+            raise UserError(f"The run {name} is running: {found}.\nStop it before you delete it: kill {found.pid}")
     wanted = list(runs) if is_all else list(dict.fromkeys(names))
     deleted = [runs[name] for name in wanted if _delete(root / RUNS / name)]
     freed = size_text(sum(run.size for run in deleted))
@@ -81,12 +81,12 @@ def delete(root: Path, names: Sequence[str], is_all: bool, out: Console) -> None
 
 
 def require_no_terminal_run(root: Path) -> None:
-    """Look for a run that a terminal started and that reports to Prefect's server of `rlhf up`.
+    """Refuse to stop the services while a run started in a terminal reports to their Prefect server.
 
-    The worker's own runs end with the services; such a run would lose its server in the middle.
+    The worker's runs end with the services. A terminal's run would lose its server before its end.
 
     Raises:
-        UserError: there is one; the message names it.
+        UserError: there is such a run; the message names it.
     """
     services = find(root)
     if services is None:
@@ -94,11 +94,11 @@ def require_no_terminal_run(root: Path) -> None:
     for folder in (root / IN_PLACE, *(root / RUNS).glob("*")):
         found = holder(folder)
         if found is not None and _is_client(found.pid, services.prefect_port):
-            raise UserError(f"A run reports to these servers: {found}.\nWait for it, or stop it: kill {found.pid}")
+            raise UserError(f"A run uses these servers: {found}.\nWait for it, or stop it: kill {found.pid}")
 
 
 def _is_client(pid: int, port: int) -> bool:
-    """Whether a process that is none of the services has a connection to this port."""
+    """Return whether the process is not one of the services and has a connection to this port."""
     try:
         process = psutil.Process(pid)
         return MARK not in process.environ() and any(
@@ -109,7 +109,7 @@ def _is_client(pid: int, port: int) -> bool:
 
 
 def size_text(size: int) -> str:
-    """Bytes in the largest unit that leaves a digit before the point: `1.4 GiB`."""
+    """Return a size in its largest unit of at least 1: `1.4 GiB`."""
     value = float(size)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
@@ -119,7 +119,7 @@ def size_text(size: int) -> str:
 
 
 def _delete(folder: Path) -> bool:
-    """Delete a run's folder unless a process holds it."""
+    """Delete a run's folder unless a process holds its lock; return whether it was deleted."""
     handle = hold(folder)
     if handle is None:
         return False
@@ -142,7 +142,7 @@ def _state(folder: Path) -> tuple[str, float]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes on disk of the files that only this folder holds; hard links from DVC's cache cost nothing."""
+    """Return the bytes on disk of files that exist only in this folder; hard links to DVC's cache do not count."""
     links: dict[int, list[os.stat_result]] = {}
     for status in _files(folder):
         links.setdefault(status.st_ino, []).append(status)
@@ -154,5 +154,5 @@ def _files(folder: Path) -> Iterator[os.stat_result]:
         try:
             if path.is_file() and not path.is_symlink():
                 yield path.lstat()
-        except FileNotFoundError:  # a live run moves its files
+        except FileNotFoundError:  # a running stage may move its files
             continue

@@ -1,4 +1,4 @@
-"""What a run changes about params.yaml: a profile laid over it, then single values."""
+"""What a run changes of params.yaml: a profile is laid over it, then single values. Resolved once for each run."""
 
 import os
 import re
@@ -7,24 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from helpdesk.world import World
 from rlhf_core.common.device import require_cuda
 from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned
-from tasks.data.kinds import check_kind
 from tasks.data.readers import SUFFIXES, first_rows, pinned
-from tasks.params.schema import (
-    ModelParams,
-    Params,
-    PrepareParams,
-    apply_overrides,
-    as_written,
-    load_profile,
-    overlay,
-    parse_override,
-    read_yaml,
-    validate,
-)
+from tasks.params.load import as_written, load_profile, merged, read_assignment, read_yaml, validate, with_values
+from tasks.params.schema import Params
+from tasks.params.sections import PrepareParams
+from tasks.problems.table import generated_problem, problem_of
 
 ROWS_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".json")  # a world is one JSON object
 LEAST_FROM_SCRATCH = 1e-4  # a learning rate of SFT below it suits pretrained models only
@@ -33,11 +23,17 @@ DEFAULT = "default"  # the profile that is params.yaml as it stands
 
 @dataclass(frozen=True)
 class Resolved:
-    """Parameters of a run, validated (`params`) and as they stand in YAML (`raw`), and whether they are changed."""
+    """The parameters of a run: validated (`params`), as params.yaml is to hold them (`raw`), and what changed them."""
 
+    changes: "Changes"
     params: Params
     raw: dict[str, Any]
     is_changed: bool
+
+    def title(self) -> str:
+        """What the run is: `default: ppo, dpo`, the profile and its methods, or the single values that are changed."""
+        label = self.changes.label()
+        return label if self.changes.overrides else f"{label}: {', '.join(self.params.policy.methods)}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Changes:
 
     profile: str = DEFAULT
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    written: Mapping[str, str] = field(default_factory=dict)
+    written: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_command_line(cls, profile: str, assignments: list[str]) -> Self:
@@ -58,7 +54,7 @@ class Changes:
         Raises:
             UserError: an assignment without a known key or with a value that is not YAML.
         """
-        values = [parse_override(text) for text in assignments]
+        values = [read_assignment(text) for text in assignments]
         written = {key: as_written(text) for (key, _), text in zip(values, assignments, strict=True)}
         return cls(profile, dict(values), written)
 
@@ -71,12 +67,12 @@ class Changes:
         raw = read_yaml(root / "params.yaml")
         before = params = validate(raw, "params.yaml")
         if self.profile != DEFAULT:
-            raw = overlay(raw, load_profile(self.profile, root))
+            raw = merged(raw, load_profile(self.profile, root))
             params = validate(raw, f"profiles/{self.profile}.yaml")
         if self.overrides:
-            raw = apply_overrides(raw, self.overrides)
+            raw = with_values(raw, self.overrides)
             params = validate(raw, "changed value", self.written)
-        return Resolved(params, raw, params != before)
+        return Resolved(self, params, raw, params != before)
 
     def label(self) -> str:
         """A readable name for a run with these changes: `gsm8k-dpo.beta-0.2`, or `default` where nothing is changed."""
@@ -109,13 +105,13 @@ def require_inputs(params: Params, root: Path) -> None:
         from_scratch = model_source(params.model, root).config is not None
     if prepare.hub:
         pinned(prepare.hub)
-    elif prepare.format == "helpdesk":
-        World.load(root / prepare.path)
+    elif generated := generated_problem(prepare.format):
+        generated.look(prepare, root)
     else:
         path, base = root / prepare.path, prepare.preference_base
         rows = first_rows(path, prepare.format, prepare.answer_pattern, preference_base=base)
         kind = next(row.kind for row in rows if not row.fault)
-        check_kind(params, kind, from_scratch=from_scratch)
+        problem_of(kind).check(params, from_scratch=from_scratch)
 
 
 def require_suited_model(params: Params) -> None:
@@ -124,13 +120,18 @@ def require_suited_model(params: Params) -> None:
     Raises:
         UserError: the user's own data, but the help desk's small model, which is trained from scratch.
     """
-    rate, default = params.sft.learning_rate, ModelParams().path
-    if params.prepare.format != "helpdesk" and params.model.path == default and rate < LEAST_FROM_SCRATCH:
+    rate, path = params.sft.learning_rate, params.model.path
+    if generated_problem(params.prepare.format) is None and _is_helpdesks(path) and rate < LEAST_FROM_SCRATCH:
         raise UserError(
-            f"sft.learning_rate {rate:g} is for a pretrained model, but model.path is still the help desk's {default}, "
+            f"sft.learning_rate {rate:g} is for a pretrained model, but model.path is still the help desk's {path}, "
             "a small one trained from scratch: it would learn nothing. Set model.path or model.hub to a pretrained "
             "model, or raise the learning rates to those of params.yaml (sft 1e-3, reward 3e-4, policies 1e-4)."
         )
+
+
+def _is_helpdesks(path: str) -> bool:
+    """Whether a path is one of the embedded example's files."""
+    return Path(path).parts[:1] == ("helpdesk",)
 
 
 def require_data(prepare: PrepareParams, root: Path) -> None:
@@ -142,7 +143,7 @@ def require_data(prepare: PrepareParams, root: Path) -> None:
     """
     if prepare.hub:
         return
-    if prepare.format != "helpdesk" and prepare.path == PrepareParams().path:
+    if prepare.format != "helpdesk" and _is_helpdesks(prepare.path):
         raise UserError(
             f"prepare.format is {prepare.format}, but prepare.path is still the help desk's {prepare.path}. "
             f"Set prepare.path to your data file or folder, or prepare.hub."

@@ -1,7 +1,7 @@
-"""What the worker starts for a flow run: Prefect's engine, once the flow is known to take the run's parameters.
+"""The worker's command for a flow run: validate the run's parameters, then start Prefect's engine.
 
-Prefect compares parameters with the deployment's schema when a run is created, unless whoever creates it says not to.
-Its engine would end such a run with a traceback, and where an argument is unknown as crashed.
+Prefect validates parameters when a run is created, but the client can switch that off. The engine would end such a run
+with a traceback, or mark it as crashed if an argument is unknown.
 """
 
 import os
@@ -12,14 +12,14 @@ from uuid import UUID
 
 
 def parameter_mistake(parameters: Mapping[str, Any]) -> str | None:
-    """What is wrong with a flow run's parameters; None where the flow takes them."""
+    """Return what is wrong with a flow run's parameters, None if they are valid."""
     from prefect.exceptions import ParameterTypeError
 
     from flows.run.flow import rlhf_pipeline
 
     known = list(rlhf_pipeline.parameters.properties)
     if unknown := sorted(set(parameters) - set(known)):
-        return f"the flow has no argument {unknown[0]!r}. Choose from: {', '.join(known)}."
+        return f"The flow has no argument {unknown[0]!r}. Choose from: {', '.join(known)}."
     try:
         rlhf_pipeline.validate_parameters(dict(parameters))
     except ParameterTypeError as error:
@@ -28,7 +28,7 @@ def parameter_mistake(parameters: Mapping[str, Any]) -> str | None:
 
 
 def main() -> None:
-    """End the flow run as a mistake, or become Prefect's engine."""
+    """End the flow run with a message if its parameters are invalid, else become Prefect's engine."""
     from prefect.client.orchestration import get_client
     from prefect.states import Failed
 

@@ -1,10 +1,12 @@
 """The flow: one Prefect task for each stage of DVC's graph, an MLflow parent run around them.
 
-DVC decides what is up to date, so Prefect's own cache is off. The graph is read, never written here.
+DVC decides what is up to date, so Prefect's own cache is off. This module reads the graph and never writes it.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +20,7 @@ from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows.run.changes import DEFAULT, Changes, require_inputs
+from flows.run.changes import DEFAULT, Changes, Resolved, require_inputs
 from flows.run.form import Form, Profile, chosen
 from flows.run.graph import Stage, read_graph, select
 from flows.run.lineage import ParentRun, comparison_markdown, read_report
@@ -28,13 +30,17 @@ from flows.run.workspace import Workspace, open_workspace
 from flows.servers.services import mlflow_address
 from flows.servers.settings import find_root
 from rlhf_core.common.errors import UserError
+from tasks.files import paths
 from tasks.params.schema import Params
 
-MISTAKE = "Mistake"  # name of the state of a stage that a person has to mend something for
+# What `rlhf run` has resolved already, for the flow that it starts in the same process.
+_HANDED: ContextVar[Resolved | None] = ContextVar("handed", default=None)
+
+MISTAKE = "Mistake"  # state of a stage that failed by a user's mistake
 
 
 def _may_resume(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """A stage that was killed resumes; one that met a user's mistake would meet it again."""
+    """A killed stage is retried and resumes; after a user's mistake a retry would fail again."""
     return state.name != MISTAKE
 
 
@@ -56,14 +62,24 @@ def _title() -> str:
     given = flow_run.parameters
     changes = _changes(given["profile"], given["parameters"], given["overrides"])
     try:
-        return given.get("name") or describe(changes, changes.resolve(find_root()).params)
-    except UserError:  # the run itself tells it
+        return given.get("name") or _resolved(changes).title()
+    except UserError:  # the run itself reports it
         return changes.label()
 
 
-def describe(changes: Changes, params: Params) -> str:
-    """What a run is: `default: ppo, dpo`, the profile and its policies, or the single values that are changed."""
-    return changes.label() if changes.overrides else f"{changes.label()}: {', '.join(params.policy.algorithms)}"
+@contextmanager
+def handing(resolved: Resolved) -> Iterator[None]:
+    """Within it, a flow with the same changes takes `resolved` instead of reading the files again."""
+    token = _HANDED.set(resolved)
+    try:
+        yield
+    finally:
+        _HANDED.reset(token)
+
+
+def _resolved(changes: Changes) -> Resolved:
+    handed = _HANDED.get()
+    return handed if handed is not None and handed.changes == changes else changes.resolve(find_root())
 
 
 def _title_of(parameter: str) -> Any:
@@ -86,10 +102,11 @@ def rlhf_pipeline(
         parameters: Values to change for this run alone; an empty field keeps the value in brackets, or the profile's.
         overrides: Values by dotted key of params.yaml, e.g. {"sft.warmup_steps": 20, "prepare.max_dropped": 0.1}.
         name: Name of the DVC experiment that the run ends as; empty for one made of the changes.
-        only: Run this stage and what it needs, e.g. sft or policy@dpo; empty for all.
+        only: Run this stage and what it needs, e.g. sft or offline@dpo; empty for all.
     """
     try:
-        return _run(find_root(), _changes(profile, parameters, overrides), only or None, name or None)
+        resolved = _resolved(_changes(profile, parameters, overrides))
+        return _run(find_root(), resolved, only or None, name or None)
     except UserError as error:
         return Failed(name=MISTAKE, message=str(error))
     except Stopped:
@@ -100,20 +117,20 @@ def _changes(profile: str, parameters: Any, overrides: dict[str, Any]) -> Change
     return Changes(profile, {**chosen(parameters), **overrides})
 
 
-def _run(root: Path, changes: Changes, only: str | None, name: str | None) -> dict[str, str | None]:
+def _run(root: Path, resolved: Resolved, only: str | None, name: str | None) -> dict[str, str | None]:
     """Run the stages and return where the report lies and the experiment's name, if it is one."""
     logger = get_run_logger()
-    params = changes.resolve(root).params
+    params = resolved.params
     require_inputs(params, root)
     with (
-        open_workspace(root, changes, name) as workspace,
-        ParentRun(workspace.name or describe(changes, params), params, root, str(flow_run.id)) as parent,
+        open_workspace(root, resolved, name) as workspace,
+        ParentRun(workspace.name or resolved.title(), params, root, str(flow_run.id)) as parent,
     ):
         stages = select(read_graph(workspace.checkout), only)
         with StageRunner(workspace.checkout, _environment(params, parent)) as runner:
             _run_stages(stages, runner, params.run.parallel)
             # The page shows links and wall times, which no tracked output may hold, so it is drawn afterwards.
-            if (workspace.checkout / "reports" / "report.json").is_file():
+            if (workspace.checkout / paths.REPORT).is_file():
                 outcome = runner.call("report page", ["tasks.stages.report", "--render"], logger.info)
                 if runner.is_stopped:
                     raise Stopped
@@ -170,7 +187,7 @@ def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> 
 
 def _publish(parent: ParentRun, workspace: Workspace) -> None:
     """Show the comparison and links to the MLflow runs on the flow run's page."""
-    if table := comparison_markdown(read_report(workspace.checkout / "reports")):
+    if table := comparison_markdown(read_report(workspace.checkout / paths.REPORTS)):
         create_markdown_artifact(table, key="comparison", description="Policies compared, best first")
     address = f"{mlflow_address(workspace.root)}/#/experiments/{parent.experiment_id}/runs/"
     lines = [f"- [{name}]({address}{run_id})" for name, run_id in parent.family().items()]

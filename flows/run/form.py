@@ -1,13 +1,16 @@
 """The parameters of a run as a form, each field left empty to keep its value.
 
-It begins with what people change: data, model and methods, then a few fields per stage (FIELDS). Types, bounds,
-meanings and present values come from the dataclasses of `tasks.params` and from params.yaml. Whatever is not in the
-form is reached by the flow's `overrides`. Prefect draws a field for each.
+It begins with what people change: data, model and methods, then a few fields per stage (FIELDS); of a method, those
+options whose setting has a title. Types, bounds, meanings and present values come from the dataclasses of
+`tasks.params` and from params.yaml. Whatever is not in the form is reached by the flow's `overrides`. Prefect draws a
+field for each.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import Field as DataclassField
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from pydantic import (
@@ -21,28 +24,22 @@ from pydantic import (
 
 from flows.run.changes import DEFAULT
 from flows.servers.settings import find_root
-from tasks.params.schema import Params, read_yaml
+from rlhf_core.common.errors import UserError
+from tasks.params.load import load_params
+from tasks.params.schema import Params
 from tasks.reporting.findings import label
 
 BOUNDS = ("gt", "ge", "lt", "le")
 FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {  # section: its title and fields, in the form's order
     "prepare": ("Data", ("format", "path", "hub", "limit")),
     "model": ("Model", ("path", "hub")),
-    "policy": ("Methods", ("algorithms",)),
+    "policy": ("Methods", ("online", "offline")),
     "sft": ("Supervised fine-tuning", ("epochs", "learning_rate")),
-    "collect": ("Feedback", ("form", "prompts")),
+    "sample": ("Responses", ("prompts",)),
+    "collect": ("Feedback", ("form",)),
     "reward": ("Reward model", ("loss", "epochs")),
     "evaluate": ("Evaluation", ("prompts",)),
     "run": ("Run", ("seed", "device")),
-}
-METHOD_FIELDS = ("beta", "kl_coef", "max_kl", "best_of", "learning_rate")  # those that a method has
-TITLES = {
-    "algorithms": "Methods to train",
-    "hub": "Hub id",
-    "limit": "Number of rows",
-    "kl_coef": "KL weight",
-    "max_kl": "Largest KL of a step",
-    "best_of": "N",
 }
 
 
@@ -57,30 +54,38 @@ class Section(BaseModel):
         return {name: value for name, value in serialize(self).items() if value not in (None, {})}
 
 
-def make_form(present: Mapping[str, Any]) -> type[Section]:
-    """Return the form for params.yaml's `present` values, all fields optional; methods are those that run now."""
+def make_form(present: Params | None) -> type[Section]:
+    """Return the form, all fields optional, with the `present` values and the methods that they name.
+
+    Without `present` no field shows a value, and no method has fields of its own.
+    """
     members: dict[str, Any] = {}
     kinds = get_type_hints(Params)
     for name, (title, names) in FIELDS.items():
-        section, values = kinds[name], present.get(name) or {}
-        inputs = _inputs(section, names, values)
-        for method in values.get("algorithms", ()):
-            kind, own = get_type_hints(section)[method], values.get(method) or {}
-            form = create_model(method, __base__=Section, **_inputs(kind, METHOD_FIELDS, own))
-            inputs[method] = _nested(form, label(method), f"How {label(method)} is trained.")
+        section = kinds[name]
+        inputs = _inputs(section, names, getattr(present, name, None))
+        if present is not None and name == "policy":
+            inputs |= {method: _method(present.policy.section(method), method) for method in present.policy.methods}
         form = create_model(name, __base__=Section, **inputs)
         members[name] = _nested(form, title, (section.__doc__ or "").strip().splitlines()[0])
     return create_model("Parameters", __base__=Section, **members)
+
+
+def _method(section: Any, name: str) -> Any:
+    """The options of a method that have a title: its own, then those of its loop."""
+    titled = [item.name for item in fields(section) if "title" in item.metadata]
+    form = create_model(name, __base__=Section, **_inputs(type(section), titled, section))
+    return _nested(form, label(name), f"How {label(name)} is trained.")
 
 
 def _nested(form: type[Section], title: str, meaning: str) -> Any:
     return form, Field(default_factory=form, title=title, description=meaning)
 
 
-def _inputs(section: type, names: Iterable[str], present: Mapping[str, Any]) -> dict[str, Any]:
-    """The named fields of a dataclass as optional inputs, those that it lacks left out."""
+def _inputs(section: Any, names: Iterable[str], present: Any) -> dict[str, Any]:
+    """The named fields of a dataclass as optional inputs that show the values of `present`, an instance or None."""
     kinds, known = get_type_hints(section), {item.name: item for item in fields(section)}
-    return {name: _input(known[name], kinds[name], present.get(name)) for name in names if name in known}
+    return {name: _input(known[name], kinds[name], getattr(present, name, None)) for name in names}
 
 
 def chosen(form: Section, prefix: str = "") -> dict[str, Any]:
@@ -100,7 +105,7 @@ def _input(item: DataclassField[Any], kind: Any, value: Any) -> Any:
     bounds = {key: item.metadata[key] for key in BOUNDS if key in item.metadata}
     meaning = item.metadata.get("description", item.name)
     description = meaning if value in (None, "") else f"{meaning} [{_text(value)}]"
-    title = TITLES.get(item.name, item.name.replace("_", " ").capitalize())
+    title = item.metadata.get("title", item.name.replace("_", " ").capitalize())
     return kind | None, Field(default=None, title=title, description=description, json_schema_extra=_plain, **bounds)
 
 
@@ -116,7 +121,14 @@ def _plain(schema: dict[str, Any]) -> None:
             schema.update(option)
 
 
+def _present(root: Path) -> Params | None:
+    """What params.yaml holds; None where it is wrong, which a run then reports."""
+    with suppress(UserError):
+        return load_params(root / "params.yaml")
+    return None
+
+
 _ROOT = find_root()
 _PROFILES = (DEFAULT, *sorted(path.stem for path in (_ROOT / "profiles").glob("*.yaml") if path.stem != DEFAULT))
 Profile = Literal[_PROFILES]  # type: ignore[valid-type]  # a drop-down of what profiles/ holds
-Form: Any = make_form(read_yaml(_ROOT / "params.yaml"))
+Form: Any = make_form(_present(_ROOT))

@@ -1,4 +1,4 @@
-"""The graph of stages, read from DVC: dvc.yaml is the only place that knows it."""
+"""The graph of stages, read from dvc.yaml through DVC."""
 
 import difflib
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from rlhf_core.common.errors import UserError
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of dvc.yaml: its name (`policy@ppo` for a member of a matrix) and the stages it needs directly.
+    """One stage of dvc.yaml: its name (`online@ppo` for a member of a matrix) and the stages it needs directly.
 
-    What those need in turn is left out: DVC also names every earlier stage whose output this one reads, and a graph
-    with all those edges cannot be read.
+    Indirect dependencies are omitted: DVC lists every earlier stage whose output this stage reads, and a graph with
+    all those edges is unreadable.
     """
 
     name: str
@@ -20,10 +20,10 @@ class Stage:
 
 
 def read_graph(root: Path) -> list[Stage]:
-    """Return the stages of `root`/dvc.yaml, each after all it needs, in the order they are written in otherwise.
+    """Return the stages of `root`/dvc.yaml in topological order, otherwise in the order of the file.
 
     Raises:
-        UserError: dvc.yaml or params.yaml cannot be read; the message is DVC's own.
+        UserError: DVC cannot read dvc.yaml or params.yaml; the message is DVC's.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -43,10 +43,10 @@ def read_graph(root: Path) -> list[Stage]:
 
 
 def select(stages: list[Stage], only: str | None) -> list[Stage]:
-    """Return the stages that `only` names, with everything they need; all stages where it is None.
+    """Return the stages that `only` names and everything they need, or all stages if it is None.
 
-    The name of a matrix stands for all its members: `policy` is every `policy@NAME`. What they need is
-    included since a stage on outdated inputs would be worth nothing; what is up to date costs no time.
+    The name of a matrix selects all its members: `policy` is every `policy@NAME`. The stages that they need are
+    included so that no input is outdated; DVC skips stages that are up to date.
 
     Raises:
         UserError: no stage has this name.
@@ -57,8 +57,8 @@ def select(stages: list[Stage], only: str | None) -> list[Stage]:
     if not wanted:
         names = [stage.name for stage in stages]
         near = difflib.get_close_matches(only, names, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "Name one of these."
-        raise UserError(f"There is no stage {only!r} in dvc.yaml; it has {', '.join(names)}. {hint}")
+        hint = f"Did you mean {near[0]}?" if near else "Choose one of these."
+        raise UserError(f"dvc.yaml has no stage {only!r}. Its stages are {', '.join(names)}. {hint}")
     for stage in reversed(stages):
         if stage.name in wanted:
             wanted.update(stage.upstream)
@@ -66,7 +66,7 @@ def select(stages: list[Stage], only: str | None) -> list[Stage]:
 
 
 def _in_order(upstream: dict[str, tuple[str, ...]]) -> list[Stage]:
-    """Sort topologically, keeping the written order among stages that are free."""
+    """Sort topologically; among stages that are ready, keep the order of the file."""
     ordered: dict[str, Stage] = {}
     while len(ordered) < len(upstream):
         free = next(

@@ -1,20 +1,21 @@
-"""The MLflow parent run of a flow run: what was asked for, from which code, and what came out."""
+"""The MLflow parent run of a flow run: its parameters, the code it ran, and its results."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from flows.run.workspace import Workspace, git, head
+from flows.run.workspace import Workspace
+from tasks.files import paths
 from tasks.params.schema import Params
-from tasks.reporting.comparison import comparison
-from tasks.reporting.findings import ranked
+from tasks.reporting.comparison import comparison, markdown_table, short_table
 from tasks.runtime import tracking
+from tasks.runtime.git import code_tags
 
-KIND = "pipeline"  # the tag `kind` by which parent runs are told from those of stages
+KIND = "pipeline"  # the tag `kind` of parent runs; runs of stages do not have it
 
 
 class ParentRun:
@@ -25,39 +26,32 @@ class ParentRun:
 
     def __enter__(self) -> Self:
         """Begin the run; parameters are logged under their dotted keys."""
-        from mlflow.entities import Param
-
         self.client = tracking.client()
         tracking.close_interrupted(self.client)
         self.experiment_id = tracking.experiment_id(self.client)
-        edited = git(self.root, "status", "--porcelain", "--untracked-files=no")
         tags = {
             "kind": KIND,
-            "git_commit": head(self.root),
-            "git_dirty": str(bool(edited.strip())).lower(),
+            **code_tags(self.root),
             "flow_run_id": self.flow_run_id,
             **tracking.writer_tags(),
         }
         run = self.client.create_run(self.experiment_id, run_name=self.name, tags=tags)
         self.run_id = str(run.info.run_id)
-        params = [Param(key, str(value)) for key, value in flatten(asdict(self.params))]
-        self.client.log_batch(self.run_id, params=params)
+        tracking.log_params(self.client, self.run_id, asdict(self.params))
         return self
 
     def record(self, workspace: Workspace) -> None:
-        """Log what came out: the hash of dvc.lock, the figures of report.json, and the page itself."""
-        reports = workspace.checkout / "reports"
-        lock = workspace.checkout / "dvc.lock"
-        if lock.is_file():
-            self.client.set_tag(self.run_id, "dvc_lock_sha256", hashlib.sha256(lock.read_bytes()).hexdigest())
+        """Log the results: the hash of dvc.lock, the figures of report.json, and the report page."""
+        checkout = workspace.checkout
+        tags = tracking.lock_tag(checkout) | terms_of(checkout)
         if workspace.name:
-            self.client.set_tag(self.run_id, "experiment", workspace.name)
-        for key, term in terms_of(workspace.checkout).items():
-            self.client.set_tag(self.run_id, key, term)
-        for key, value in figures(read_report(reports)).items():
+            tags["experiment"] = workspace.name
+        for key, tag in tags.items():
+            self.client.set_tag(self.run_id, key, tag)
+        for key, value in figures(read_report(checkout / paths.REPORTS)).items():
             self.client.log_metric(self.run_id, key, value)
-        if (reports / "report.html").is_file():
-            self.client.log_artifact(self.run_id, str(reports / "report.html"))
+        if (page := checkout / paths.PAGE).is_file():
+            self.client.log_artifact(self.run_id, str(page))
 
     def family(self) -> dict[str, str]:
         """Run ids by name: this run, then those of the stages that ran under it, in the order they began."""
@@ -71,7 +65,7 @@ class ParentRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the run as what it was: finished, failed, or stopped by a person; and its stages', which run no more."""
+        """Close the run as finished, failed or interrupted, and the runs of stages that were killed."""
         for run_id in self._running() if kind is not None else ():
             tracking.interrupt(self.client, run_id)
         if kind is None or issubclass(kind, Exception):
@@ -80,7 +74,7 @@ class ParentRun:
             tracking.interrupt(self.client, self.run_id)
 
     def _running(self) -> list[str]:
-        """Runs of stages that were killed: all that this run has started have ended by now."""
+        """Runs that are still open although their stages have ended: they were killed."""
         children = self.client.search_runs(
             [self.experiment_id],
             filter_string=f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'",
@@ -90,66 +84,35 @@ class ParentRun:
 
 def read_report(reports: Path) -> dict[str, Any]:
     """Return report.json of a folder, {} where no report was made."""
-    path = reports / "report.json"
+    path = reports / paths.REPORT.name
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """What is compared, as MLflow groups it: `win_rate_vs_sft/dpo`, `kl/dpo`, `reward_model/accuracy` ..."""
+    """The compared figures by their names in MLflow: `win_rate_vs_sft/dpo`, `kl/dpo`, `reward_model/accuracy` ..."""
     groups = comparison(report, intervals=True)
     return {f"{group}/{name}": float(value) for group, row in groups.items() for name, value in row.items()}
 
 
 def terms_of(checkout: Path) -> dict[str, str]:
-    """What a win rate depends on besides the policies, for the report in `checkout`: {} where there is none.
+    """The conditions under which the win rates of the report in `checkout` were measured; {} without a report.
 
-    judge: its name, and of a judge that is a model the DVC digest. test_prompts: sha256 of the file of prompts and
+    judge: its name, with the DVC digest if it is a model. test_prompts: sha256 of the file of prompts and
     reference responses. prompts: how many of them were judged.
     """
-    report = read_report(checkout / "reports")
-    test = checkout / "data" / "prepared" / "prompts_test.jsonl"
+    report = read_report(checkout / paths.REPORTS)
+    test = checkout / paths.rows(paths.PREPARED, "prompts", "test")
     if "judge" not in report or not test.is_file():
         return {}
     judge = report["judge"]
     if report.get("judge_model"):
-        judge += f" {report['sources']['stages']['evaluate']['inputs']['models/judge'][:8]}"
+        judge += f" {report['sources']['stages']['evaluate']['inputs'][str(paths.JUDGE)][:8]}"
     digest = hashlib.sha256(test.read_bytes()).hexdigest()
     return {"judge": judge, "prompts": str(report["prompts"]), "test_prompts": digest[:8]}
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings with dotted keys."""
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def comparison_markdown(report: Mapping[str, Any]) -> str:
     """The comparison of policies as a markdown table, best first; '' where the report holds no policies."""
     policies = report.get("policies") or {}
-    if not policies:
-        return ""
-    lines = [
-        "| policy | wins against SFT | against reference | KL | reward | length |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, figure in ranked(policies).items():
-        rates = [rate_text(figure.get(key)) for key in ("win_rate_vs_sft", "win_rate_vs_reference")]
-        numbers = [number_text(figure.get(key)) for key in ("kl", "reward", "mean_length")]
-        lines.append("| " + " | ".join([name, *rates, *numbers]) + " |")
     judge = next((f["win_rate_vs_sft"].get("judge") for f in policies.values() if f.get("win_rate_vs_sft")), None)
-    return "\n".join(lines) + (f"\n\nJudged by {judge}; intervals are 95 %." if judge else "")
-
-
-def rate_text(rate: Mapping[str, Any] | None) -> str:
-    """`0.84 (0.80–0.88)`, or a dash where there is none."""
-    if not rate or rate.get("value") is None:
-        return "–"
-    return f"{rate['value']:.3f} ({rate['low']:.3f}–{rate['high']:.3f})"
-
-
-def number_text(value: float | None) -> str:
-    """A figure with three significant digits, or a dash where there is none."""
-    return "–" if value is None else f"{value:.3g}"
+    return markdown_table(short_table(report)) + (f"\n\nJudged by {judge}; intervals are 95 %." if judge else "")

@@ -1,4 +1,4 @@
-"""Who works in a checkout: one run at a time, and no `dvc` of the user's beside it."""
+"""Locks of a checkout: only one run at a time, and no `dvc` command of the user at the same time."""
 
 import fcntl
 import json
@@ -17,10 +17,10 @@ import psutil
 from rlhf_core.common.errors import UserError
 from tasks.runtime.hold import hold
 
-IN_PLACE = Path(".rlhf/run")  # the folder that a run in the checkout itself holds; others hold runs/NAME/
-RUNS, CHECKOUT, FAILED = "runs", "checkout", "failed"  # runs/NAME/ has the last two, and after success the report alone
+IN_PLACE = Path(".rlhf/run")  # the folder that a run in the checkout itself locks; other runs lock runs/NAME/
+RUNS, CHECKOUT, FAILED = "runs", "checkout", "failed"  # runs/NAME/ contains the last two until the run is finished
 HOLDER = "holder.json"
-PATIENCE = 3.0  # seconds in which a short command, such as an editor's `dvc status`, may end
+PATIENCE = 3.0  # seconds to wait for a short command, such as an editor's `dvc status`
 STEP = 0.05
 
 
@@ -40,10 +40,10 @@ class Holder:
 
 @contextmanager
 def only_one(folder: Path, what: str) -> Iterator[None]:
-    """Hold `folder` for this process and write down whose it is; `what` names the run in messages.
+    """Lock `folder` for this process and record the holder. `what` names the run in messages.
 
     Raises:
-        UserError: another process holds it; the message says which.
+        UserError: another process holds the lock; the message names it.
     """
     handle = _patiently_hold(folder)
     if handle is None:
@@ -60,7 +60,7 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return who holds `folder` now, None where nobody does."""
+    """Return the process that holds the lock of `folder`, None if it is not locked."""
     if not folder.is_dir():
         return None
     handle = hold(folder)
@@ -71,35 +71,35 @@ def holder(folder: Path) -> Holder | None:
 
 
 def last_holder(folder: Path) -> Holder | None:
-    """Return who held `folder` last and did not come to an end of the work, None where nobody did."""
+    """Return the last holder of `folder` if it ended before its work was done, else None."""
     return _read(folder) if (folder / HOLDER).is_file() else None
 
 
 def require_idle(folder: Path, what: str) -> None:
-    """Raise UserError where another run holds `folder`, naming it."""
+    """Raise UserError if another run holds the lock of `folder`; the message names it."""
     if (found := holder(folder)) is not None:
         raise _under_way(what, found)
 
 
 def require_no_dvc(checkout: Path) -> None:
-    """Look for a `dvc` command at work in a checkout; what killed ones have left behind is no obstacle.
+    """Refuse to start while a `dvc` command is running in a checkout. Stale locks of killed commands are ignored.
 
     Raises:
-        UserError: there is one; the message names it.
+        UserError: a `dvc` command is running; the message names it.
     """
     deadline = time.monotonic() + PATIENCE
     while (found := _dvc_holder(checkout)) is not None:
         if time.monotonic() > deadline:
-            raise UserError(f"DVC is at work in {checkout}: {found}.\nWait for it, or stop it: kill {found.pid}")
+            raise UserError(f"DVC is running in {checkout}: {found}.\nWait for it, or stop it: kill {found.pid}")
         time.sleep(STEP)
 
 
 def _under_way(what: str, found: Holder) -> UserError:
-    return UserError(f"{what} is already under way: {found}.\nWait for it, or stop it: kill {found.pid}")
+    return UserError(f"{what} is already running: {found}.\nWait for it, or stop it: kill {found.pid}")
 
 
 def _patiently_hold(folder: Path) -> int | None:
-    """A handle of `folder`; somebody who only looks whether it is held does so for an instant."""
+    """Lock `folder` and return the handle. Retry, since a process that only checks the lock holds it briefly."""
     for _ in range(20):
         if (handle := hold(folder)) is not None:
             return handle
@@ -115,7 +115,7 @@ def _read(folder: Path) -> Holder:
 
 
 def _dvc_holder(checkout: Path) -> Holder | None:
-    """A live process that has DVC's lock of the checkout, or a lock on paths in it."""
+    """Return a live process that holds DVC's lock of the checkout or of paths in it, None if there is none."""
     folder = checkout / ".dvc" / "tmp"
     for pid, command in [*_repository_lock(folder / "lock"), *_path_locks(folder / "rwlock")]:
         if (found := _dvc_process(pid, command)) is not None:
@@ -124,7 +124,7 @@ def _dvc_holder(checkout: Path) -> Holder | None:
 
 
 def _repository_lock(path: Path) -> list[tuple[int, str]]:
-    """Process id in DVC's lock file, if a process holds that (zc.lockfile: flock)."""
+    """Return the process id in DVC's lock file if the file is locked (zc.lockfile uses flock)."""
     try:
         with path.open() as lock:
             try:
@@ -137,9 +137,9 @@ def _repository_lock(path: Path) -> list[tuple[int, str]]:
 
 
 def _path_locks(path: Path) -> list[tuple[int, str]]:
-    """Process ids and commands in DVC's file of locked paths; killed processes stay in it.
+    """Return process ids and commands in DVC's file of locked paths. Killed processes remain in that file.
 
-    Those whose number another program has by now are deleted: DVC would wait for that program.
+    If only other programs now have those process ids, the file is deleted, since DVC would wait for them.
     """
     try:
         locks = json.loads(path.read_text(encoding="utf-8"))
@@ -154,7 +154,7 @@ def _path_locks(path: Path) -> list[tuple[int, str]]:
 
 
 def _dvc_process(pid: int, command: str) -> Holder | None:
-    """The process, if it lives and is the one that DVC wrote down, not another that has its number by now."""
+    """Return the process if it is alive and is the one that DVC recorded, not a program that reuses its id."""
     try:
         process = psutil.Process(pid)
         line = " ".join(process.cmdline())

@@ -1,4 +1,4 @@
-"""One stage as one process group: started through DVC, its output streamed, killed as a whole."""
+"""Run each stage as a process group: start it through DVC, stream its output, kill it as a whole."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ from typing import Self
 from flows.run import stopping
 from flows.servers import supervise
 
-MISTAKE = "error: "  # how a stage prints a UserError, and nothing else
-HINTS = (  # DVC's advice after each stage, which would drown the stage's own lines
+MISTAKE = "error: "  # prefix that stages use only for a UserError
+HINTS = (  # DVC's advice after each stage, omitted from the log
     "To track the changes with git, run:",
     "git add dvc.lock",
     "To enable auto staging, run:",
@@ -27,7 +27,7 @@ HINTS = (  # DVC's advice after each stage, which would drown the stage's own li
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended: the exit code of `dvc`, what it says went wrong, and whether the user can mend it."""
+    """How a stage ended: DVC's exit code, the error message, and whether the user can fix the error."""
 
     code: int
     message: str = ""
@@ -38,7 +38,7 @@ class Outcome:
 class StageRunner:
     """Runs stages of the checkout `root`, several at a time, until `stop` is called.
 
-    As a context manager it stops what still runs at the end, and at a signal (`flows.run.stopping`).
+    As a context manager it stops running stages on exit and on a signal (`flows.run.stopping`).
     """
 
     root: Path
@@ -59,14 +59,14 @@ class StageRunner:
         self.stop()
 
     def run(self, stage: str, log: Callable[[str], None]) -> Outcome:
-        """Run `dvc repro --single-item STAGE`, giving each line of output to `log` as it comes.
+        """Run `dvc repro --single-item STAGE` and pass each line of output to `log`.
 
-        DVC decides what is up to date. `--wait-for-lock` lets stages run side by side.
+        DVC decides whether the stage is up to date. `--wait-for-lock` allows several stages at the same time.
         """
         return self.call(stage, ["dvc", "--wait-for-lock", "repro", "--single-item", stage], log)
 
     def call(self, name: str, module: list[str], log: Callable[[str], None]) -> Outcome:
-        """Run `python -m MODULE ARGUMENTS` in the checkout, in a process group of its own."""
+        """Run `python -m MODULE ARGUMENTS` in the checkout, in a new process group."""
         with self._lock:
             if self.is_stopped:
                 return Outcome(code=128 + signal.SIGKILL, message=f"{name} was not started: the run was stopped.")
@@ -96,7 +96,7 @@ class StageRunner:
         return Outcome(code, *_diagnose(name, code, lines)) if code else Outcome(code)
 
     def stop(self) -> None:
-        """Kill every running stage with all its processes, and start none any more."""
+        """Kill every running stage with all its processes and refuse to start new ones."""
         with self._lock:
             self.is_stopped = True
             for process in self._running.values():
@@ -104,13 +104,13 @@ class StageRunner:
 
 
 def _kill_group(process: "subprocess.Popen[str]") -> None:
-    """Kill a process and all it has started, unless it has ended (its number may be someone else's by then)."""
+    """Kill a process and its children, unless it has ended: another process may then have its id."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def _diagnose(name: str, code: int, lines: list[str]) -> tuple[str, bool]:
-    """Return what went wrong, in one or two lines, and whether it is the user's to mend.
+    """Return the error message of a stage, in one or two lines, and whether the user can fix the error.
 
     A stage prints its UserError as `error: ...`, then DVC adds `ERROR: failed to reproduce ...`.
     """
@@ -122,4 +122,4 @@ def _diagnose(name: str, code: int, lines: list[str]) -> tuple[str, bool]:
     if by_dvc:
         return by_dvc[-1].removeprefix("ERROR: "), False
     how = f"was killed (signal {abs(code) % 128})" if code < 0 or code > 128 else f"ended with exit code {code}"
-    return f"{name} {how} and said nothing.", False
+    return f"{name} {how} without an error message.", False

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM of `rlhf run`: the stages are killed, the run is closed, one line is printed, exit code 130.
+"""Handle Ctrl-C and SIGTERM in `rlhf run`: kill the stages, close the run, print one line, exit with code 130.
 
-Before the flow runs, a signal raises KeyboardInterrupt as usual. While it runs, an exception in the middle of
-Prefect's or MLflow's code would leave their records half-written. So a signal only calls what `calling` names;
-the flow notices that its stages have ended and returns. Further signals are ignored.
+Before the flow starts, a signal raises KeyboardInterrupt as usual. During the flow, an exception inside Prefect or
+MLflow would leave incomplete records. A signal then only calls the callbacks of `calling`; the flow notices that its
+stages have ended and returns. Further signals are ignored.
 """
 
 import atexit
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_CODE = 130  # what shells report for a command that was ended by Ctrl-C
-PATIENCE = 20.0  # seconds until a stop that hangs ends the process
+EXIT_CODE = 130  # the code that shells report after Ctrl-C
+PATIENCE = 20.0  # seconds until a stop that hangs is forced
 LINE = "stopped; run the same command to continue"
 
 _asked, _said = threading.Event(), threading.Event()
@@ -23,32 +23,32 @@ _callbacks: list[Callable[[], None]] = []
 
 
 class Stopped(BaseException):
-    """The run was stopped by a person; no Exception, so that nothing takes it for a failure."""
+    """The user stopped the run. This is not an `Exception`, so that no handler reports it as a failure."""
 
 
 def is_asked() -> bool:
-    """Whether this process was told to stop."""
+    """Return whether this process was asked to stop."""
     return _asked.is_set()
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Handle SIGINT and SIGTERM; a body that ends by them exits with 130 after one line.
+    """Handle SIGINT and SIGTERM: if one of them ends the body, print one line and exit with code 130.
 
-    A body that ends as if nothing had happened was stopped too late: its work is done.
+    If the body completes in spite of a signal, the signal came too late and the exit code is unchanged.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _ask)
-    atexit.register(_leave)  # registered before all others, so called after them
+    atexit.register(_leave)  # registered first, so called last
     try:
         yield
-    except BaseException:  # whatever the signal has become on its way
+    except BaseException:  # libraries may have replaced the KeyboardInterrupt
         if not is_asked():
             raise
         _say()
         sys.exit(EXIT_CODE)
     finally:
-        # What still runs at exit, such as sending the last log lines, must not be interrupted by a second Ctrl-C.
+        # A second Ctrl-C must not interrupt exit handlers, such as the one that sends the last log lines.
         after = signal.SIG_IGN if is_asked() else signal.SIG_DFL
         signal.signal(signal.SIGTERM, after)
         signal.signal(signal.SIGINT, after if is_asked() else signal.default_int_handler)
@@ -56,7 +56,7 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def calling(callback: Callable[[], None]) -> Iterator[None]:
-    """While this is open a signal calls `callback` in a thread of its own instead of raising KeyboardInterrupt."""
+    """Within this context, a signal calls `callback` in a new thread instead of raising KeyboardInterrupt."""
     _callbacks.append(callback)
     try:
         if is_asked():
@@ -76,23 +76,23 @@ def _ask(number: int, frame: FrameType | None) -> None:
     if not _callbacks:
         raise KeyboardInterrupt
     for callback in tuple(_callbacks):
-        # Not here: the main thread may hold the lock that the callback needs.
+        # In a new thread, since the main thread may hold the lock that the callback needs.
         threading.Thread(target=callback, daemon=True).start()
 
 
 def _give_up() -> None:
     _say()
-    os._exit(EXIT_CODE)  # what this process started dies with it
+    os._exit(EXIT_CODE)  # child processes die with this one
 
 
 def _leave() -> None:
-    """Spare a stopped run the seconds in which Python takes its libraries apart."""
+    """Skip Python's slow shutdown after a stop."""
     if _said.is_set():
         os._exit(EXIT_CODE)
 
 
 def _say() -> None:
-    """Print the line once, over a progress line or the ^C of the terminal."""
+    """Print the line once, overwriting a progress line or the terminal's ^C."""
     if _said.is_set():
         return
     _said.set()

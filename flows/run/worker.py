@@ -1,4 +1,4 @@
-"""The worker: registers the flow as a deployment that the UI can start, then runs what is started."""
+"""The worker: register the flow as a deployment, then run what users start in the UI."""
 
 import os
 import shlex
@@ -7,8 +7,8 @@ from pathlib import Path
 
 POOL = "rlhf"
 
-# How the pool starts a run. A template's variables (command, environment, folder) are filled in by whoever starts
-# a run; this one has none and refuses any. `env` is left out, since Prefect adds a run's own to a literal one.
+# How the pool starts a run. The client that starts a run fills in a template's variables (command, environment,
+# folder), so this template has no variables and refuses any. `env` is omitted, since Prefect adds the run's own.
 TEMPLATE = {
     "job_configuration": {"stream_output": True, "command": f"{shlex.quote(sys.executable)} -m flows.run.engine"},
     "variables": {"type": "object", "properties": {}, "additionalProperties": False},
@@ -16,7 +16,7 @@ TEMPLATE = {
 
 
 def register() -> None:
-    """Make the work pool and the deployment, or bring them up to date with params.yaml's fields and profiles/."""
+    """Create the work pool and the deployment, or update them to the fields of params.yaml and to profiles/."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
     from prefect.deployments.runner import RunnerDeployment
@@ -35,14 +35,14 @@ def register() -> None:
     )
     deployment.apply()
     with get_client(sync_client=True) as client:
-        # Prefect's own schema lets unknown arguments through, and the flow run would crash on them.
+        # Prefect's own schema accepts unknown arguments, and the flow run would then crash.
         made = client.read_deployment_by_name(f"{rlhf_pipeline.name}/{deployment.name}")
         schema = {**(made.parameter_openapi_schema or {}), "additionalProperties": False}
         client.update_deployment(made.id, DeploymentUpdate(parameter_openapi_schema=schema))
 
 
 def main() -> None:
-    """Register, say so by making the file named in the arguments, then become Prefect's worker."""
+    """Register, create the file named by the first argument as a signal, then become Prefect's worker."""
     register()
     Path(sys.argv[1]).touch()
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]

@@ -1,11 +1,11 @@
-"""Where the stages of one run work: the user's checkout, or one of the run's own where parameters differ.
+"""The checkout in which the stages of a run work: the user's own, or a clone if parameters are changed.
 
-A run with changed parameters never edits the user's params.yaml. It works in `runs/NAME/checkout`, a local
-clone that shares DVC's cache, and ends as the DVC experiment NAME of the user's checkout:
+A run with changed parameters never edits the user's params.yaml. It works in `runs/NAME/checkout`, a local clone that
+shares DVC's cache, and becomes the DVC experiment NAME of the user's checkout:
 
     clone + the user's edits + the changed params.yaml -> stages -> `dvc exp save` -> push one ref -> delete
 
-A failed run keeps its clone, so that the same run started again resumes where it stopped.
+A failed run keeps its clone, so that the same command resumes it.
 """
 
 import hashlib
@@ -19,65 +19,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.run.changes import Changes, Resolved
+from flows.run.changes import Resolved
 from flows.run.locks import CHECKOUT, FAILED, IN_PLACE, RUNS, only_one, require_idle, require_no_dvc
 from flows.run.yaml_edit import update_yaml
 from rlhf_core.common.errors import UserError
+from tasks.files import paths
 from tasks.runtime.finished import require_resume_folder, sweep_checkout
+from tasks.runtime.git import git, head
 
-FINGERPRINT = "fingerprint"  # file of a run of its own that is not finished: what it was started with
-COPY_BELOW = 1 << 20  # bytes; a larger untracked file is linked
-DATA_KEYS = (("prepare", "path"), ("model", "path"))  # parameters that may name files of the user's own
+FINGERPRINT = "fingerprint"  # file of an unfinished run: hash of the code and parameters that it started with
+COPY_BELOW = 1 << 20  # bytes; larger untracked files are linked
+DATA_KEYS = (("prepare", "path"), ("model", "path"))  # parameters that may name the user's own files
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where stages run (`checkout`), whose it is (`root`), and the experiment it ends as (None: in place)."""
+    """The folder in which stages run (`checkout`), the user's checkout (`root`) and the experiment (None: in place)."""
 
     root: Path
     checkout: Path
     name: str | None = None
 
     def finish(self, stages: Sequence[str]) -> Path:
-        """Keep what the stages have made and return the folder that holds the rendered report.
+        """Store the results of the stages and return the folder of the rendered report.
 
-        An isolated run becomes an experiment of the user's checkout, and its clone is deleted.
+        A run in a clone becomes an experiment of the user's checkout, and the clone is deleted.
         """
         if self.name is None:
-            return self.checkout / "reports"
+            return self.checkout / paths.REPORTS
         folder = self.checkout.parent
         save_experiment(self.checkout, self.name, stages)
         for page in ("report.html", "report.md", "report.json"):
-            if (self.checkout / "reports" / page).is_file():
-                shutil.copyfile(self.checkout / "reports" / page, folder / page)
+            if (self.checkout / paths.REPORTS / page).is_file():
+                shutil.copyfile(self.checkout / paths.REPORTS / page, folder / page)
         shutil.rmtree(self.checkout)
         return folder
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a run will work: in place where `name` is None, else in `folder`/checkout."""
+    """Where a run will work: in place if `name` is None, else in `folder`/checkout."""
 
     wanted: Resolved
-    folder: Path  # what the run holds while it is under way
+    folder: Path  # locked while the run is running
     name: str | None = None
     fingerprint: str = ""
     edits: bytes = b""
 
     @property
     def title(self) -> str:
-        """The run in a message."""
+        """The name of the run in messages."""
         return f"The run {self.name}" if self.name else f"A run in {self.folder.parent.parent}"
 
 
-def plan(root: Path, changes: Changes, name: str | None = None) -> Plan:
-    """Return where a run with `changes` will work, before anything is made.
+def plan(root: Path, wanted: Resolved, name: str | None = None) -> Plan:
+    """Return where a run with the parameters `wanted` will work, before anything is made.
 
     Raises:
-        UserError: a bad parameter or name, a name that is taken, nothing committed yet, or the same run or a `dvc`
+        UserError: a bad name, a name that is taken, nothing committed yet, or the same run or a `dvc`
             command is at work there.
     """
-    wanted = changes.resolve(root)
     if name is not None:
         require_free_name(root, name)
     if not wanted.is_changed and name is None:
@@ -87,7 +88,7 @@ def plan(root: Path, changes: Changes, name: str | None = None) -> Plan:
         commit = head(root)
         edits = git(root, "diff", "HEAD", "--binary")
         fingerprint = hashlib.sha256(b"\0".join([commit.encode(), edits, repr(wanted.params).encode()])).hexdigest()
-        experiment = name or f"{changes.label()}_{fingerprint[:6]}"
+        experiment = name or f"{wanted.changes.label()}_{fingerprint[:6]}"
         chosen = Plan(wanted, root / RUNS / experiment, experiment, fingerprint, edits)
     require_idle(chosen.folder, chosen.title)
     require_no_dvc(chosen.folder / CHECKOUT if chosen.name else root)
@@ -95,13 +96,13 @@ def plan(root: Path, changes: Changes, name: str | None = None) -> Plan:
 
 
 @contextmanager
-def open_workspace(root: Path, changes: Changes, name: str | None = None) -> Iterator[Workspace]:
-    """Yield the workspace of a run: `root` itself where `changes` change nothing, else a clone of its own.
+def open_workspace(root: Path, wanted: Resolved, name: str | None = None) -> Iterator[Workspace]:
+    """Yield the workspace of a run: `root` itself where its parameters are unchanged, else a clone of its own.
 
     Raises:
-        UserError: as `plan` says, or the folder holds another run.
+        UserError: see `plan`; or the folder contains another run.
     """
-    chosen = plan(root, changes, name)
+    chosen = plan(root, wanted, name)
     with only_one(chosen.folder, chosen.title):
         if chosen.name is None:
             sweep_checkout(root)
@@ -112,7 +113,7 @@ def open_workspace(root: Path, changes: Changes, name: str | None = None) -> Ite
         _refuse_other(folder, chosen.fingerprint)
         (folder / FAILED).unlink(missing_ok=True)
         if not (folder / FINGERPRINT).is_file():
-            shutil.rmtree(checkout, ignore_errors=True)  # the remains of a clone that was not finished
+            shutil.rmtree(checkout, ignore_errors=True)  # left by an interrupted clone
             make_clone(root, checkout, chosen.edits)
             _link_data(root, checkout, chosen.wanted.raw)
             _lend_untracked(root, checkout)
@@ -127,47 +128,19 @@ def open_workspace(root: Path, changes: Changes, name: str | None = None) -> Ite
 
 
 def require_free_name(root: Path, name: str) -> None:
-    """Raise UserError where `name` cannot name an experiment or names one already."""
+    """Raise UserError if `name` is not a valid name for an experiment or is taken."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or ".." in name or name.endswith(".lock"):
-        raise UserError(f"{name!r} cannot name an experiment. Use letters, digits, '.', '_' and '-'.")
+        raise UserError(f"{name!r} is not a valid experiment name. Use letters, digits, '.', '_' and '-'.")
     if _experiment_refs(root, name):
         raise UserError(
-            f"There already is an experiment {name}. Choose another --name, or delete it: `dvc exp remove {name}`."
+            f"The experiment {name} already exists.\nChoose another --name, or delete it: dvc exp remove {name}"
         )
 
 
-def git(folder: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
-    """Run git in `folder` and return what it prints.
-
-    Raises:
-        UserError: git failed; the message holds its last line.
-    """
-    # A session of its own: Ctrl-C at the terminal ends the run, not a command in the middle of its work.
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, input=stdin, capture_output=True, check=False, start_new_session=True
-    )
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
-        raise UserError(f"git {arguments[0]} failed in {folder}: {said[-1]}")
-    return done.stdout
-
-
-def head(root: Path) -> str:
-    """Return the commit checked out in `root`.
-
-    Raises:
-        UserError: there is none yet.
-    """
-    try:
-        return git(root, "rev-parse", "--verify", "HEAD").decode().strip()
-    except UserError as error:
-        raise UserError(f"{root} has no commit to start from. Run `git add -A && git commit` first.") from error
-
-
 def make_clone(root: Path, checkout: Path, edits: bytes) -> None:
-    """Clone `root` with its uncommitted `edits`, using its DVC cache and its own DVC settings.
+    """Clone `root` with its uncommitted `edits`, its DVC cache and its local DVC settings.
 
-    Both are links: .dvc/config.local may hold credentials, which no clone may keep a copy of.
+    Cache and settings are links: .dvc/config.local may contain credentials, which must not be copied.
     """
     from dvc.repo import Repo
 
@@ -179,29 +152,29 @@ def make_clone(root: Path, checkout: Path, edits: bytes) -> None:
         (checkout / ".dvc" / "config.local").symlink_to(local)
     with Repo(str(root)) as repo, Repo(str(checkout)) as clone:
         cache, linked = Path(repo.cache.local_cache_dir), Path(clone.cache.local_cache_dir)
-    if linked.resolve() != cache.resolve():  # a relative path, as the default is, leads elsewhere from the clone
+    if linked.resolve() != cache.resolve():  # a relative path, such as the default, points elsewhere in the clone
         _link_cache(cache, linked)
 
 
 def _link_cache(cache: Path, linked: Path) -> None:
-    """Make `linked`, where the clone's cache would be, a link to `cache`."""
+    """Link the clone's cache folder `linked` to `cache`."""
     cache.mkdir(parents=True, exist_ok=True)
     linked.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):
-        linked.rmdir()  # an empty one, made by DVC
+        linked.rmdir()  # an empty folder created by DVC
     try:
         linked.symlink_to(cache)
     except FileExistsError:
         raise UserError(
-            f"From a checkout of its own, DVC's cache.dir leads to {linked}, which is something else.\n"
-            f"Give the full path: dvc cache dir --local {cache}"
+            f"DVC's cache.dir is a relative path; from the run's clone it points to {linked}, which is not the cache.\n"
+            f"Set the absolute path: dvc cache dir --local {cache}"
         ) from None
 
 
 def save_experiment(checkout: Path, name: str, stages: Sequence[str]) -> None:
-    """Save `checkout` as the DVC experiment `name` and push it to where the checkout was cloned from.
+    """Save `checkout` as the DVC experiment `name` and push it to the checkout that it was cloned from.
 
-    Only `stages` are recorded: without them DVC would also mark stages as up to date that never ran.
+    Only `stages` are recorded, since DVC would otherwise mark stages as up to date that never ran.
 
     Raises:
         UserError: DVC or git failed.
@@ -215,27 +188,27 @@ def save_experiment(checkout: Path, name: str, stages: Sequence[str]) -> None:
 
 
 def _experiment_refs(folder: Path, name: str) -> list[str]:
-    """Full names of DVC's references refs/exps/XX/YYYY/NAME, one for each commit that has such an experiment."""
+    """Return the git references refs/exps/XX/YYYY/NAME of an experiment, one per commit that has it."""
     names = git(folder, "for-each-ref", "--format=%(refname)", "refs/exps").decode().split()
     return [full for full in names if full.split("/")[4:] == [name]]
 
 
 def _refuse_other(folder: Path, fingerprint: str) -> None:
-    """Keep an unfinished run from being taken up with other code or parameters."""
+    """Raise UserError if the folder contains an unfinished run with other code or parameters."""
     known = folder / FINGERPRINT
     if known.is_file() and known.read_text() != fingerprint:
         raise UserError(
-            f"{folder} holds an unfinished run with other code or parameters. "
-            f"Choose another --name, or delete that folder."
+            f"{folder} contains an unfinished run with other code or parameters.\n"
+            f"Choose another --name, or delete the run: rlhf runs --remove {folder.name}"
         )
 
 
 def _lend_untracked(root: Path, checkout: Path) -> None:
-    """Make untracked files of the user's available; small ones as copies, since stages may rewrite them (dvc.lock)."""
+    """Copy small untracked files of the user, since stages may rewrite them (dvc.lock), and link large ones."""
     for path in filter(None, git(root, "ls-files", "--others", "--exclude-standard", "-z").decode().split("\0")):
         source, target = root / path, checkout / path
         if target.exists():
-            continue  # data, linked already
+            continue  # already linked as data
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_file() and source.stat().st_size < COPY_BELOW:
             shutil.copy2(source, target)
@@ -244,14 +217,14 @@ def _lend_untracked(root: Path, checkout: Path) -> None:
 
 
 def _link_data(root: Path, checkout: Path, parameters: dict[str, Any]) -> None:
-    """Link local data that parameters name: inside `root` at the same place, outside by full path.
+    """Make local data named by parameters available: link paths inside `root`, make other paths absolute.
 
-    Linked, not copied: a failed run that is started again has to see what the user mended in its data.
+    The data is not copied, so that a failed run sees the user's corrections when it is started again.
     """
     for section, key in DATA_KEYS:
         value = (parameters.get(section) or {}).get(key)
         if not isinstance(value, str) or not value or not (root / value).exists():
-            continue  # nothing of the user's own, or an identifier on a hub; the stage says what is missing
+            continue  # unset, a hub id, or missing; the stage reports missing files
         source = (root / value).resolve()
         if not source.is_relative_to(root.resolve()):
             parameters[section][key] = str(source)

@@ -1,4 +1,4 @@
-"""Changing values of a YAML file in place: every line without a changed value keeps its bytes."""
+"""Edit values of a YAML file in place: every line without a changed value keeps its bytes."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,15 +6,15 @@ from typing import Any
 
 import yaml
 
-Edit = tuple[int, int, str]  # from, to, what stands there instead
+Edit = tuple[int, int, str]  # start, end, replacement
 
 
 def update_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """Give the YAML file at `path` the values of `content`; keys that it lacks are added, others stay.
+    """Set the values of `content` in the YAML file at `path`. Missing keys are added, other keys are kept.
 
-    Comments, order and the spelling of values that are equal (3.0e-3, quotes, lists) stay as they are.
+    Comments, order and the spelling of unchanged values (3.0e-3, quotes, lists) are kept.
     """
-    with path.open(encoding="utf-8", newline="") as file:  # line ends as they are
+    with path.open(encoding="utf-8", newline="") as file:  # keep line endings
         text = file.read()
     wanted = _merged(yaml.safe_load(text) or {}, content)
     root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -22,7 +22,7 @@ def update_yaml(path: Path, content: Mapping[str, Any]) -> None:
     changed = text
     for start, end, new in sorted(edits, reverse=True):
         changed = changed[:start] + new + changed[end:]
-    if not _says(changed, wanted):  # anchors and merge keys: one text, several values
+    if not _says(changed, wanted):  # with anchors and merge keys, one text sets several values
         changed = yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write(changed)
@@ -36,14 +36,14 @@ def _says(text: str, wanted: Any) -> bool:
 
 
 def _merged(old: Any, new: Any) -> Any:
-    """`new` over `old`, mapping by mapping."""
+    """Merge `new` into `old` recursively."""
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return new
     return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
 
 
 def _edits(text: str, node: yaml.MappingNode, content: Mapping[str, Any]) -> Iterator[Edit]:
-    """Replacements that give a mapping the values of `content`."""
+    """Yield the edits that set the values of `content` in a mapping."""
     known = {_value(key): (key, value) for key, value in node.value}
     for name, wanted in content.items():
         if name not in known:
@@ -55,7 +55,7 @@ def _edits(text: str, node: yaml.MappingNode, content: Mapping[str, Any]) -> Ite
         elif not _is_same(_value(value), wanted):
             start, end = _span(text, value)
             if start == end or (start > key.end_mark.index and _is_block(value)):
-                # After "key:" alone, or instead of a block that begins on the next line.
+                # The value is empty, or a block that begins on the next line.
                 colon = text.index(":", key.end_mark.index) + 1
                 yield colon, max(end, colon), f" {_flow(wanted)}"
             else:
@@ -63,11 +63,11 @@ def _edits(text: str, node: yaml.MappingNode, content: Mapping[str, Any]) -> Ite
 
 
 def _added(text: str, node: yaml.MappingNode, name: str, wanted: Any) -> Edit:
-    """A key that the mapping lacks, behind its last value."""
+    """Return the edit that adds a key after the last value of a mapping."""
     _, end = _span(text, node)
     if node.flow_style:
         return end - 1, end - 1, f"{', ' if node.value else ''}{_flow({name: wanted})[1:-1]}"
-    line_end = end + len(text[end:].partition("\n")[0].rstrip("\r"))  # behind a comment
+    line_end = end + len(text[end:].partition("\n")[0].rstrip("\r"))  # after a comment
     return line_end, line_end, f"\n{' ' * node.start_mark.column}{name}: {_flow(wanted)}"
 
 
@@ -76,7 +76,7 @@ def _is_block(node: yaml.Node) -> bool:
 
 
 def _span(text: str, node: yaml.Node) -> tuple[int, int]:
-    """Where a value begins and ends in the text; a block ends with its last value, before comments that follow."""
+    """Return start and end of a value in the text. A block ends with its last value, without trailing comments."""
     if _is_block(node) and node.value:
         last = node.value[-1]
         return node.start_mark.index, _span(text, last[1] if isinstance(last, tuple) else last)[1]
@@ -85,7 +85,7 @@ def _span(text: str, node: yaml.Node) -> tuple[int, int]:
 
 
 def _is_same(old: Any, new: Any) -> bool:
-    """Equal, and alike as YAML: 1, 1.0 and true are three values."""
+    """Return whether two values are equal and have the same YAML form: 1, 1.0 and true all differ."""
     return bool(old == new) and _flow(old) == _flow(new)
 
 
@@ -94,6 +94,6 @@ def _value(node: yaml.Node) -> Any:
 
 
 def _flow(value: Any) -> str:
-    """A value on one line."""
+    """Return a value as one line of YAML."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")

@@ -1,10 +1,10 @@
-"""Access control in front of both servers: who may send them a request at all.
+"""Access control for both servers: which requests may reach them.
 
-Listening on 127.0.0.1 keeps other machines out, not the pages that the user's own browser opens. A page of
-another origin, also one of another port of this machine, is known by the headers `Origin` and
-`Sec-Fetch-Site`; one that has made its own name point to 127.0.0.1 (DNS rebinding) by the header `Host`.
-Prefect checks its password itself; MLflow's own checks let every port of this machine through and know no
-password without a user database, so its password is checked here.
+Listening on 127.0.0.1 keeps other machines out, but not the pages that the user's own browser opens. The headers
+`Origin` and `Sec-Fetch-Site` reveal a page from another origin, including another port of this machine. The header
+`Host` reveals a page whose host name resolves to 127.0.0.1 (DNS rebinding). Prefect checks its own password. MLflow
+accepts requests from every port of this machine and needs a user database for passwords, so its password is checked
+here.
 """
 
 import base64
@@ -21,13 +21,14 @@ ASK = {"WWW-Authenticate": 'Basic realm="rlhf", charset="UTF-8"'}
 
 
 class Guard:
-    """An ASGI application around the one that it guards.
+    """ASGI middleware that guards one application.
 
     Args:
         app: Prefect's or MLflow's application.
-        port: The port that it is served on.
-        login_page: What LOGIN shows: a page that logs the browser in and goes on to the application's own.
-        login: `user:password` that every request but the health check has to bring; None: the application asks.
+        port: The port of the server.
+        login_page: HTML served at LOGIN. It logs the browser in and redirects to the application's own page.
+        login: `user:password` required for every request except the health check. None: the application
+            checks its own password.
     """
 
     def __init__(self, app: ASGIApp, port: int, login_page: str, login: str | None = None) -> None:
@@ -36,12 +37,12 @@ class Guard:
         self.origins = {f"http://{host}" for host in self.hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on, or answer it in the application's place."""
+        """Pass the request to the application, or reject it."""
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
 
         async def unframed(message: Message) -> None:
-            if message["type"] == "http.response.start":  # no page of another origin may show ours in a frame
+            if message["type"] == "http.response.start":  # pages from other origins must not embed ours
                 MutableHeaders(scope=message)["X-Frame-Options"] = "SAMEORIGIN"
             await send(message)
 
@@ -54,18 +55,18 @@ class Guard:
             await answer(scope, receive, unframed)
 
     def _answer(self, scope: Scope) -> Any:
-        """What to answer in the application's place, None where the request may pass."""
+        """Return the response to send instead of the application's, None if the request may pass."""
         headers = Headers(scope=scope)
         if headers.get("host") not in self.hosts:
             return PlainTextResponse("Unknown host.", 403)
         if not self._is_own(scope, headers):
-            return PlainTextResponse("Refused: a request of another origin.", 403)
+            return PlainTextResponse("Refused: this request comes from another origin.", 403)
         if self.login is not None and scope["path"] != "/health" and not _brings(headers, self.login):
-            return PlainTextResponse("Log in with the user and password that `rlhf up` shows.", 401, ASK)
+            return PlainTextResponse("Log in with the user name and password that `rlhf up` prints.", 401, ASK)
         return HTMLResponse(self.login_page) if scope["path"] == LOGIN else None
 
     def _is_own(self, scope: Scope, headers: Headers) -> bool:
-        """Whether a request comes from our own pages, from a program, or from a person who follows a link."""
+        """Return whether a request comes from our own pages, from a program, or from a link that a person followed."""
         if "origin" in headers:
             return headers["origin"] in self.origins
         if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
@@ -74,6 +75,6 @@ class Guard:
 
 
 def _brings(headers: Headers, login: str) -> bool:
-    """Whether the header `Authorization` holds this login."""
+    """Return whether the header `Authorization` contains this login."""
     expected = "Basic " + base64.b64encode(login.encode()).decode()
     return hmac.compare_digest(headers.get("authorization", "").encode(), expected.encode())

@@ -1,4 +1,4 @@
-"""One server process behind its guard: `python -m flows.servers.serve prefect|mlflow PORT`, started by `rlhf up`."""
+"""One guarded server process, started by `rlhf up`: `python -m flows.servers.serve prefect|mlflow PORT`."""
 
 import json
 import os
@@ -11,16 +11,16 @@ from flows.servers.guard import Guard
 from flows.servers.services import VIEW
 from flows.servers.settings import HOST, find_root, login
 
-FIGURES = ("win_rate_vs_sft", "kl")  # of each policy, logged as FIGURE/POLICY
+FIGURES = ("win_rate_vs_sft", "kl")  # logged per policy as FIGURE/POLICY
 
-# Prefect's page keeps its login in the browser; here it follows the #, which no browser sends to a server.
+# Prefect's page stores the login in the browser. The login is passed after the #, which browsers never send.
 PREFECT_LOGIN = """<!doctype html><title>rlhf</title><script>
 localStorage.setItem("prefect-password", btoa(location.hash.slice(1)));
 location.replace("/deployments");
 </script>"""
 
-# The browser has logged in by the address of this page. MLflow's own page fails under an address that holds a
-# login, so go on without it, and to what follows the #. Its assistant opens by itself the first time; not here.
+# The address of this page has logged the browser in. MLflow's own page fails if its address contains a login, so
+# redirect to the address without it, at the path after the #. The first line keeps MLflow's assistant closed.
 MLFLOW_LOGIN = """<!doctype html><title>rlhf</title><script>
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 location.replace(`http://${location.host}/${location.hash}`);
@@ -28,14 +28,14 @@ location.replace(`http://${location.host}/${location.hash}`);
 
 
 def prefect_app() -> Any:
-    """Prefect's API and page; it is configured by its environment."""
+    """Return Prefect's API and UI, configured by environment variables."""
     from prefect.server.api.server import create_app
 
     return create_app(final=True)
 
 
 def mlflow_app(root: Path) -> Any:
-    """MLflow's API and page on the checkout's own store, as `mlflow server` makes them."""
+    """Return MLflow's API and UI for the checkout's store, set up as `mlflow server` does it."""
     from mlflow.server import constants
 
     store = f"sqlite:///{root / 'mlflow.db'}"
@@ -56,29 +56,31 @@ def mlflow_app(root: Path) -> Any:
 
 
 def _prepare_experiment(root: Path) -> None:
-    """Make the experiment if need be, shown as training runs (MLflow guesses otherwise), and its view."""
+    """Create the experiment if it is missing, set its kind (MLflow would guess) and save the view of its runs."""
     import yaml
 
     from tasks.runtime import tracking
 
-    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    policy = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))["policy"]
     client = tracking.client()
     experiment = tracking.experiment_id(client)
     client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
-    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", view(params["policy"]["algorithms"]))
+    client.set_experiment_tag(
+        experiment, f"mlflow.sharedViewState.{VIEW}", view([*policy["online"], *policy["offline"]])
+    )
 
 
 def view(policies: Sequence[str]) -> str:
-    """The table of runs as MLflow's page reads it: the comparison's figures of each policy, names in full."""
+    """Return the layout of MLflow's table of runs as JSON: one column per figure and policy, wide enough to read."""
     names = [f"{figure}/{policy}" for figure in FIGURES for policy in policies]
     columns = [f"metrics.`{name}`" for name in names]
-    # pixels: a letter takes 6, the cell's edges 24
+    # in pixels: 6 per letter, 24 for the cell's padding
     widths = {column: 24 + 6 * len(name) for column, name in zip(columns, names, strict=True)}
     return json.dumps({"selectedColumns": columns, "columnOrder": columns, "columnWidths": widths})
 
 
 def main() -> None:
-    """Serve until this process is stopped."""
+    """Run the server until the process is stopped."""
     import uvicorn
 
     part, port, root = sys.argv[1], int(sys.argv[2]), find_root()

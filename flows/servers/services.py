@@ -1,7 +1,8 @@
-"""Local services on 127.0.0.1: Prefect's server, MLflow's server, and a worker that runs what the UI starts.
+"""Local services on 127.0.0.1: Prefect's server, MLflow's server, and a worker for runs started in the UI.
 
-Every process started here, and all it starts in turn, carries the checkout's path in `RLHF_SERVICES`. They are
-found again by that, not by numbers in a file, so a crash or a restart of the machine leaves nothing stale.
+Every process started here, and every descendant of it, has the checkout's path in the environment variable
+`RLHF_SERVICES`. Processes are found by that variable, not by process ids in a file, so that nothing is stale after a
+crash or a reboot.
 """
 
 import base64
@@ -26,17 +27,17 @@ from tasks.runtime.tracking import EXPERIMENT
 
 PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
-LOGIN = "/rlhf-login"  # path of the page that logs a browser in: see flows/servers/serve.py
-VIEW = "rlhf"  # name of MLflow's view of the runs: see flows/servers/serve.py
+LOGIN = "/rlhf-login"  # path of the page that logs a browser in, see flows/servers/serve.py
+VIEW = "rlhf"  # name of MLflow's saved view of the runs, see flows/servers/serve.py
 MARK, PART = "RLHF_SERVICES", "RLHF_SERVICE"
-PORTS = range(1024, 65536)  # those below belong to the system
-START_SECONDS = 240.0  # a loaded machine takes over a minute
+PORTS = range(1024, 65536)  # lower ports are reserved for the system
+START_SECONDS = 240.0  # a busy machine needs more than a minute
 STOP_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Services:
-    """Where the services of a checkout listen."""
+    """Ports of a checkout's services."""
 
     prefect_port: int = PREFECT_PORT
     mlflow_port: int = MLFLOW_PORT
@@ -53,11 +54,11 @@ class Services:
 
 
 def up(root: Path, prefect_port: int | None = None, mlflow_port: int | None = None) -> Services:
-    """Start what is not running yet, wait until it answers, and return where it listens.
+    """Start the services unless they are running, wait until they answer, and return their ports.
 
     Raises:
-        UserError: a port is out of range, in use, given twice, or differs from the one that the running services
-            have; or a service did not start, and the message names its log.
+        UserError: a port is out of range, in use, given twice, or differs from the port of the running services;
+            or a service did not start (the message names its log).
     """
     wanted = Services(prefect_port or PREFECT_PORT, mlflow_port or MLFLOW_PORT)
     asked = {"--prefect-port": prefect_port, "--mlflow-port": mlflow_port}
@@ -66,7 +67,7 @@ def up(root: Path, prefect_port: int | None = None, mlflow_port: int | None = No
     if running is not None:
         _require_same(running, prefect_port, mlflow_port)
         return running
-    down(root)  # a part may have survived a crash of the others
+    down(root)  # one service may have survived a crash of the others
     _require_free(wanted.prefect_port, "--prefect-port")
     _require_free(wanted.mlflow_port, "--mlflow-port")
     folder = root / ".rlhf"
@@ -88,9 +89,9 @@ def up(root: Path, prefect_port: int | None = None, mlflow_port: int | None = No
 
 
 def down(root: Path) -> list[str]:
-    """Stop the services of `root` with everything they run; return which were running. Stopping none is fine.
+    """Stop the services of `root` and everything they run; return the names of those that were running.
 
-    The worker goes first, so that its runs can still report to the server that they were stopped.
+    The worker is stopped first, so that its runs can still report to the server that they were stopped.
     """
     stopped: list[str] = []
     for parts in (("worker",), ("prefect", "mlflow")):
@@ -100,7 +101,7 @@ def down(root: Path) -> list[str]:
 
 
 def find(root: Path) -> Services | None:
-    """Return where the services of `root` listen, None unless both servers answer and the worker lives."""
+    """Return the ports of the services of `root`, None unless both servers answer and the worker is running."""
     path = root / ".rlhf" / "services.json"
     if not path.is_file():
         return None
@@ -110,7 +111,7 @@ def find(root: Path) -> Services | None:
 
 
 def login_addresses(root: Path, services: Services) -> tuple[str, str]:
-    """Addresses that log a browser in: to Prefect, and to MLflow's table of this project's training runs."""
+    """Return addresses that log a browser in: Prefect's UI, and MLflow's table of this project's training runs."""
     question = f"{services.mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
     authorization = "Basic " + base64.b64encode(login(root).encode()).decode()
     request = urllib.request.Request(question, headers={"Authorization": authorization})
@@ -124,12 +125,12 @@ def login_addresses(root: Path, services: Services) -> tuple[str, str]:
 
 
 def mlflow_address(root: Path) -> str:
-    """Address of MLflow's UI, running or not (then where `rlhf up` would put it)."""
+    """Return the address of MLflow's UI; if it is not running, the address that `rlhf up` would use."""
     return (find(root) or Services()).mlflow
 
 
 def _start(root: Path, part: str, services: Services, module: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Start one service detached from this terminal, its output in .rlhf/PART.log."""
+    """Start one service detached from this terminal; its output goes to .rlhf/PART.log."""
     port = services.prefect_port
     environment = {
         **os.environ,
@@ -139,7 +140,7 @@ def _start(root: Path, part: str, services: Services, module: Sequence[str]) -> 
         "PREFECT_API_AUTH_STRING": login(root),
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 10 processes and a minute more otherwise
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves 10 processes and a minute
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     }
     with (root / ".rlhf" / f"{part}.log").open("wb") as log:
@@ -158,7 +159,7 @@ def _wait(root: Path, part: str, process: "subprocess.Popen[bytes]", is_ready: C
     """Wait until a service is ready.
 
     Raises:
-        UserError: the process ended, or took too long.
+        UserError: the process ended, or did not answer in time.
     """
     deadline = time.monotonic() + START_SECONDS
     while not is_ready():
@@ -166,9 +167,9 @@ def _wait(root: Path, part: str, process: "subprocess.Popen[bytes]", is_ready: C
         if ended or time.monotonic() > deadline:
             log = root / ".rlhf" / f"{part}.log"
             said = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
-            happened = "ended at once" if ended else f"did not answer within {START_SECONDS:.0f} s"
+            happened = "stopped during startup" if ended else f"did not answer within {START_SECONDS:.0f} s"
             raise UserError(
-                f"The {part} service {happened}; it last said: {said[-1].strip()}\nSee {log}, then try again."
+                f"The {part} service {happened}. Its last output: {said[-1].strip()}\nSee {log}, then try again."
             )
         time.sleep(0.3)
 
@@ -182,7 +183,7 @@ def _answers(address: str) -> bool:
 
 
 def _require_ports(asked: dict[str, int], wanted: Services) -> None:
-    """Raise UserError where a port that was asked for cannot be one, or both are the same."""
+    """Raise UserError if a requested port is out of range or both ports are the same."""
     for flag, port in asked.items():
         if port not in PORTS:
             raise UserError(f"{flag} {port} is out of range.\nChoose a port from {PORTS.start} to {PORTS.stop - 1}.")
@@ -194,34 +195,34 @@ def _require_ports(asked: dict[str, int], wanted: Services) -> None:
 
 
 def _require_same(running: Services, prefect_port: int | None, mlflow_port: int | None) -> None:
-    """Raise UserError where a port was asked for and the services run on another."""
+    """Raise UserError if the services are running on a port other than the requested one."""
     if prefect_port in (None, running.prefect_port) and mlflow_port in (None, running.mlflow_port):
         return
     raise UserError(
-        f"The services already run: Prefect on port {running.prefect_port}, MLflow on port {running.mlflow_port}.\n"
-        "Stop them first (rlhf down), then start them on other ports."
+        f"The services are already running: Prefect on port {running.prefect_port}, "
+        f"MLflow on port {running.mlflow_port}.\nStop them with `rlhf down`, then start them on other ports."
     )
 
 
 def _require_free(port: int, flag: str) -> None:
-    """Raise UserError where something listens on `port` already."""
+    """Raise UserError if another program uses `port`."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
             raise UserError(
-                f"Port {port} of {HOST} is in use. Free it, or choose another: rlhf up {flag} {port + 1}"
+                f"Port {port} of {HOST} is in use.\nFree it, or choose another: rlhf up {flag} {port + 1}"
             ) from error
 
 
 def _processes(root: Path, parts: Sequence[str]) -> list[tuple[psutil.Process, str]]:
-    """All live processes of these services of `root`, whoever started them, and which service each belongs to."""
+    """Return all live processes of these services of `root`, each with the name of its service."""
     found = []
     for process in psutil.process_iter():
         try:
             environment = process.environ()
-        except psutil.Error:  # somebody else's, or gone
+        except psutil.Error:  # owned by another user, or already ended
             continue
         if environment.get(MARK) == str(root) and environment.get(PART) in parts:
             found.append((process, environment[PART]))
@@ -229,7 +230,7 @@ def _processes(root: Path, parts: Sequence[str]) -> list[tuple[psutil.Process, s
 
 
 def _stop(root: Path, parts: Sequence[str]) -> list[str]:
-    """Ask all processes of these services to end, then kill what is left."""
+    """Terminate all processes of these services, then kill the remaining ones."""
     running = _processes(root, parts)
     for process, _ in running:
         with suppress(psutil.NoSuchProcess):

@@ -1,7 +1,7 @@
-"""Prefect's server for one `rlhf run` where `rlhf up` has started none.
+"""A temporary Prefect server for one `rlhf run`, used when `rlhf up` is not running.
 
-Prefect would start one itself, but in the terminal's process group: Ctrl-C would end it before the run could report
-that it was stopped. This one has a session of its own, and dies with the run.
+Prefect can start such a server itself, but in the terminal's process group: Ctrl-C would end the server before the
+run could report that it was stopped. This server runs in its own session and ends with the run.
 """
 
 import atexit
@@ -23,15 +23,15 @@ from rlhf_core.common.errors import UserError
 
 HOST = "127.0.0.1"
 APPLICATION = "prefect.server.api.server:create_app"
-# How Prefect sets up its own temporary server: no UI, and only the services that a single run needs.
+# The settings of Prefect's own temporary server: no UI, and only the services that a single run needs.
 ENVIRONMENT = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-START_SECONDS = 180.0  # it makes its database on the first run
+START_SECONDS = 180.0  # the first run creates the database
 STOP_SECONDS = 3.0
 
 
 @dataclass
 class TemporaryServer:
-    """A server that is starting or running; its database is the one in PREFECT_HOME."""
+    """A server that is starting or running; its database is in PREFECT_HOME."""
 
     port: int
     process: "subprocess.Popen[bytes]"
@@ -43,7 +43,7 @@ class TemporaryServer:
         return f"http://{HOST}:{self.port}/api"
 
     def stop(self) -> None:
-        """Let it write what it has received, then end it with all it has started."""
+        """Let the server store what it has received, then end it and all its children."""
         if self.process.poll() is not None:
             return
         with suppress(ProcessLookupError):
@@ -56,15 +56,15 @@ class TemporaryServer:
 
 
 def begin() -> TemporaryServer:
-    """Start a server without waiting for it; it is stopped when this process exits."""
+    """Start a server without waiting for it. It is stopped when this process exits."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-    # Bound here and handed over, so that no other program can take the port in between.
+    # The socket is bound here and inherited, so that no other program can take the port in between.
     with socket.socket() as listener:
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # uvicorn sets it on its own sockets alone
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # uvicorn sets it only on its own sockets
         listener.bind((HOST, 0))
         port = int(listener.getsockname()[1])
         command = ["uvicorn", "--factory", APPLICATION, "--fd", str(listener.fileno()), "--log-level", "error"]
-        command += ["--timeout-graceful-shutdown", "1"]  # an open connection for events would keep it from ending
+        command += ["--timeout-graceful-shutdown", "1"]  # an open event connection would delay the shutdown
         process = subprocess.Popen(
             [sys.executable, "-I", supervise.__file__, str(os.getpid()), sys.executable, "-m", *command],
             env={**os.environ, **ENVIRONMENT},
@@ -75,7 +75,7 @@ def begin() -> TemporaryServer:
             pass_fds=[listener.fileno()],
         )
     server = TemporaryServer(port, process, log)
-    # Prefect sends what is left of logs and events before functions registered here are called.
+    # Prefect sends its remaining logs and events before functions registered here are called.
     atexit.register(server.stop)
     return server
 
@@ -84,7 +84,7 @@ def wait(server: TemporaryServer) -> None:
     """Wait until the server answers.
 
     Raises:
-        UserError: it did not start; the message holds its last line.
+        UserError: the server did not start; the message contains its last line of output.
     """
     deadline = time.monotonic() + START_SECONDS
     while server.process.poll() is None and time.monotonic() < deadline:
@@ -93,4 +93,6 @@ def wait(server: TemporaryServer) -> None:
         time.sleep(0.05)
     server.log.seek(0)
     said = server.log.read().decode(errors="replace").strip().splitlines() or ["nothing"]
-    raise UserError(f"Prefect's temporary server did not start; it last said: {said[-1]}\nStart one with: rlhf up")
+    raise UserError(
+        f"Prefect's temporary server did not start. Its last output: {said[-1]}\nStart a server with: rlhf up"
+    )

@@ -31,5 +31,5 @@ class CDPO(PairAlgorithm):
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The mixture of both directions per pair, (N,)."""
         logratios = self.logratios(outputs, batch)
-        labels = smoothed(batch.labels[0::2], self.label_smoothing)
-        return dpo(logratios[0::2], logratios[1::2], self.beta, labels)
+        preferences = smoothed(batch.preferences[0::2], self.label_smoothing)
+        return dpo(logratios[0::2], logratios[1::2], self.beta, preferences)

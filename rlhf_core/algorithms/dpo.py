@@ -2,7 +2,7 @@
 
 L = -log σ(β [log π_θ(y_w|x)/π_ref(y_w|x) - log π_θ(y_l|x)/π_ref(y_l|x)]), log-probabilities summed over response
 tokens. β is the weight of the KL constraint (eq. 3). The reference is the SFT model; its
-log-probabilities are computed once, before training. A tie (label ½) counts half in each direction.
+log-probabilities are computed once, before training. A tie (preference ½) counts half in each direction.
 """
 
 from dataclasses import dataclass
@@ -29,4 +29,4 @@ class DPO(PairAlgorithm):
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Eq. 7 per pair, (N,)."""
         logratios = self.logratios(outputs, batch)
-        return dpo(logratios[0::2], logratios[1::2], self.beta, batch.labels[0::2])
+        return dpo(logratios[0::2], logratios[1::2], self.beta, batch.preferences[0::2])

@@ -30,7 +30,7 @@ class IPO(PairAlgorithm):
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Eq. 17 per pair, (N,)."""
         logratios = self.logratios(outputs, batch)
-        return ipo(logratios[0::2], logratios[1::2], self.beta, batch.labels[0::2])
+        return ipo(logratios[0::2], logratios[1::2], self.beta, batch.preferences[0::2])
 
     def logratios(self, outputs: Outputs, batch: Batch) -> Tensor:
         """log π_θ(y|x) - log π_ref(y|x), (B,); both are divided alike if per token (docs/pitfalls.md, 22)."""

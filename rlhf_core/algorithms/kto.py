@@ -19,7 +19,7 @@ from rlhf_core.maths.reductions import sequence_sum, unit_mean
 
 @dataclass(frozen=True, kw_only=True)
 class KTO(Algorithm[Batch]):
-    """Labels are 1 for good, 0 for bad; `margins` hold z_0."""
+    """Each response counts by itself: `desirable` says whether it is good, `reference_points` hold z_0."""
 
     name = "kto"
     title = "KTO"
@@ -34,16 +34,16 @@ class KTO(Algorithm[Batch]):
         check_bounds(self)
 
     def prepare(self, batch: Batch, forward: Callable[[Batch], Outputs]) -> Batch:
-        """The labelled rows alone, with z_0 from the mismatched ones as their margin."""
+        """The labelled rows alone, with z_0 from the mismatched ones."""
         mismatched = batch.select(slice(1, None, 2))
         reference_point = self._logratios(forward(mismatched), mismatched).mean().clamp(min=0)
         labelled = batch.select(slice(0, None, 2))
-        return replace(labelled, margins=reference_point.expand(labelled.rows))
+        return replace(labelled, reference_points=reference_point.expand(labelled.rows))
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Eq. 7, (B,)."""
-        values = kto(self._logratios(outputs, batch), batch.margins, batch.labels, self.beta)
-        good = batch.labels > 0.5
+        values = kto(self._logratios(outputs, batch), batch.reference_points, batch.desirable, self.beta)
+        good = batch.desirable > 0.5
         return values * good * self.desirable_weight + values * ~good * self.undesirable_weight
 
     def weights(self, batch: Batch) -> Tensor:
@@ -54,9 +54,9 @@ class KTO(Algorithm[Batch]):
         """The reference point, and the mean implicit reward with its sign turned for bad responses, (B,)."""
         implicit = self.beta * self._logratios(outputs, batch).detach()
         return {
-            "reference_point": batch.margins,
+            "reference_point": batch.reference_points,
             "implicit_reward": implicit,
-            "margin": implicit * (2 * batch.labels - 1),
+            "margin": implicit * (2 * batch.desirable - 1),
         }
 
     def _logratios(self, outputs: Outputs, batch: Batch) -> Tensor:

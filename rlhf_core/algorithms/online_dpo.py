@@ -22,7 +22,7 @@ from rlhf_core.maths.reductions import at_last_token, sequence_sum
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineDPO(OnPolicyAlgorithm):
-    """Rows alternate the first and second response to a prompt; labels are the probability that a row is the better."""
+    """Rows alternate the first and second response to a prompt; `targets` sets each row's preference."""
 
     name = "online_dpo"
     title = "Online DPO"
@@ -45,7 +45,7 @@ class OnlineDPO(OnPolicyAlgorithm):
         return 2
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
-        """The label of each row: its chance to be the better one of its pair."""
+        """The preference of each row: its probability of being the better one of its pair."""
         margin = rollout.scores[0::2] - rollout.scores[1::2]
         first = margin.sigmoid()
         if self.labels == "sampled":
@@ -54,13 +54,13 @@ class OnlineDPO(OnPolicyAlgorithm):
             first = (margin.sign() + 1) / 2
         rewards = at_last_token(rollout.scores, rollout.response_mask)
         nothing = torch.zeros_like(rewards)
-        labelled = replace(rollout, labels=torch.stack([first, 1 - first], -1).flatten())
+        labelled = replace(rollout, preferences=torch.stack([first, 1 - first], -1).flatten())
         return labelled.with_targets(advantages=nothing, rewards=rewards)
 
     def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
         """DPO's loss with the first response as chosen and its label, (N,)."""
         logratios = sequence_sum(outputs.logprobs - batch.ref_logprobs, batch.response_mask)
-        return dpo(logratios[0::2], logratios[1::2], self.beta, batch.labels[0::2])
+        return dpo(logratios[0::2], logratios[1::2], self.beta, batch.preferences[0::2])
 
     def weights(self, batch: Rollout) -> Tensor:
         """One pair, one vote, (N,)."""
@@ -70,5 +70,5 @@ class OnlineDPO(OnPolicyAlgorithm):
         """How often the implicit reward ranks a pair as its label does, and the size of the margin, (N,)."""
         logratios = self.beta * sequence_sum(outputs.logprobs - batch.ref_logprobs, batch.response_mask).detach()
         margin = logratios[0::2] - logratios[1::2]
-        agrees = (margin > 0) == (batch.labels[0::2] > 0.5)
+        agrees = (margin > 0) == (batch.preferences[0::2] > 0.5)
         return {"accuracy": agrees.float(), "margin": margin.abs()}

@@ -104,7 +104,7 @@ class Reinforce(OnPolicyAlgorithm):
         if self.baseline == "leave_one_out":
             return leave_one_out(total, self.group_size)[:, None]
         if self.baseline == "batch_mean":
-            return ((total * rollout.row_weights).sum() / rollout.row_weights.sum()).item()
+            return rollout.row_mean(total)
         return state["running_mean"] if self.baseline == "running_mean" else 0.0
 
     def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:

@@ -19,16 +19,21 @@ from rlhf_core.common.lazy import Tensor, torch
 class Example:
     """One tokenised prompt and response; the response ends with its end token unless it was cut off.
 
-    label: what was judged, NaN if nothing was. Pairs: the probability that the row is the better one of the two
-    (chosen 1, rejected 0, a tie ½ and ½). Ratings: the score. Rankings: the rank, 1 the best, equal for ties.
-    Unpaired: 1 for good, 0 for bad. margin: what is subtracted from a difference before the sigmoid.
+    What was judged of it is NaN where nothing was:
+    preference: the probability that the row is the better one of its pair; chosen 1, rejected 0, ½ and ½ for a tie.
+    margin: what a pair's loss subtracts from the difference of the two before the sigmoid.
+    rating: the score, standardised over the training data. rank: 1 is the best, ties have equal ranks.
+    desirable: 1 for a good response, 0 for a bad one (KTO).
     """
 
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
     ref_logprobs: Sequence[float] | None = None
-    label: float = math.nan
+    preference: float = math.nan
     margin: float = math.nan
+    rating: float = math.nan
+    rank: float = math.nan
+    desirable: float = math.nan
 
 
 # Rows that stand or fall together: one for SFT, (chosen, rejected) for pairs, K for a ranking.
@@ -42,7 +47,8 @@ class Batch:
     input_ids, attention_mask: (B, P+R). response_mask: (B, R), 1 through the end token.
     ref_logprobs: (B, R) under the frozen reference, NaN where no method asked for them.
     units: (B,), the number of the unit a row belongs to; the rows of a unit are adjacent, and no split parts them.
-    labels, margins: (B,), as in Example, NaN where there are none.
+    preferences, margins, ratings, ranks, desirable: (B,), as in Example, NaN where there are none.
+    reference_points: (B,), KTO's z_0, NaN until its `prepare` has computed it.
     """
 
     input_ids: Tensor
@@ -50,8 +56,12 @@ class Batch:
     response_mask: Tensor
     ref_logprobs: Tensor
     units: Tensor
-    labels: Tensor
+    preferences: Tensor
     margins: Tensor
+    ratings: Tensor
+    ranks: Tensor
+    desirable: Tensor
+    reference_points: Tensor
 
     @property
     def rows(self) -> int:
@@ -112,10 +122,24 @@ class Rollout(Batch):
     returns: Tensor
     row_weights: Tensor
 
+    @classmethod
+    def of(cls, batch: Batch, **computed: Tensor) -> "Rollout":
+        """A rollout of `batch` with everything NaN but what was computed."""
+        shape, device = batch.response_mask.shape, batch.response_mask.device
+        given = {item.name: getattr(batch, item.name) for item in dataclasses.fields(Batch)} | computed
+        shapes = {item.name: shape for item in dataclasses.fields(cls)}
+        shapes |= dict.fromkeys(("scores", "ended", "row_weights"), shape[:1])
+        nothing = {name: not_computed(*size, device=device) for name, size in shapes.items() if name not in given}
+        return cls(**nothing | given)
+
     @property
     def token_weights(self) -> Tensor:
         """How often each response token counts, (B, R): the response mask, where rows were sampled."""
         return self.response_mask * self.row_weights[:, None]
+
+    def row_mean(self, values: Tensor) -> float:
+        """The mean of one number per row, each row counted as often as `row_weights` say, (B,) -> one number."""
+        return ((values * self.row_weights).sum() / self.row_weights.sum()).item()
 
     def with_targets(
         self, *, advantages: Tensor, returns: Tensor | None = None, rewards: Tensor | None = None
@@ -192,6 +216,10 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
         response_mask=attention_mask[:, prompt_width:].float(),
         ref_logprobs=ref_logprobs,
         units=torch.arange(len(examples)),
-        labels=torch.tensor([example.label for example in examples]),
+        preferences=torch.tensor([example.preference for example in examples]),
         margins=torch.tensor([example.margin for example in examples]),
+        ratings=torch.tensor([example.rating for example in examples]),
+        ranks=torch.tensor([example.rank for example in examples]),
+        desirable=torch.tensor([example.desirable for example in examples]),
+        reference_points=not_computed(len(examples)),
     )

@@ -1,4 +1,4 @@
-"""Device, precision and processes, through accelerate."""
+"""Set up device, precision and processes through accelerate."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -13,16 +13,16 @@ Precision = Literal["fp32", "bf16"]
 
 
 def require_cuda() -> None:
-    """Raise UserError where torch sees no CUDA device."""
+    """Raise UserError if torch finds no CUDA device."""
     if not torch.cuda.is_available():
-        raise UserError("run.device is cuda, and torch sees no CUDA device. Set run.device to auto or cpu.")
+        raise UserError("run.device is cuda, but torch finds no CUDA device. Set run.device to auto or cpu.")
 
 
-def make_accelerator(device: Device, precision: Precision, threads: int) -> "Accelerator":
-    """An Accelerator for one process, with the number of CPU threads fixed so that sums round the same way each time.
+def make_accelerator(device: Device, precision: Precision, threads: int, processes: int = 1) -> "Accelerator":
+    """An Accelerator, with the number of CPU threads fixed so that sums round the same way each time.
 
     Raises:
-        UserError: if CUDA is asked for and absent, or several processes were launched.
+        UserError: CUDA is asked for and absent, or accelerate found another number of processes than were started.
     """
     from accelerate import Accelerator
 
@@ -31,8 +31,8 @@ def make_accelerator(device: Device, precision: Precision, threads: int) -> "Acc
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
-    if accelerator.num_processes != 1:
+    if accelerator.num_processes != processes:
         raise UserError(
-            f"{accelerator.num_processes} processes were launched; a stage runs in one. Start it without a launcher."
+            f"{accelerator.num_processes} processes were launched, but a stage needs one. Start it without a launcher."
         )
     return accelerator

@@ -1,8 +1,8 @@
-"""The one exception for what a user can mend."""
+"""The exception for errors that the user can fix."""
 
 
 class UserError(Exception):
-    """A mistake in data, parameters or environment; the message names file, row or key and the mend.
+    """An error in data, parameters or environment. The message names the file, row or key, then the fix.
 
-    Commands print it without a traceback and exit with a code other than 0.
+    Commands print it without a traceback and exit with a non-zero code.
     """

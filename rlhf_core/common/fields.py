@@ -1,4 +1,4 @@
-"""Hyperparameters as dataclass fields that carry their meaning and their bounds."""
+"""Dataclass fields for hyperparameters, with a description and bounds."""
 
 import dataclasses
 import math
@@ -14,10 +14,10 @@ _BOUNDS = {
 
 
 def setting(default: Any, description: str, *, title: str | None = None, **bounds: float) -> Any:
-    """A dataclass field with a description and numeric bounds (gt, ge, lt, le); one with a title is in the run form.
+    """Return a dataclass field with a description and numeric bounds (gt, ge, lt, le); a title puts it in the run form.
 
-    The metadata keys are pydantic's, so that a form or a params.yaml built on the dataclass
-    enforces the same bounds as the constructor does (`check_bounds`).
+    The metadata keys are pydantic's, so that forms and params.yaml enforce the same bounds as the constructor
+    (`check_bounds`).
     """
     metadata = {"description": description, **({} if title is None else {"title": title}), **bounds}
     if isinstance(default, list):
@@ -26,7 +26,7 @@ def setting(default: Any, description: str, *, title: str | None = None, **bound
 
 
 def check_bounds(instance: Any) -> None:
-    """Raise ValueError naming the first field of a dataclass instance that is outside its bounds or not finite."""
+    """Raise ValueError for the first field of a dataclass instance that is out of bounds or not finite."""
     for item in dataclasses.fields(instance):
         value = getattr(instance, item.name)
         if isinstance(value, float) and not math.isfinite(value):
@@ -38,5 +38,5 @@ def check_bounds(instance: Any) -> None:
 
 
 def describe_bounds(metadata: Mapping[str, Any]) -> str:
-    """The bounds of a field in words: "above 0 and below 1", empty where there are none."""
+    """Describe the bounds of a field: "above 0 and below 1"; empty if it has none."""
     return " and ".join(f"{word} {metadata[key]}" for key, (word, _) in _BOUNDS.items() if key in metadata)

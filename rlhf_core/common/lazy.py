@@ -1,7 +1,7 @@
-"""torch for the modules that parameters are validated with: imported at its first use, since importing takes seconds.
+"""Lazy import of torch for modules that validation of parameters needs: importing torch takes seconds.
 
-Type checkers see torch itself. At run time `torch` and `F` import it when an attribute is first read, and `Tensor`
-serves annotations only. Quote an annotation that reads an attribute, such as "torch.device".
+Type checkers see torch itself. At run time, `torch` and `F` import it when an attribute is first read. `Tensor` is only
+for annotations. Quote an annotation that reads an attribute, such as "torch.device".
 """
 
 from importlib import import_module

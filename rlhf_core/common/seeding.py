@@ -1,4 +1,4 @@
-"""Random streams: each is named by what it is for, so that a resumed run continues with the same numbers."""
+"""Random streams. Each is named by its purpose, so that a resumed run continues with the same numbers."""
 
 import hashlib
 import random
@@ -8,17 +8,17 @@ import torch
 
 
 def stream_seed(run_seed: int, *names: str | int) -> int:
-    """A seed in [0, 2**63) for the stream named by (run seed, stage, rank, step, ...).
+    """Return a seed in [0, 2**63) for the stream named by (run seed, stage, rank, step, ...).
 
-    Streams are independent of each other and of the order in which they are used, so no generator state has
-    to be saved: step n draws the same numbers whether or not the run was interrupted before it.
+    Streams are independent of each other and of the order in which they are used, so no generator state must be saved:
+    step n draws the same numbers whether or not the run was interrupted before.
     """
     text = "/".join(str(part) for part in (run_seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def seed_everything(run_seed: int, *names: str | int) -> None:
-    """Seed python's, numpy's and torch's global generators from one named stream."""
+    """Seed the global generators of Python, NumPy and torch from one named stream."""
     seed = stream_seed(run_seed, *names)
     random.seed(seed)
     np.random.seed(seed % 2**32)

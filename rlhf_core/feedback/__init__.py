@@ -1,1 +1,1 @@
-"""Forms of feedback, and the annotators who give it."""
+"""Forms of feedback, the annotators who give it, and what follows from it."""

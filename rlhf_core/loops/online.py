@@ -3,7 +3,7 @@
 prompts -> Rollout -> targets -> token losses -> scalar
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm
 from rlhf_core.algorithms.base.config import OnlineConfig, check_loop, learning_rate_factor
-from rlhf_core.common.batch import Batch, Outputs, Rollout, not_computed
+from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.errors import UserError
 from rlhf_core.common.seeding import seed_everything, stream_seed
 from rlhf_core.loops.common.run import Metrics, Run, is_mark, minibatch_indices, stream_indices
@@ -24,9 +24,10 @@ from rlhf_core.maths.advantages import equal_groups
 from rlhf_core.maths.kl import kl_k3
 from rlhf_core.maths.reductions import sequence_sum
 from rlhf_core.models.forward import policy_outputs, response_logprobs, values
-from rlhf_core.models.sampling import Sampler, sampled_batch
-from rlhf_core.models.tokens import Prompt, decode_response
-from rlhf_core.scoring.rewards import Sampled, WeightedSum
+from rlhf_core.models.responses import Responses
+from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.tokens import Prompt
+from rlhf_core.scoring.rewards import WeightedSum
 
 
 @dataclass(frozen=True)
@@ -61,28 +62,25 @@ class OnlineTraining:
         config: OnlineConfig,
         run: Run,
     ) -> None:
-        check_loop(config, algorithm)
-        if config.rollout_size > len(prompts) * algorithm.group_size:
-            needed = config.rollout_size // algorithm.group_size
-            raise UserError(
-                f"rollout_size {config.rollout_size} needs {needed} prompts; there are {len(prompts)}. "
-                "Lower rollout_size, or give more prompts."
-            )
-        if sampler.temperature != config.temperature:
-            raise ValueError(f"sampling at temperature {sampler.temperature}, training at {config.temperature}")
+        """Prepare models and optimiser.
+
+        Raises:
+            UserError: if there are too few prompts for a rollout.
+            ValueError: if method, loop and sampler do not fit together.
+        """
+        _check(algorithm, prompts, sampler, config)
         self.accelerator, self.algorithm, self.reward = accelerator, algorithm, reward
         self.prompts, self.sampler, self.config, self.run = prompts, sampler, config, run
         self.tokenizer = models.tokenizer
         self.policy = accelerator.prepare(models.policy)
         self.reference = accelerator.prepare_model(models.reference, evaluation_mode=True)
-        self.critic = None if models.critic is None else accelerator.prepare(models.critic.model)
-        trained = {"policy": (self.policy, config.learning_rate)}
-        self.trust_region = None
-        if algorithm.needs.trust_region:
-            natural = cast(TrustRegionAlgorithm, algorithm)
-            self.trust_region = TrustRegion(self.policy, natural, config.micro_batch_size, config.temperature)
-            del trained["policy"]
+        self.critic: nn.Module | None = None
+        self.trust_region = self._trust_region() if algorithm.needs.trust_region else None
+        trained: dict[str, tuple[nn.Module, float]] = {}
+        if self.trust_region is None:
+            trained["policy"] = (self.policy, config.learning_rate)
         if models.critic is not None:
+            self.critic = accelerator.prepare(models.critic.model)
             trained["critic"] = (self.critic, models.critic.learning_rate)
         self.step_on: GradientStep[Rollout] = GradientStep(
             accelerator, algorithm, self._forward, trained, config, config.micro_batch_size // algorithm.rows_per_unit
@@ -95,12 +93,8 @@ class OnlineTraining:
         self._restore()
         for step in range(len(self.history), self.config.steps):
             seed_everything(self.run.seed, self.run.name, self.accelerator.process_index, step)
-            rollout, metrics = self.rollout(step)
-            self.step_on.algorithm = self.algorithm.at(self.state)
-            rollout = self.step_on.algorithm.targets(rollout, self.state)
-            metrics["return"] = self._row_mean(rollout, rollout.rewards.sum(-1))
-            metrics |= self._optimise(rollout, step)
-            metrics |= self.state
+            rollout, sampled = self.rollout(step)
+            metrics = sampled | self._learn(rollout, step) | self.state
             self.state = self.algorithm.next_state(self.state, metrics, rollout.rows)
             self.history.append(metrics)
             self.run.report(metrics, step + 1, self.config.steps, int(rollout.attention_mask.sum()))
@@ -112,56 +106,73 @@ class OnlineTraining:
 
     @torch.no_grad()
     def rollout(self, step: int) -> tuple[Rollout, Metrics]:
-        """Sample responses, score them, and record what policy, reference and critic say of them."""
+        """Sample responses, score them, and record what policy, reference and critic give them."""
         self.policy.eval()
         size = self.config.rollout_size // self.algorithm.group_size
         indices = stream_indices(step, len(self.prompts), size, self.run.seed, self.run.name)
-        prompts, responses, row_weights = self.draw([self.prompts[index] for index in indices])
-        batch, _ = sampled_batch([prompt.ids for prompt in prompts], responses, self.sampler.pad_token)
-        batch = batch.to(self.accelerator.device)
-        sampled = Sampled(
-            batch=batch,
-            ended=torch.tensor([self.sampler.ended(ids) for ids in responses], device=self.accelerator.device),
-            prompts=prompts,
-            texts=[decode_response(self.tokenizer, ids) for ids in responses],
-        )
-        scores, parts = self.reward(sampled)
-        rollout = self._record(batch, scores, sampled.ended, row_weights.to(scores))
+        responses, row_weights = self.draw([self.prompts[index] for index in indices])
+        scores, terms = self.reward(responses)
+        rollout = self._record(responses, scores, row_weights.to(scores))
         self.policy.train()
-        return rollout, self._rollout_metrics(rollout, parts)
+        return rollout, _rollout_metrics(rollout, terms, self.algorithm.group_size, self.config.epochs)
 
-    def draw(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[list[int]], Tensor]:
-        """group_size responses to each prompt, adjacent: the prompt of each row, its response, its row weight."""
+    def draw(self, prompts: Sequence[Prompt]) -> tuple[Responses, Tensor]:
+        """group_size responses to each prompt, adjacent, and how often each row counts, (B,)."""
         repeated = [prompt for prompt in prompts for _ in range(self.algorithm.group_size)]
-        responses = self.sampler.responses(self.policy, [prompt.ids for prompt in repeated])
-        return repeated, responses, torch.ones(len(repeated))
+        responses = self.sampler.responses(self.policy, self.tokenizer, repeated)
+        rows = Responses(repeated, responses, self.tokenizer.pad_token_id, self.accelerator.device)
+        return rows, torch.ones(len(repeated))
 
-    def _record(self, batch: Batch, scores: Tensor, ended: Tensor, row_weights: Tensor) -> Rollout:
-        old, ref, critic = [], [], []
-        for start in range(0, batch.rows, self.config.micro_batch_size):
-            part = batch.select(slice(start, start + self.config.micro_batch_size))
-            old.append(response_logprobs(self.policy, part, temperature=self.config.temperature))
-            ref.append(response_logprobs(self.reference, part, temperature=self.config.temperature))
-            if self.critic is not None:
-                critic.append(values(self.critic, part))
-        nothing = not_computed(*batch.response_mask.shape, device=batch.response_mask.device)
-        return Rollout(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            response_mask=batch.response_mask,
-            ref_logprobs=torch.cat(ref),
+    def _record(self, responses: Responses, scores: Tensor, row_weights: Tensor) -> Rollout:
+        """The rollout as it is known before any target is computed from it."""
+        batch, temperature = responses.batch, self.config.temperature
+        starts = range(0, batch.rows, self.config.micro_batch_size)
+        parts = [batch.select(slice(start, start + self.config.micro_batch_size)) for start in starts]
+        known = {
+            "old_logprobs": [response_logprobs(self.policy, part, temperature=temperature) for part in parts],
+            "ref_logprobs": [response_logprobs(self.reference, part, temperature=temperature) for part in parts],
+        }
+        if self.critic is not None:
+            known["old_values"] = [values(self.critic, part) for part in parts]
+        return Rollout.of(
+            batch,
             units=torch.arange(batch.rows, device=scores.device) // self.algorithm.rows_per_unit,
-            labels=batch.labels,
-            margins=batch.margins,
-            old_logprobs=torch.cat(old),
-            old_values=torch.cat(critic) if critic else nothing,
             scores=scores,
-            ended=ended,
-            rewards=nothing,
-            advantages=nothing,
-            returns=nothing,
+            ended=responses.ended,
             row_weights=row_weights,
+            **{name: torch.cat(tensors) for name, tensors in known.items()},
         )
+
+    def _learn(self, rollout: Rollout, step: int) -> Metrics:
+        """Compute the targets with the algorithm's present state, and optimise on them."""
+        self.step_on.algorithm = self.algorithm.at(self.state)
+        rollout = self.step_on.algorithm.targets(rollout, self.state)
+        return {"return": rollout.row_mean(rollout.rewards.sum(-1)), **self._optimise(rollout, step)}
+
+    def _optimise(self, rollout: Rollout, step: int) -> Metrics:
+        """Several passes of minibatch steps over one rollout; the metrics are means over those steps."""
+        minibatches = self._minibatches(rollout.rows, step)
+        updates = len(minibatches)
+        first, total = step * updates, self.config.steps * updates
+        sums: Metrics = {}
+        if self.trust_region is not None:
+            sums = self.trust_region.step(rollout, learning_rate_factor(self.config, first, total))
+        for update, rows in enumerate(minibatches):
+            metrics = self.step_on(rollout.select(rows.to(rollout.input_ids.device)), first + update, total)
+            for key, value in metrics.items():
+                sums[key] = sums.get(key, 0.0) + value / updates
+        if self.algorithm.needs.final_kl:
+            sums["final_kl_per_token"] = self._final_kl(rollout)
+        return sums
+
+    def _minibatches(self, rows: int, step: int) -> list[Tensor]:
+        """The rows of each minibatch: `epochs` shuffled passes over the rollout, units kept whole."""
+        together = self.algorithm.rows_per_unit
+        units, size = rows // together, self.config.minibatch_size // together
+        seed, name = stream_seed(self.run.seed, step), f"{self.run.name}/minibatch"
+        updates = range(self.config.epochs * -(-units // size))
+        chosen = [torch.tensor(minibatch_indices(update, units, size, seed, name)) for update in updates]
+        return [(unit[:, None] * together + torch.arange(together)).flatten() for unit in chosen]
 
     def _forward(self, batch: Rollout) -> Outputs:
         outputs = policy_outputs(
@@ -173,27 +184,6 @@ class OnlineTraining:
         )
         return outputs if self.critic is None else replace(outputs, values=values(self.critic, batch))
 
-    def _optimise(self, rollout: Rollout, step: int) -> Metrics:
-        """Several passes of minibatch steps over one rollout; the metrics are means over those steps."""
-        sums: Metrics = {}
-        together = self.algorithm.rows_per_unit
-        units, size = rollout.rows // together, self.config.minibatch_size // together
-        updates = self.config.epochs * -(-units // size)
-        first, total = step * updates, self.config.steps * updates
-        if self.trust_region is not None:
-            sums = self.trust_region.step(rollout, learning_rate_factor(self.config, first, total))
-        seed, name = stream_seed(self.run.seed, step), f"{self.run.name}/minibatch"
-        for update in range(updates):
-            chosen = torch.tensor(minibatch_indices(update, units, size, seed, name))
-            rows = (chosen[:, None] * together + torch.arange(together)).flatten()
-            minibatch = rollout.select(rows.to(rollout.input_ids.device))
-            metrics = self.step_on(minibatch, first + update, total)
-            for key, value in metrics.items():
-                sums[key] = sums.get(key, 0.0) + value / updates
-        if self.algorithm.needs.final_kl:
-            sums["final_kl_per_token"] = self._final_kl(rollout)
-        return sums
-
     @torch.no_grad()
     def _final_kl(self, rollout: Rollout) -> float:
         """KL(π_old ‖ π_θ) in nats per token after the last update, from the samples of π_old by k3."""
@@ -201,26 +191,9 @@ class OnlineTraining:
         kl = kl_k3(rollout.old_logprobs, outputs.logprobs)
         return ((kl * rollout.token_weights).sum() / rollout.token_weights.sum()).item()
 
-    def _rollout_metrics(self, rollout: Rollout, parts: dict[str, Tensor]) -> Metrics:
-        kl = sequence_sum(rollout.old_logprobs - rollout.ref_logprobs, rollout.response_mask)
-        mean = self._row_mean(rollout, rollout.scores)
-        metrics = {
-            "score": mean,
-            "score_std": self._row_mean(rollout, (rollout.scores - mean).square()) ** 0.5,
-            "kl": self._row_mean(rollout, kl),
-            "response_length": self._row_mean(rollout, rollout.lengths),
-            "ended_fraction": self._row_mean(rollout, rollout.ended),
-            "sampled_tokens": rollout.lengths.sum().item(),
-            "trained_tokens": rollout.lengths.sum().item() * self.config.epochs,
-        }
-        if self.algorithm.group_size > 1:
-            equal = equal_groups(rollout.scores, self.algorithm.group_size)
-            metrics["equal_group_fraction"] = equal.float().mean().item()
-        return metrics | {f"reward_{name}": self._row_mean(rollout, value) for name, value in parts.items()}
-
-    @staticmethod
-    def _row_mean(rollout: Rollout, values: Tensor) -> float:
-        return ((values * rollout.row_weights).sum() / rollout.row_weights.sum()).item()
+    def _trust_region(self) -> TrustRegion:
+        algorithm = cast(TrustRegionAlgorithm, self.algorithm)
+        return TrustRegion(self.policy, algorithm, self.config.micro_batch_size, self.config.temperature)
 
     def _save(self) -> None:
         state = {
@@ -242,3 +215,33 @@ class OnlineTraining:
             self.critic.load_state_dict(saved["critic"])
         self.step_on.load_state_dict(saved["optimizer"])
         self.state, self.history = saved["state"], saved["history"]
+
+
+def _check(algorithm: OnPolicyAlgorithm, prompts: Sequence[Prompt], sampler: Sampler, config: OnlineConfig) -> None:
+    check_loop(config, algorithm)
+    needed = config.rollout_size // algorithm.group_size
+    if needed > len(prompts):
+        raise UserError(
+            f"rollout_size {config.rollout_size} needs {needed} prompts; there are {len(prompts)}. "
+            "Lower rollout_size, or give more prompts."
+        )
+    if sampler.temperature != config.temperature:
+        raise ValueError(f"sampling at temperature {sampler.temperature}, training at {config.temperature}")
+
+
+def _rollout_metrics(rollout: Rollout, terms: Mapping[str, Tensor], group_size: int, epochs: int) -> Metrics:
+    """What the sampled responses are like; `kl` is in nats per response, to the reference, from the samples."""
+    mean = rollout.row_mean(rollout.scores)
+    tokens = rollout.lengths.sum().item()
+    metrics = {
+        "score": mean,
+        "score_std": rollout.row_mean((rollout.scores - mean).square()) ** 0.5,
+        "kl": rollout.row_mean(sequence_sum(rollout.old_logprobs - rollout.ref_logprobs, rollout.response_mask)),
+        "response_length": rollout.row_mean(rollout.lengths),
+        "ended_fraction": rollout.row_mean(rollout.ended),
+        "sampled_tokens": tokens,
+        "trained_tokens": tokens * epochs,
+    }
+    if group_size > 1:
+        metrics["equal_group_fraction"] = equal_groups(rollout.scores, group_size).float().mean().item()
+    return metrics | {f"reward_{name}": rollout.row_mean(value) for name, value in terms.items()}

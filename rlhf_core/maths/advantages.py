@@ -3,7 +3,7 @@
 from typing import Literal
 
 from rlhf_core.common.batch import Rollout
-from rlhf_core.common.lazy import Tensor, torch
+from rlhf_core.common.lazy import F, Tensor, torch
 
 
 def token_rewards(scores: Tensor, kl: Tensor, kl_coef: float, response_mask: Tensor) -> Tensor:
@@ -19,18 +19,12 @@ def token_rewards(scores: Tensor, kl: Tensor, kl_coef: float, response_mask: Ten
 def gae(rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Advantages and returns, both (B, R) and 0 outside the mask. Schulman et al. 2015, arXiv:1506.02438, eq. 16.
 
-    δ_t = r̃_t + γ V_{t+1} - V_t and Â_t = δ_t + γλ Â_{t+1}; G_t = Â_t + V_t.
+    δ_t = r̃_t + γ V_{t+1} - V_t and Â_t = Σ_l (γλ)^l δ_{t+l}; G_t = Â_t + V_t.
     V after the last response token is 0, also where the response was cut off: the cut-off text is what is scored.
     """
     values = values * response_mask
-    rewards = rewards * response_mask
-    advantages = torch.zeros_like(rewards)
-    following = torch.zeros_like(rewards[:, 0])
-    for t in reversed(range(rewards.shape[1])):
-        next_value = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(following)
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        following = (delta + gamma * lam * following) * response_mask[:, t]
-        advantages[:, t] = following
+    deltas = rewards * response_mask + gamma * F.pad(values[:, 1:], (0, 1)) - values
+    advantages = returns_to_go(deltas, response_mask, gamma * lam)
     return advantages, (advantages + values) * response_mask
 
 
@@ -43,7 +37,7 @@ def with_gae(rollout: Rollout, rewards: Tensor, gamma: float, lam: float, *, whi
 
 
 def returns_to_go(rewards: Tensor, response_mask: Tensor, gamma: float) -> Tensor:
-    """G_t = Σ_{i>=t} γ^{i-t} r̃_i, (B, R), 0 outside the mask."""
+    """G_t = Σ_{i>=t} γ^{i-t} r̃_i, (B, R), 0 outside the mask: one scan from the last token back."""
     returns = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):

@@ -5,19 +5,19 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-# The end token closes every turn, so it ends a response; roles have tokens of their own.
+# The end token closes every turn and therefore every response. Each role has its own token.
 SPECIAL_TOKENS = ["<|pad|>", "<|unknown|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# From this size on the tokenizer holds all 256 bytes, so that it can write any text; a smaller one holds the
-# characters of its training text and reads any other as unknown.
+# A tokenizer of at least this size has all 256 bytes and can encode any text. A smaller one has only the characters of
+# its training texts and encodes any other character as unknown.
 ALL_BYTES_FROM = 1024
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer of at most `vocabulary` entries fitted to `texts`; the same texts give the same one."""
+    """Train a byte-pair tokenizer with at most `vocabulary` entries. The same texts give the same tokenizer."""
     tokenizer = Tokenizer(models.BPE(unk_token="<|unknown|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

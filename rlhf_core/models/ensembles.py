@@ -1,13 +1,13 @@
-"""Ensembles of reward models: one score from M. Coste et al. 2023, arXiv:2310.02743; Eisenstein et al. 2023,
+"""Ensembles of reward models: one score from M members. Coste et al. 2023, arXiv:2310.02743; Eisenstein et al. 2023,
 arXiv:2312.09244.
 
-Mean and minimum (worst case) are theirs. Coste et al.'s uncertainty-weighted score is the mean less λ times the
-variance; here it is the mean less λ times the standard deviation, which has the unit of the score.
+Mean and minimum (worst case) follow these papers. Coste et al.'s uncertainty-weighted score is the mean minus λ times
+the variance; here it is the mean minus λ times the standard deviation, which has the unit of the score.
 
-On disk member 1 is the folder itself, a plain Hugging Face folder; the others stand in its `members/2`, `members/3` ...
-Its config.json says how they are summed up (`reward_members`, `reward_aggregate`, `reward_std_coef`). Every member is
-centred on its own, since a reward model is only known up to a constant: without that the minimum would always be the
-same member's.
+On disk, member 1 is the folder itself, a plain Hugging Face folder; the others are in its subfolders `members/2`,
+`members/3` ... Its config.json stores the aggregation (`reward_members`, `reward_aggregate`, `reward_std_coef`). Each
+member is centred separately, since a reward model is determined only up to a constant. Without centring, the member
+with the lowest constant would always give the minimum.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def aggregate(scores: Tensor, how: Aggregate, std_coef: float) -> Tensor:
 
 
 class ScalarEnsemble(nn.Module):
-    """M scalar models as one. All have the same scale, so that the aggregate of their scores has it too."""
+    """M scalar models as one. All have the same scale, so the aggregate has it too."""
 
     def __init__(self, members: Sequence[ScalarModel], how: Aggregate, std_coef: float) -> None:
         super().__init__()
@@ -48,27 +48,27 @@ class ScalarEnsemble(nn.Module):
 
     @property
     def offset(self) -> float:
-        """What raw scores are centred with: the members' mean offset."""
+        """The offset subtracted from raw scores: the mean offset of the members."""
         return sum(member.offset for member in self.models) / len(self.members)
 
     @property
     def scale(self) -> float:
-        """What centred scores are divided by."""
+        """The divisor of centred scores."""
         return self.models[0].scale
 
     def set_normalisation(self, offset: float, scale: float) -> None:
-        """Shift every member by `offset` beyond its own, which shifts the aggregate by it, and set their scale."""
+        """Add `offset` to every member's offset, which shifts the aggregate by the same amount, and set the scale."""
         for member in self.models:
             member.set_normalisation(member.offset + offset, scale)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        """(B, P+R) three times -> the aggregate at every token, (B, P+R)."""
+        """Return the aggregate at every token, (B, P+R). All three arguments are (B, P+R)."""
         scores = torch.stack([member(input_ids, attention_mask, position_ids) for member in self.members])
         return aggregate(scores, self.how, self.std_coef)
 
 
 def save_reward_model(model: ScalarModel | ScalarEnsemble, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Write a single reward model, or an ensemble with its further members in folders of their own."""
+    """Save a single reward model, or an ensemble with one folder per member."""
     if isinstance(model, ScalarEnsemble):
         first, *others = model.models
         first.model.config.reward_members = len(model.members)
@@ -81,7 +81,7 @@ def save_reward_model(model: ScalarModel | ScalarEnsemble, tokenizer: PreTrained
 
 
 def load_reward_model(path: str | Path) -> ScalarModel | ScalarEnsemble:
-    """What `save_reward_model` wrote, centring and scale included."""
+    """Load a reward model saved by `save_reward_model`, including centring and scale."""
     first = load_scalar_model(path)
     config = first.model.config
     count = getattr(config, "reward_members", 1)
@@ -92,5 +92,5 @@ def load_reward_model(path: str | Path) -> ScalarModel | ScalarEnsemble:
 
 
 def member_folder(path: Path, number: int) -> Path:
-    """Where member `number`, 1 the first, of an ensemble at `path` stands."""
+    """Return the folder of member `number` (from 1) of an ensemble at `path`."""
     return path if number == 1 else path / "members" / str(number)

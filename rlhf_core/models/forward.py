@@ -1,6 +1,6 @@
-"""From a batch to what algorithms may see: log-probabilities, entropies, values, scores.
+"""Forward passes: from a batch to the log-probabilities, entropies, values and scores that algorithms use.
 
-This is the one place that knows about logits, padding sides and positions.
+Only this module handles logits, padding sides and positions.
 """
 
 import torch
@@ -12,15 +12,15 @@ from rlhf_core.maths.losses import exact_kl, token_entropies, token_logprobs
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
-    """0, 1, 2, ... over real tokens whatever the padding, (B, P+R).
+    """Return positions 0, 1, 2, ... of the real tokens, independent of padding, (B, P+R).
 
-    Without them a left-padded row gets shifted positions, and with learned positions other log-probabilities.
+    Otherwise a left-padded row would get shifted positions and, with learned positions, other log-probabilities.
     """
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def response_logits(policy: PreTrainedModel, batch: Batch) -> Tensor:
-    """Logits that predict the response tokens, (B, R, V). The head runs on response positions only."""
+    """Return the logits that predict the response tokens, (B, R, V). The head runs only on response positions."""
     keep = batch.response_length + 1
     logits = policy(
         input_ids=batch.input_ids,
@@ -29,7 +29,7 @@ def response_logits(policy: PreTrainedModel, batch: Batch) -> Tensor:
         logits_to_keep=keep,
         use_cache=False,
     ).logits
-    # The logits at position t predict token t + 1; an architecture that ignores logits_to_keep gives all P+R.
+    # The logits at position t predict token t + 1. An architecture that ignores logits_to_keep returns all P+R.
     return logits[:, -keep:-1]
 
 
@@ -41,9 +41,9 @@ def policy_outputs(
     entropy: bool = False,
     reference: PreTrainedModel | None = None,
 ) -> Outputs:
-    """Log-probabilities of the response tokens, and what else is asked for; 0 outside the mask.
+    """Return the log-probabilities of the response tokens and optional quantities, 0 outside the mask.
 
-    entropy: entropies too. reference: the exact KL to this model at each state too, with gradient.
+    entropy: add entropies. reference: add the exact KL to this model at each state, with gradient.
     """
     logits = response_logits(policy, batch)
     outside = batch.response_mask == 0
@@ -59,7 +59,7 @@ def policy_outputs(
 
 @torch.no_grad()
 def response_logprobs(policy: PreTrainedModel, batch: Batch, *, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities without gradient, (B, R)."""
+    """Return the log-probabilities of the response tokens without gradient, (B, R)."""
     return policy_outputs(policy, batch, temperature=temperature).logprobs
 
 
@@ -67,29 +67,29 @@ def response_logprobs(policy: PreTrainedModel, batch: Batch, *, temperature: flo
 def response_kl(
     policy: PreTrainedModel, reference: PreTrainedModel, batch: Batch, *, temperature: float = 1.0
 ) -> Tensor:
-    """KL(π_θ ‖ π_ref) at each response position, summed over the vocabulary, 0 outside the mask, (B, R).
+    """Return KL(π_θ ‖ π_ref) at each response position, summed over the vocabulary, 0 outside the mask, (B, R).
 
-    The logits of both models are divided by `temperature`. Summed along responses sampled from π_θ at that temperature
-    it is an unbiased estimate of the KL per response, and never negative.
+    The logits of both models are divided by `temperature`. Its sum over a response sampled from π_θ at that temperature
+    is an unbiased, non-negative estimate of the KL per response.
     """
     kl = exact_kl(response_logits(policy, batch), response_logits(reference, batch), temperature)
     return kl.masked_fill(batch.response_mask == 0, 0.0)
 
 
 def _scalars(model: nn.Module, batch: Batch) -> Tensor:
-    """One scalar per column, (B, P+R)."""
+    """Return one scalar per column, (B, P+R)."""
     scalars: Tensor = model(batch.input_ids, batch.attention_mask, position_ids(batch.attention_mask))
     return scalars
 
 
 def values(critic: nn.Module, batch: Batch) -> Tensor:
-    """V(s_t) before each response token, (B, R), 0 outside the mask: s_t ends one column before a_t."""
+    """Return V(s_t) before each response token, (B, R), 0 outside the mask. s_t ends one column before a_t."""
     columns = _scalars(critic, batch)[:, -batch.response_length - 1 : -1]
     return columns.masked_fill(batch.response_mask == 0, 0.0)
 
 
 def scores(reward_model: nn.Module, batch: Batch) -> Tensor:
-    """r(x, y), read at the last real token of the row, (B,); never at a pad or at the first end token."""
+    """Return r(x, y), read at the last real token of each row, never at a pad or at the first end token, (B,)."""
     width = batch.attention_mask.shape[1]
     columns = torch.arange(width, device=batch.attention_mask.device)
     last = (columns * batch.attention_mask).argmax(-1, keepdim=True)
@@ -97,5 +97,5 @@ def scores(reward_model: nn.Module, batch: Batch) -> Tensor:
 
 
 def score_outputs(reward_model: nn.Module, batch: Batch) -> Outputs:
-    """The forward pass that reward-model losses read."""
+    """Return the forward pass that reward-model losses use."""
     return Outputs.of(batch, scores=scores(reward_model, batch))

@@ -1,23 +1,62 @@
-"""Sampling responses from a policy, as token ids."""
+"""Sampling responses from a policy: the protocol, and transformers' `generate` as its implementation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.common.batch import Batch, Example, collate
 from rlhf_core.common.errors import UserError
+from rlhf_core.models.responses import Response
+from rlhf_core.models.tokens import Prompt, decode_response
+
+
+def no_report(count: int) -> None:
+    """Report nothing."""
+
+
+class Sampler(Protocol):
+    """Anything that draws responses from a policy; loops and stages ask for no more than this."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The length limit: a response that has not ended by then is cut off."""
+        ...
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The end tokens; any of them ends a response."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by; 0 takes the most likely token."""
+        ...
+
+    def responses(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        report: Callable[[int], None] = no_report,
+    ) -> list[Response]:
+        """One response per prompt, drawn from the policy with the weights that it has at this call.
+
+        report(count): called whenever `count` more responses are there.
+
+        Raises:
+            UserError: if prompt and response would not fit into the model's context.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """How responses are drawn: temperature sampling from the whole vocabulary.
+class LocalSampler:
+    """A Sampler in this process, by transformers' `generate`; draws from torch's global generator.
 
-    Truncation (top-k, top-p) is left out on purpose: under a KL penalty it makes the KL estimate negative
-    (docs/pitfalls.md, 29). `temperature` 0 takes the most likely token.
+    Samples come from the whole vocabulary: truncation (top-k, top-p) is left out on purpose, because under a KL penalty
+    it makes the KL estimate negative (docs/pitfalls.md, 29).
     """
 
     max_new_tokens: int
@@ -26,29 +65,34 @@ class Sampler:
     temperature: float = 1.0
     rows: int = 128  # rows per call of generate
 
-    @torch.no_grad()
     def responses(
         self,
         policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        report: Callable[[int], None] = no_report,
+    ) -> list[Response]:
+        """One response per prompt, as in Sampler."""
+        drawn = self.token_ids(policy, [prompt.ids for prompt in prompts], report)
+        return [Response(ids, decode_response(tokenizer, ids), self.ended(ids)) for ids in drawn]
+
+    @torch.no_grad()
+    def token_ids(
+        self,
+        policy: PreTrainedModel,
         prompts: Sequence[Sequence[int]],
-        report: Callable[[int], None] = lambda count: None,
+        report: Callable[[int], None] = no_report,
     ) -> list[list[int]]:
-        """One response per prompt, its end token included where it ended. Draws from torch's global generator.
-
-        report(count): called whenever `count` more responses are there.
-
-        Raises:
-            UserError: if prompt and response would not fit into the model's context.
-        """
+        """The same as ids alone: one response per prompt, its end token included where it ended."""
         drawn: list[list[int]] = []
         for start in range(0, len(prompts), self.rows):
             drawn += self._generate(policy, prompts[start : start + self.rows])
             report(len(drawn) - start)
         return drawn
 
-    def ended(self, response: Sequence[int]) -> bool:
-        """Whether a response holds an end token, any of them."""
-        return response[-1] in self.stop_tokens
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether a response ends with an end token, any of them."""
+        return ids[-1] in self.stop_tokens
 
     def _generate(self, policy: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         width = max(len(prompt) for prompt in prompts)
@@ -95,11 +139,3 @@ class Sampler:
             pad_token_id=self.pad_token,
             **sampling,
         )
-
-
-def sampled_batch(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_token: int
-) -> tuple[Batch, Tensor]:
-    """Prompts and their responses as a Batch of the very ids that were sampled, and their lengths (B,)."""
-    batch = collate([Example(p, r) for p, r in zip(prompts, responses, strict=True)], pad_token)
-    return batch, batch.lengths

@@ -1,4 +1,4 @@
-"""Exact answers and the patterns of users: found within a time limit, compared as numbers where they are numbers."""
+"""Exact answers: find them with users' patterns within a time limit, and compare numbers by value."""
 
 from collections.abc import Callable
 from functools import cache
@@ -8,8 +8,8 @@ import regex
 
 from rlhf_core.common.errors import UserError
 
-TIME_LIMIT = 1.0  # seconds of CPU time for one text; a pattern that backtracks without end would never return
-LONGEST_PLAIN = 64  # characters of a text that can be an answer as a whole
+TIME_LIMIT = 1.0  # seconds of CPU time per text, since a pattern with catastrophic backtracking may never return
+LONGEST_PLAIN = 64  # characters; a longer text is not an answer as a whole
 ANSWER_KEY, FORMAT_KEY = "prepare.answer_pattern", "policy.rewards: pattern"
 
 CURRENCY = regex.compile(r"([-+]?)\s*[$€£¥]\s*(.*)|(.*?)\s*[$€£¥]")
@@ -27,49 +27,49 @@ def _compile(pattern: str, key: str, flags: int) -> "regex.Pattern[str]":
 
 
 def answer_pattern(pattern: str) -> "regex.Pattern[str]":
-    """prepare.answer_pattern, where `^` and `$` match at line ends.
+    """Compile prepare.answer_pattern; `^` and `$` match at line starts and ends.
 
     Raises:
-        UserError: if it is not a regular expression, or has not one group.
+        UserError: the pattern is not a regular expression, or does not have exactly one group.
     """
     compiled = _compile(pattern, ANSWER_KEY, regex.MULTILINE)
     if compiled.groups != 1:
-        raise UserError(f"{ANSWER_KEY} {pattern!r} needs one group ( ), which is the answer. Correct it.")
+        raise UserError(f"{ANSWER_KEY} {pattern!r} must have exactly one group ( ), the answer. Correct it.")
     return compiled
 
 
 def format_pattern(pattern: str) -> "regex.Pattern[str]":
-    """The pattern of a reward `format`, where a dot is any character.
+    """Compile the pattern of a reward `format`; a dot matches any character.
 
     Raises:
-        UserError: if it is not a regular expression.
+        UserError: the pattern is not a regular expression.
     """
     return _compile(pattern, FORMAT_KEY, regex.DOTALL)
 
 
 def read_answer(pattern: str, text: str) -> str | None:
-    """The answer that a text states, a reference's or a response's; None if it states none.
+    """Return the answer in a reference or a response, None if it has none.
 
-    It is the group of the pattern's last match. Where nothing matches, a text of one line and at most LONGEST_PLAIN
-    characters is an answer as a whole.
+    The answer is the group of the pattern's last match. Without a match, a text of one line and at most LONGEST_PLAIN
+    characters is the answer as a whole.
 
     Raises:
-        UserError: if the pattern takes longer than TIME_LIMIT.
+        UserError: the pattern is wrong, or takes longer than TIME_LIMIT.
     """
     compiled = answer_pattern(pattern)
     matches = _in_time(lambda: list(compiled.finditer(text, timeout=TIME_LIMIT)), pattern, ANSWER_KEY)
     if not matches and (len(text.strip()) > LONGEST_PLAIN or "\n" in text.strip()):
         return None
     answer = (matches[-1][1] if matches else text) or ""
-    # Thousands separators are taken out here already: people read the answers in the prepared files.
+    # Thousands separators are removed here, since people read the answers in the prepared files.
     return (answer.replace(",", "") if _number(_bare(answer)) else answer).strip() or None
 
 
 def matches_whole(pattern: str, text: str) -> bool:
-    """Whether the pattern of a reward `format` matches the whole text.
+    """Return whether the pattern of a reward `format` matches the whole text.
 
     Raises:
-        UserError: if the pattern is wrong, or takes longer than TIME_LIMIT.
+        UserError: the pattern is wrong, or takes longer than TIME_LIMIT.
     """
     compiled = format_pattern(pattern)
     return _in_time(lambda: compiled.fullmatch(text, timeout=TIME_LIMIT) is not None, pattern, FORMAT_KEY)
@@ -80,24 +80,24 @@ def _in_time(search: Callable[[], Found], pattern: str, key: str) -> Found:
         return search()
     except TimeoutError as error:
         raise UserError(
-            f"{key} {pattern!r} took more than {TIME_LIMIT:g} s on one text: it backtracks without end. "
+            f"{key} {pattern!r} took more than {TIME_LIMIT:g} s on one text because of catastrophic backtracking. "
             "Rewrite it without nested repeats such as (a+)+."
         ) from error
 
 
 def normal_answer(text: str) -> str:
-    """What two equal answers have in common.
+    """Return a normal form that is the same for equal answers.
 
-    Case, a final period, a currency sign at either end and spaces beside punctuation don't count. A number is its
-    value: $1,234.50 and 1234.5 are equal. A comma separates thousands only where groups of three digits follow it,
-    without a space: "3, 4" is not 34.
+    It ignores case, a final period, a currency sign at either end and spaces next to punctuation. Numbers are equal by
+    value: $1,234.50 and 1234.5. A comma separates thousands only before groups of three digits without a space:
+    "3, 4" is not 34.
     """
     text = _bare(text)
     return _number(text) or regex.sub(r"(?<!\w) | (?!\w)", "", text)
 
 
 def _bare(text: str) -> str:
-    """In lower case, with single spaces, without a final period and a currency sign at either end."""
+    """Return the text in lower case with single spaces, without final periods and a currency sign at either end."""
     text = " ".join(text.split()).casefold().rstrip(". ").replace("\u2212", "-")
     if money := CURRENCY.fullmatch(text):
         return money[3] if money[2] is None else money[1] + money[2]
@@ -105,7 +105,7 @@ def _bare(text: str) -> str:
 
 
 def _number(text: str) -> str:
-    """A decimal number in its shortest form, digit by digit, so that no length is too great; otherwise nothing."""
+    """Return the shortest form of a decimal number of any length, an empty string if the text is not a number."""
     found = NUMBER.fullmatch(text)
     if found is None or not (found[2] or found[3]):
         return ""

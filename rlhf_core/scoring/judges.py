@@ -1,21 +1,13 @@
 """Judges behind one interface, and the win rate they give."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from statistics import pstdev
 from typing import Protocol
 
 from rlhf_core.common.seeding import stream_seed
 from rlhf_core.maths.metrics import bootstrap_mean
-from rlhf_core.models.tokens import Prompt
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A response to be judged: its text, and its token ids where it was sampled."""
-
-    text: str
-    ids: Sequence[int]
+from rlhf_core.models.responses import Response, Responses
 
 
 class Judge(Protocol):
@@ -23,11 +15,14 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """Who judged; stands beside every win rate."""
+        """Who judged; stated beside every win rate."""
         ...
 
-    def prefer(self, prompts: Sequence[Prompt], first: Sequence[Answer], second: Sequence[Answer]) -> list[float]:
-        """For each prompt 1 if the response shown first is better, 0 if the second is, ½ for a tie."""
+    def prefer(self, first: Responses, second: Responses) -> list[float]:
+        """For each prompt 1 if the response shown first is better, 0 if the second is, ½ for a tie.
+
+        Both answer the same prompts, row by row.
+        """
         ...
 
 
@@ -43,16 +38,16 @@ class ScoreJudge:
     """
 
     name: str
-    scores: Callable[[Sequence[Prompt], Sequence[Answer]], list[float]]
+    scores: Callable[[Responses], list[float]]
     tolerance: float = 0.0
 
-    def prefer(self, prompts: Sequence[Prompt], first: Sequence[Answer], second: Sequence[Answer]) -> list[float]:
+    def prefer(self, first: Responses, second: Responses) -> list[float]:
         """1, 0 or ½ by comparing scores."""
-        pairs = list(zip(first, second, strict=True))
+        pairs = list(zip(first.responses, second.responses, strict=True))
         swapped = [_content(one) > _content(two) for one, two in pairs]
         ordered = [(two, one) if swap else (one, two) for (one, two), swap in zip(pairs, swapped, strict=True)]
-        twice = [prompt for prompt in prompts for _ in range(2)]
-        scores = self.scores(twice, [answer for pair in ordered for answer in pair])
+        twice = [prompt for prompt in first.prompts for _ in range(2)]
+        scores = self.scores(replace(first, prompts=twice, responses=[side for pair in ordered for side in pair]))
         largest_tie = self.tolerance * pstdev(scores) if self.tolerance else 0.0
         verdicts = []
         for (one, two), swap, left, right in zip(ordered, swapped, scores[0::2], scores[1::2], strict=True):
@@ -61,9 +56,9 @@ class ScoreJudge:
         return verdicts
 
 
-def _content(answer: Answer) -> tuple[list[int], str]:
-    """What answers are put in order by."""
-    return list(answer.ids), answer.text
+def _content(response: Response) -> tuple[list[int], str]:
+    """What the sides of a pair are ordered by."""
+    return list(response.ids), response.text
 
 
 @dataclass(frozen=True)
@@ -77,21 +72,14 @@ class WinRate:
     judge: str
 
 
-def win_rate(
-    judge: Judge,
-    prompts: Sequence[Prompt],
-    policy: Sequence[Answer],
-    opponent: Sequence[Answer],
-    resamples: int,
-    seed: int,
-) -> WinRate:
+def win_rate(judge: Judge, policy: Responses, opponent: Responses, resamples: int, seed: int) -> WinRate:
     """Win rate of `policy` against `opponent`, each prompt judged in both orders of presentation.
 
     A prompt counts the mean of its two verdicts; the interval resamples prompts, because the two verdicts on one
     prompt are not independent.
     """
-    shown_first = judge.prefer(prompts, policy, opponent)
-    shown_second = [1.0 - verdict for verdict in judge.prefer(prompts, opponent, policy)]
+    shown_first = judge.prefer(policy, opponent)
+    shown_second = [1.0 - verdict for verdict in judge.prefer(opponent, policy)]
     wins = [(a + b) / 2 for a, b in zip(shown_first, shown_second, strict=True)]
     value, low, high = bootstrap_mean(wins, resamples, stream_seed(seed, "win_rate"))
-    return WinRate(value, low, high, len(prompts), judge.name)
+    return WinRate(value, low, high, len(policy), judge.name)

@@ -7,27 +7,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rlhf_core.common.batch import Batch
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.forward import scores
-from rlhf_core.models.tokens import Prompt
+from rlhf_core.models.responses import Responses
 from rlhf_core.scoring.answers import format_pattern, matches_whole, normal_answer, read_answer
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Responses to be judged: the rows as tensors, whether each ended (B,), the prompts and the texts."""
-
-    batch: Batch
-    ended: Tensor
-    prompts: Sequence[Prompt]
-    texts: Sequence[str]
 
 
 class Reward(Protocol):
     """Anything that gives each sampled response a number."""
 
-    def __call__(self, sampled: Sampled) -> Tensor:
+    def __call__(self, responses: Responses) -> Tensor:
         """Scores, (B,), finite."""
         ...
 
@@ -41,11 +30,11 @@ class ModelReward:
     clamp: float | None = None
 
     @torch.no_grad()
-    def __call__(self, sampled: Sampled) -> Tensor:
+    def __call__(self, responses: Responses) -> Tensor:
         """r_φ(x, y), (B,)."""
         parts = [
-            scores(self.model, sampled.batch.select(slice(start, start + self.rows)))
-            for start in range(0, sampled.batch.rows, self.rows)
+            scores(self.model, responses.batch.select(slice(start, start + self.rows)))
+            for start in range(0, responses.batch.rows, self.rows)
         ]
         judged = torch.cat(parts)
         return judged if self.clamp is None else judged.clamp(-self.clamp, self.clamp)
@@ -57,13 +46,13 @@ class ExactMatch:
 
     pattern: str
 
-    def __call__(self, sampled: Sampled) -> Tensor:
+    def __call__(self, responses: Responses) -> Tensor:
         """0 or 1, (B,)."""
         right = [
             float(self.correct(text, prompt.answer))
-            for text, prompt in zip(sampled.texts, sampled.prompts, strict=True)
+            for text, prompt in zip(responses.texts, responses.prompts, strict=True)
         ]
-        return torch.tensor(right, device=sampled.ended.device)
+        return torch.tensor(right, device=responses.device)
 
     def correct(self, text: str, answer: str | None) -> bool:
         """Whether `text` states `answer`.
@@ -83,17 +72,17 @@ class MissingEnd:
 
     penalty: float
 
-    def __call__(self, sampled: Sampled) -> Tensor:
+    def __call__(self, responses: Responses) -> Tensor:
         """0 or -penalty, (B,)."""
-        return -self.penalty * (~sampled.ended).float()
+        return -self.penalty * (~responses.ended).float()
 
 
 class Length:
     """Response tokens, the end token included; a negative weight makes it a price."""
 
-    def __call__(self, sampled: Sampled) -> Tensor:
+    def __call__(self, responses: Responses) -> Tensor:
         """|y|, (B,)."""
-        return sampled.batch.lengths.float()
+        return responses.batch.lengths.float()
 
 
 @dataclass(frozen=True)
@@ -109,10 +98,10 @@ class Format:
     def __post_init__(self) -> None:
         format_pattern(self.pattern)
 
-    def __call__(self, sampled: Sampled) -> Tensor:
+    def __call__(self, responses: Responses) -> Tensor:
         """0 or 1, (B,)."""
-        right = [float(matches_whole(self.pattern, text.strip())) for text in sampled.texts]
-        return torch.tensor(right, device=sampled.ended.device)
+        right = [float(matches_whole(self.pattern, text.strip())) for text in responses.texts]
+        return torch.tensor(right, device=responses.device)
 
 
 @dataclass(frozen=True)
@@ -125,27 +114,28 @@ class PythonReward:
     name: str
     function: Callable[[list[Any], list[str], list[str | None]], Sequence[float]]
 
-    def __call__(self, sampled: Sampled) -> Tensor:
+    def __call__(self, responses: Responses) -> Tensor:
         """What the function gives, (B,).
 
         Raises:
             UserError: if it raises, or gives something else than one number per response.
         """
-        prompts = [list(prompt.messages) for prompt in sampled.prompts]
-        answers = [prompt.answer for prompt in sampled.prompts]
+        prompts = [list(prompt.messages) for prompt in responses.prompts]
+        answers = [prompt.answer for prompt in responses.prompts]
         try:
-            values = list(self.function(prompts, list(sampled.texts), answers))
+            values = list(self.function(prompts, responses.texts, answers))
         except Exception as error:
-            raise UserError(f"reward {self.name} raised {type(error).__name__}: {error}. Mend the function.") from error
-        if len(values) != len(sampled.texts):
             raise UserError(
-                f"reward {self.name} gave {len(values)} numbers for {len(sampled.texts)} responses. "
-                "Return one for each."
+                f"reward {self.name} raised {type(error).__name__}: {error}. Correct the function."
+            ) from error
+        if len(values) != len(responses):
+            raise UserError(
+                f"reward {self.name} gave {len(values)} numbers for {len(responses)} responses. Return one for each."
             )
         for row, value in enumerate(values):
             if not isinstance(value, int | float):
                 raise UserError(f"reward {self.name} gave {value!r} for response {row}. Return numbers.")
-        return torch.tensor([float(value) for value in values], device=sampled.ended.device)
+        return torch.tensor([float(value) for value in values], device=responses.device)
 
 
 @dataclass(frozen=True)
@@ -154,22 +144,22 @@ class WeightedSum:
 
     parts: Sequence[tuple[str, float, Reward]]
 
-    def __call__(self, sampled: Sampled) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, responses: Responses) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum and its unweighted parts, (B,) each.
 
         Raises:
             UserError: if a part is not finite or has another shape; the part is named.
         """
-        total = torch.zeros(sampled.batch.rows, device=sampled.ended.device)
+        total = torch.zeros(len(responses), device=responses.device)
         named = {}
         for name, weight, reward in self.parts:
-            value = reward(sampled)
+            value = reward(responses)
             if value.shape != total.shape:
                 raise UserError(f"reward '{name}' gave shape {tuple(value.shape)} for {len(total)} responses.")
             if not bool(torch.isfinite(value).all()):
                 row = int((~torch.isfinite(value)).nonzero()[0])
                 raise UserError(
-                    f"reward '{name}' is {value[row].item()} for row {row} of the batch. Mend it to return a number."
+                    f"reward '{name}' is {value[row].item()} for row {row} of the batch. Return a finite number."
                 )
             total = total + weight * value
             named[name] = value

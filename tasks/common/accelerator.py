@@ -1,12 +1,13 @@
-"""Device, precision and threads of a stage."""
+"""Device, precision, threads and processes of a stage."""
 
-from typing import Any
+from accelerate import Accelerator
 
 from rlhf_core.common.device import make_accelerator
 from tasks.params.schema import Params
+from tasks.runtime.launcher import LAUNCHER
 
 
-def accelerator_of(params: Params) -> Any:
-    """The Accelerator that params.yaml's section `run` asks for."""
+def accelerator_of(params: Params) -> Accelerator:
+    """The Accelerator that the section `run` asks for, in as many processes as the stage was started in."""
     run = params.run
-    return make_accelerator(run.device, run.precision, run.threads)
+    return make_accelerator(run.device, run.precision, run.threads, LAUNCHER.processes)

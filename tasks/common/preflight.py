@@ -1,14 +1,13 @@
-"""What a training stage looks at in its own model and data before it trains; `rlhf doctor --stage` alone.
+"""Checks of a training stage's model and data, run before it trains and by `rlhf doctor --stage`.
 
-Each training stage has a function `checks(params)` beside it, which reads a few rows of the stage's inputs and yields
-named checks; models are loaded when the first check is asked for, and freed before the training loads its own.
+The script of each training stage has a function `checks(params)`, which reads a few rows of the stage's inputs and
+yields named checks. Models are loaded with the first check, and freed before the training loads its own.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,23 +15,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.common.batch import Example, Unit
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common import preflight
-from rlhf_core.models.store import stop_tokens
+from rlhf_core.models.store import load_policy, stop_tokens
 from tasks.common.accelerator import accelerator_of
+from tasks.files import declared, paths
 from tasks.params.schema import Params
 
+ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 Check = tuple[str, Callable[[], None]]
-ROWS = 4  # rows of each file that are looked at
-MADE_BY = {"data/prepared": "prepare", "data/feedback": "collect", "models/base": "base", "models/sft": "sft"}
+ROWS = 4  # rows of each file that are checked
 
 
 def run_checks(stage: str, checks: Iterable[Check]) -> None:
-    """Run a stage's checks before it trains; a line says how many passed.
+    """Run a stage's checks before it trains; print how many passed.
 
     Raises:
-        UserError: at the first that fails, naming it.
+        UserError: a check failed; the message names it.
     """
     count = 0
-    # What is drawn here must not move the training's random streams.
+    # Random numbers drawn here must not change the training's random streams.
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for name, check in checks:
@@ -45,27 +45,28 @@ def run_checks(stage: str, checks: Iterable[Check]) -> None:
         sys.stderr.write(f"{stage:12} preflight: {count} checks passed\n")
 
 
-def require(stage: str, *folders: str) -> None:
-    """See that a stage's inputs are there.
+def require(stage: str) -> None:
+    """Check that the inputs of a stage exist.
 
     Raises:
-        UserError: naming the first that is not, and the stage that makes it.
+        UserError: an input is missing; the message names it and the stage that makes it.
     """
-    for folder in folders:
-        if not Path(folder).is_dir():
+    for folder in declared.of(stage).inputs:
+        if not folder.is_dir():
             raise UserError(
                 f"stage {stage} reads {folder}, which does not exist. "
-                f"Make it with: rlhf run --only {MADE_BY.get(folder, folder)}"
+                f"Make it with: rlhf run --only {' or '.join(declared.makers(folder))}"
             )
 
 
-def prepared(params: Params, model: Any) -> Any:
+def prepared(params: Params, model: ModelT) -> ModelT:
     """The model on the stage's device and in its precision, in evaluation mode."""
-    return accelerator_of(params).prepare_model(model, evaluation_mode=True).eval()
+    ready: ModelT = accelerator_of(params).prepare_model(model, evaluation_mode=True)
+    return ready.eval()
 
 
 def tolerance(params: Params) -> float:
-    """What rounding explains in the stage's precision."""
+    """The difference that rounding may cause in the stage's precision."""
     return preflight.TOLERANCE[params.run.precision]
 
 
@@ -86,6 +87,21 @@ def policy_checks(
         yield "end token", partial(preflight.check_end, rows, stops, pad)
     yield "padding", partial(preflight.check_padding, policy, rows, pad, tolerance(params))
     yield "learning rate", partial(preflight.check_learning_rate, policy, learning_rate)
+
+
+def from_sft_checks(
+    params: Params,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    units: Sequence[Unit],
+    learning_rate: float,
+) -> Iterator[Check]:
+    """The checks of a policy that starts from the SFT model: its rows, which may have been sampled, its reference."""
+    yield from policy_checks(params, policy, tokenizer, units, learning_rate, is_sampled=True)
+    reference = prepared(params, load_policy(paths.SFT))
+    rows = [example for unit in units for example in unit]
+    pad, rounding = pad_token(tokenizer), tolerance(params)
+    yield "reference", partial(preflight.check_reference, policy, reference, rows, pad, rounding)
 
 
 def row_checks(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, is_sampled: bool) -> Iterator[Check]:

@@ -1,16 +1,15 @@
 """Rows on disk as training examples and prompts."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.common.batch import Example, Unit
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.tokens import Prompt, encode_prompt, encode_response
@@ -47,8 +46,8 @@ def preference_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int 
         prompt = encode_prompt(tokenizer, row["prompt"])
         sides = [row.get(f"{side}_tokens") or encode_response(tokenizer, row[side]) for side in ("chosen", "rejected")]
         label, margin = row.get("label", 1.0), row.get("margin", math.nan)
-        chosen = Example(prompt, sides[0], label=label, margin=margin)
-        units.append((chosen, Example(prompt, sides[1], label=1.0 - label, margin=margin)))
+        chosen = Example(prompt, sides[0], preference=label, margin=margin)
+        units.append((chosen, Example(prompt, sides[1], preference=1.0 - label, margin=margin)))
     return units
 
 
@@ -70,19 +69,35 @@ def rating_scale(path: Path) -> tuple[float, float]:
 
 
 def rating_units(path: Path, tokenizer: PreTrainedTokenizerBase, mean: float, std: float) -> list[Unit]:
-    """Rows {"prompt", "response", "score"} as units of one example; labels are (score - mean) / std."""
-    return [(_response(row, tokenizer, (row["score"] - mean) / std),) for row in read_jsonl(path)]
+    """Rows {"prompt", "response", "score"} as units of one example, rated (score - mean) / std."""
+    return [(_response(row, tokenizer, rating=(row["score"] - mean) / std),) for row in read_jsonl(path)]
 
 
 def ranking_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
-    """Rows {"prompt", "responses", "ranks"} as units of K examples, K from row to row its own; labels are ranks."""
+    """Rows {"prompt", "responses", "ranks"} as units of K ranked examples; K may differ between rows."""
     units: list[Unit] = []
     for row in read_jsonl(path):
         prompt = encode_prompt(tokenizer, row["prompt"])
         tokens = row.get("responses_tokens") or [encode_response(tokenizer, text) for text in row["responses"]]
         ranked = zip(tokens, row["ranks"], strict=True)
-        units.append(tuple(Example(prompt, response, label=float(place)) for response, place in ranked))
+        units.append(tuple(Example(prompt, response, rank=float(place)) for response, place in ranked))
     return units
+
+
+def reward_units(
+    data: Data, path: Path, tokenizer: PreTrainedTokenizerBase, scale: tuple[float, float] | None
+) -> list[Unit]:
+    """The rows of a file as a reward loss that learns from `data` takes them; `scale` is that of ratings.
+
+    Raises:
+        ValueError: if no reward loss learns from such data.
+    """
+    if data is Data.RATINGS:
+        return rating_units(path, tokenizer, *(scale or (0.0, 1.0)))
+    readers = {Data.PAIRS: preference_units, Data.RANKINGS: ranking_units}
+    if data not in readers:
+        raise ValueError(f"reward losses do not learn from {data}")
+    return readers[data](path, tokenizer)
 
 
 def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
@@ -99,8 +114,8 @@ def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase)
     if split == "train":
         if not labelled:
             raise UserError(f"{where} holds neither unpaired rows nor preferences. Set prepare.path to such data.")
-        if len({example.label for example in labelled}) < 2:
-            kind = "good" if labelled[0].label else "bad"
+        if len({example.desirable for example in labelled}) < 2:
+            kind = "good" if labelled[0].desirable else "bad"
             raise UserError(f"{where} holds {kind} responses only, and KTO needs both. Give some of the other kind.")
     if not labelled:
         return []
@@ -116,10 +131,10 @@ def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase)
 def _labelled(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     unpaired = folder / f"unpaired_{split}.jsonl"
     if unpaired.is_file() and (rows := read_jsonl(unpaired)):
-        return [_response(row, tokenizer, float(row["label"])) for row in rows]
+        return [_response(row, tokenizer, desirable=float(row["label"])) for row in rows]
     pairs = preference_units(folder / f"preferences_{split}.jsonl", tokenizer)
-    sides = [example for pair in pairs for example in pair if example.label != 0.5]
-    return [replace(example, label=float(example.label > 0.5), margin=math.nan) for example in sides]
+    sides = [example for pair in pairs for example in pair if example.preference != 0.5]
+    return [Example(side.prompt_ids, side.response_ids, desirable=float(side.preference > 0.5)) for side in sides]
 
 
 def mismatched(examples: Sequence[Example]) -> list[Example] | None:
@@ -145,21 +160,13 @@ def mismatched(examples: Sequence[Example]) -> list[Example] | None:
     return [found[index] for index in range(len(examples))]
 
 
-def _response(row: Row, tokenizer: PreTrainedTokenizerBase, label: float) -> Example:
+def _response(
+    row: Row, tokenizer: PreTrainedTokenizerBase, *, rating: float = math.nan, desirable: float = math.nan
+) -> Example:
     response = row.get("response_tokens") or encode_response(tokenizer, row["response"])
-    return Example(encode_prompt(tokenizer, row["prompt"]), response, label=label)
+    return Example(encode_prompt(tokenizer, row["prompt"]), response, rating=rating, desirable=desirable)
 
 
 def as_prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """Rows {"prompt"[, "answer"]} as prompts to sample from."""
     return [Prompt(row["prompt"], encode_prompt(tokenizer, row["prompt"]), row.get("answer")) for row in rows]
-
-
-def prepared_kind() -> str:
-    """What the prepared data is: helpdesk or the kind of the user's own rows, as `tasks.data.formats` names them."""
-    return str(json.loads(Path("data/prepared/card.json").read_text(encoding="utf-8"))["kind"])
-
-
-def last_user_text(messages: Sequence[dict[str, str]]) -> str:
-    """The content of the last message, which is the user's."""
-    return messages[-1]["content"]

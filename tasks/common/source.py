@@ -7,7 +7,8 @@ from typing import Any
 
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.checkpoint import check_checkpoint, check_config
-from tasks.params.schema import ModelParams
+from tasks.files import paths
+from tasks.params.sections import ModelParams
 
 
 @dataclass(frozen=True)
@@ -83,4 +84,4 @@ def _from_hub(hub: str) -> ModelSource:
 def start_checkpoint(params: ModelParams) -> Path:
     """The folder that supervised fine-tuning starts from: stage base's, or the user's own model."""
     source = model_source(params)
-    return source.folder or Path("models/base")
+    return source.folder or paths.BASE

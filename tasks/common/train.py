@@ -49,7 +49,7 @@ def train_and_save_policy(
     units: Sequence[Unit],
     held_out: Sequence[Unit],
     config: OfflineConfig,
-    out: str,
+    out: Path,
     snapshots: int = 0,
 ) -> None:
     """Train a policy on fixed data and write it as the stage's output `out`."""

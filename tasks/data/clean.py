@@ -1,4 +1,4 @@
-"""Rows made ready for training: what cannot be used is dropped and listed, the rest is split by prompt."""
+"""Clean rows and split them by prompt. Unusable rows are dropped and listed."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf_core.common.errors import UserError
+from rlhf_core.feedback.table import form_of_kind
 from tasks.data.fields import Message
 from tasks.data.formats import RawRow
 
@@ -17,31 +18,26 @@ Row = dict[str, Any]
 CountTokens = Callable[[list[Message], str], tuple[int, int]]
 
 DUPLICATE = "duplicate"
-SURROGATE = re.compile(
-    r"[\ud800-\udfff]"
-)  # half an emoji, left by cutting text between its parts: no tokenizer takes it
-# The kinds that hold feedback, and the file it stands in; only they have a use for a split `judge`.
-FEEDBACK_FILES = {"preference": "preferences", "unpaired": "unpaired", "ratings": "ratings", "rankings": "rankings"}
-PAIRED_KINDS = tuple(FEEDBACK_FILES)
+SURROGATE = re.compile(r"[\ud800-\udfff]")  # half of a surrogate pair, left by cutting an emoji; tokenizers reject it
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """Rows that can be used, and the others as `{"file", "line", "reason"}`; together they are all that were read."""
+    """The usable rows, and the dropped rows as `{"file", "line", "reason"}`; together, all rows that were read."""
 
     rows: list[RawRow] = field(default_factory=list)
     dropped: list[Row] = field(default_factory=list)
-    prompt_tokens: list[int] = field(default_factory=list)  # one for each row kept
-    response_tokens: list[int] = field(default_factory=list)  # one for each response kept
+    prompt_tokens: list[int] = field(default_factory=list)  # one number per row kept
+    response_tokens: list[int] = field(default_factory=list)  # one number per response kept
 
     @property
     def read(self) -> int:
-        """How many rows were read."""
+        """The number of rows that were read."""
         return len(self.rows) + len(self.dropped)
 
     @property
     def reasons(self) -> Counter[str]:
-        """How many rows were dropped for which reason, duplicates included."""
+        """The number of dropped rows by reason, including duplicates."""
         return Counter(row["reason"] for row in self.dropped)
 
 
@@ -54,14 +50,14 @@ def clean(
     context: int | None = None,
     scale: int = 5,
 ) -> Cleaned:
-    """Sort out rows that are empty, too long, there already, or whose feedback says nothing or is no number.
+    """Drop rows that are empty, too long or duplicates, and rows with invalid or uninformative feedback.
 
     Args:
-        rows: As read.
-        count_tokens: Tokens of (prompt, response), the generation prompt and the end token included.
-        max_prompt_tokens: The longest prompt.
-        max_response_tokens: The longest response.
-        context: The most that the prompt and `max_response_tokens` may have together, where the model sets a limit.
+        rows: The rows as read.
+        count_tokens: Returns the number of tokens of (prompt, response), including generation prompt and end token.
+        max_prompt_tokens: Maximum number of tokens of a prompt.
+        max_response_tokens: Maximum number of tokens of a response.
+        context: The model's context, which limits prompt tokens plus `max_response_tokens`. None: no limit.
         scale: The highest score of a rating; the lowest is 1.
     """
     cleaned = Cleaned()
@@ -94,11 +90,11 @@ def _fault(row: RawRow, scale: int) -> str:
     if not all(response.strip() for response in row.responses):
         return "empty response"
     if not row.same_prompt:
-        return "differing prompts"
+        return "different prompts for chosen and rejected"
     if row.chosen is not None and row.chosen == row.rejected:
-        return "equal on both sides"
+        return "chosen equal to rejected"
     if any(SURROGATE.search(text) for text in (*row.texts, row.answer or "", row.source or "")):
-        return "not Unicode text"
+        return "invalid Unicode text"
     return _score_fault(row.score, scale) or _margin_fault(row.margin) or _ranking_fault(row.ranked, row.ranks)
 
 
@@ -106,21 +102,21 @@ def _score_fault(score: Any, scale: int) -> str:
     if score is None:
         return ""
     if not _is_number(score):
-        return "score that is no number"
+        return "score not a number"
     return "" if 1 <= score <= scale else f"score outside 1 to collect.scale {scale}"
 
 
 def _margin_fault(margin: Any) -> str:
-    return "" if margin is None or _is_number(margin) else "margin that is no number"
+    return "" if margin is None or _is_number(margin) else "margin not a number"
 
 
 def _ranking_fault(responses: Sequence[str] | None, ranks: Sequence[Any]) -> str:
     if responses is None:
         return ""
     if len(responses) != len(ranks):
-        return "responses and ranks differ in number"
+        return "different numbers of responses and ranks"
     if not all(_is_number(rank) for rank in ranks):
-        return "rank that is no number"
+        return "rank not a number"
     return "ranking of fewer than 2 different responses" if len(set(responses)) < 2 else ""
 
 
@@ -134,17 +130,17 @@ def _excess(sizes: Sequence[tuple[int, int]], max_prompt: int, max_response: int
     longest = max(response for _, response in sizes)
     if longest > max_response:
         return "response too long"
-    # The prompt will be sampled on, so there has to be room for more than this row's own response.
+    # Stages sample from this prompt, so a response of any allowed length must fit, not only this row's response.
     if context is not None and sizes[0][0] + max_response > context:
-        return f"longer than the context of {context} with max_response_tokens {max_response} to come"
+        return f"prompt plus max_response_tokens {max_response} longer than the context of {context}"
     return ""
 
 
 def check_dropped(cleaned: Cleaned, max_dropped: float = 0.05) -> None:
-    """Stop where too large a share of the rows cannot be used. Duplicates don't count: they are no fault of a row.
+    """Raise UserError if more than a fraction `max_dropped` of the rows is unusable. Duplicates do not count.
 
     Raises:
-        UserError: with the count of every reason and the first row of each.
+        UserError: the message has the count and the first row of each reason.
     """
     bad = [row for row in cleaned.dropped if row["reason"] != DUPLICATE]
     if len(bad) <= max_dropped * cleaned.read:
@@ -153,26 +149,29 @@ def check_dropped(cleaned: Cleaned, max_dropped: float = 0.05) -> None:
     for row in bad:
         first.setdefault(row["reason"], row)
     reasons = "; ".join(
-        f"{cleaned.reasons[reason]} {reason} (first: {row['file']}, line {row['line']})"
+        f"{reason} ({cleaned.reasons[reason]}, first in {row['file']}, line {row['line']})"
         for reason, row in first.items()
     )
     raise UserError(
-        f"{len(bad)} of {cleaned.read} rows cannot be used, more than prepare.max_dropped {max_dropped:g}: {reasons}. "
-        "Mend the rows, change the token limits, or raise prepare.max_dropped."
+        f"{len(bad)} of {cleaned.read} rows are unusable, more than prepare.max_dropped {max_dropped:g} allows: "
+        f"{reasons}. Correct the rows, change the token limits, or raise prepare.max_dropped."
     )
 
 
 def split_by_prompt(rows: Sequence[RawRow], fractions: Mapping[str, float], seed: int) -> dict[str, list[RawRow]]:
-    """Rows by split: all rows of one prompt in the same one, shares counted in prompts.
+    """Return the rows of each split. All rows of a prompt are in the same split; fractions count prompts.
 
-    Prompts stand in the order of sha256(seed, prompt) and are dealt out in slices, so neither the order of the rows
-    nor Python's hashing matters. Prompts that differ only in case or spaces count as one here.
+    Prompts are sorted by sha256(seed, prompt) and divided into slices, so the split depends neither on the order of
+    the rows nor on Python's hashing. Prompts that differ only in case or spaces count as the same prompt.
 
     Raises:
-        UserError: if a split with a share stays empty, or the shares are not between 0 and 1 with sum 1.
+        UserError: a split with a positive fraction is empty, or the fractions are negative or do not sum to 1.
     """
     if min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-9:
-        raise UserError(f"the splits' shares must be at least 0 and sum to 1, not {_shares(fractions)}. Mend prepare.")
+        raise UserError(
+            f"the fractions of the splits must be at least 0 and sum to 1, not {_shares(fractions)}. "
+            "Correct prepare.*_fraction."
+        )
     groups: dict[str, list[RawRow]] = defaultdict(list)
     for row in rows:
         groups[prompt_key(row.prompt)].append(row)
@@ -185,8 +184,8 @@ def split_by_prompt(rows: Sequence[RawRow], fractions: Mapping[str, float], seed
         splits[name] = [row for prompt in order[start:end] for row in groups[prompt]]
         if fraction > 0 and start == end:
             raise UserError(
-                f"{len(order)} different prompts are too few for the splits {_shares(fractions)}: {name} stays empty. "
-                "Give more data, or larger prepare.*_fraction."
+                f"{len(order)} distinct prompts are too few for the splits {_shares(fractions)}: {name} is empty. "
+                "Add data, or raise prepare.*_fraction."
             )
         start = end
     return splits
@@ -197,12 +196,12 @@ def _shares(fractions: Mapping[str, float]) -> str:
 
 
 def to_prepared(splits: Mapping[str, Sequence[RawRow]], kind: str, scale: int = 5) -> dict[str, list[Row]]:
-    """The files of data/prepared by name without `.jsonl`, as docs/architecture.md lists them.
+    """Return the rows of each file of data/prepared, by name without `.jsonl` (listed in docs/architecture.md).
 
-    `splits` holds train, development and test, and judge where the kind has feedback. A chosen response, one with a
-    good label, the best of a ranking, or the best rated of a prompt if it is rated in the upper half of the scale, is a
-    demonstration and the reference for its prompt. Feedback files without rows are left out; prompts alone make no
-    demonstrations.
+    `splits` contains train, development and test, and judge if the kind has feedback. These responses become
+    demonstrations and references for their prompts: a chosen response, a response labelled good, the best of a ranking,
+    and the best rated response of a prompt if its score is in the upper half of the scale. Feedback files without rows
+    are omitted. Prompts without responses yield no demonstrations.
     """
     files: dict[str, list[Row]] = {}
     if kind == "ratings":
@@ -213,17 +212,17 @@ def to_prepared(splits: Mapping[str, Sequence[RawRow]], kind: str, scale: int = 
         )
     for split in ("train", "development", "test"):
         files[f"prompts_{split}"] = _prompts(splits[split], with_response=split != "train" and kind != "prompts")
-    if kind in PAIRED_KINDS:
+    if form := form_of_kind(kind):
         for split in ("train", "development", "judge"):
             if rows := splits.get(split):
-                files[f"{FEEDBACK_FILES[kind]}_{split}"] = [_feedback(row) for row in rows]
+                files[f"{form.file}_{split}"] = [_feedback(row) for row in rows]
     elif splits.get("judge"):
-        raise ValueError(f"data of kind {kind} holds no preferences, so its split 'judge' must be empty")
+        raise ValueError(f"data of kind {kind} has no preferences, so its split 'judge' must be empty")
     return files
 
 
 def _best_rated(rows: Sequence[RawRow], scale: int) -> list[RawRow]:
-    """The same rows, labelled good where no response to the prompt is rated higher and the rating is a good one."""
+    """Label the best rated responses of each prompt as good if their score is in the upper half of the scale."""
     best: dict[str, float] = defaultdict(float)
     for row in rows:
         best[_canonical(row.prompt)] = max(best[_canonical(row.prompt)], row.score)
@@ -232,7 +231,7 @@ def _best_rated(rows: Sequence[RawRow], scale: int) -> list[RawRow]:
 
 
 def _feedback(row: RawRow) -> Row:
-    """A row's feedback as it was given; ranks become 1, 2, 3 ... without gaps."""
+    """Return a row's feedback. Ranks are renumbered 1, 2, 3 ... without gaps."""
     given: Row = {"prompt": row.prompt}
     if row.chosen is not None:
         given |= {"chosen": row.chosen, "rejected": row.rejected}
@@ -249,7 +248,7 @@ def _feedback(row: RawRow) -> Row:
 
 
 def _good(row: RawRow) -> list[str]:
-    """What a policy should say: the chosen or best ranked response, or the only one; nothing if it is bad or a tie."""
+    """Return the good response of a row (chosen, best ranked, or the only one); empty if it is bad or a tie."""
     if row.ranked is not None:
         return [row.ranked[row.ranks.index(min(row.ranks))]]
     text = row.chosen if row.response is None else row.response
@@ -257,7 +256,7 @@ def _good(row: RawRow) -> list[str]:
 
 
 def _prompts(rows: Iterable[RawRow], with_response: bool) -> list[Row]:
-    """Every prompt once, with its answer if it has one; those to judge on need a reference response."""
+    """Return each prompt once, with its answer if it has one. With `with_response`, keep only prompts that have one."""
     found: dict[str, Row] = {}
     for row in rows:
         good = _good(row)
@@ -281,5 +280,5 @@ def _canonical(value: Any) -> str:
 
 
 def prompt_key(prompt: Sequence[Message]) -> str:
-    """What tells prompts apart: roles and text, without case and spacing."""
+    """Return a key that is equal for equal prompts: roles and text, ignoring case and spacing."""
     return _canonical([(message["role"], " ".join(message["content"].split()).casefold()) for message in prompt])

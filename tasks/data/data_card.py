@@ -1,4 +1,4 @@
-"""The data card: what was read, what became of every row, and how long the texts are."""
+"""The data card: the source, the number of rows read, kept and dropped, and the lengths of the texts."""
 
 import json
 from collections import defaultdict
@@ -14,20 +14,20 @@ LINES_SHOWN = 20
 
 
 def data_card(source: str, kind: str, cleaned: Cleaned, files: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """Everything worth knowing about prepared data, as plain values that are the same for the same data.
+    """Return the data card as plain values. The same data gives the same card.
 
     Args:
-        source: What was read, in words.
+        source: Description of the data source.
         kind: preference, demonstration, unpaired, ratings, rankings, question_answer or prompts.
         cleaned: The rows kept and dropped.
         files: The prepared files by name without `.jsonl`; the last part of a name is its split.
 
     Raises:
-        ValueError: if a prompt stands in two splits, which splitting by prompt rules out.
+        ValueError: a prompt is in two splits, which `split_by_prompt` prevents.
     """
     overlap = _overlap(files)
     if any(overlap.values()):
-        raise ValueError(f"prompts stand in two splits: {overlap}")
+        raise ValueError(f"prompts are in two splits: {overlap}")
     return {
         "source": source,
         "kind": kind,
@@ -44,7 +44,7 @@ def data_card(source: str, kind: str, cleaned: Cleaned, files: Mapping[str, Sequ
 
 
 def _overlap(files: Mapping[str, Sequence[Row]]) -> dict[str, int]:
-    """How many prompts each two splits share."""
+    """Return the number of shared prompts for each pair of splits."""
     prompts: dict[str, set[str]] = defaultdict(set)
     for name, rows in files.items():
         stem, _, split = name.rpartition("_")
@@ -54,9 +54,9 @@ def _overlap(files: Mapping[str, Sequence[Row]]) -> dict[str, int]:
 
 
 def _unused(cleaned: Cleaned, files: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """Rows kept none of whose responses stands in a file.
+    """Return kept rows that have responses but none of them in a file.
 
-    They are bad responses, and further rows for a prompt to judge on, in the split `test`.
+    These are bad responses, and additional rows for prompts of the split `test`.
     """
     used = {
         (json.dumps(row["prompt"]), response)
@@ -72,7 +72,7 @@ def _unused(cleaned: Cleaned, files: Mapping[str, Sequence[Row]]) -> list[Row]:
 
 
 def length_summary(lengths: Sequence[int]) -> dict[str, Any]:
-    """Least, lower median and greatest of a list of token counts, and a histogram whose bins double in width."""
+    """Return minimum, lower median and maximum of token counts, and a histogram whose bins double in width."""
     if not lengths:
         return {"bins": []}
     bins = []
@@ -84,7 +84,7 @@ def length_summary(lengths: Sequence[int]) -> dict[str, Any]:
 
 
 def card_markdown(card: Mapping[str, Any]) -> str:
-    """The card for people."""
+    """Return the card as a Markdown page."""
     lines = [
         "# Data card",
         f"{card['source']} (kind: {card['kind']}): {card['read']} rows read, {card['kept']} kept.",
@@ -94,14 +94,14 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         "|---|---:|",
         *(f"| {name}.jsonl | {count} |" for name, count in card["files"].items()),
         "",
-        "Prompts that two splits share: "
-        + (", ".join(f"{pair} {count}" for pair, count in card["overlap"].items()) or "there is one split")
+        "Prompts shared by two splits: "
+        + (", ".join(f"{pair} {count}" for pair, count in card["overlap"].items()) or "only one split")
         + ".",
         "",
         "## Dropped",
         *_dropped(card),
         "",
-        f"Kept, but of no use to a stage: {_where(card['unused_rows']) or 'none'}.",
+        f"Kept, but not used by any stage: {_where(card['unused_rows']) or 'none'}.",
         *_lengths("Prompt", card["prompt_tokens"]),
         *_lengths("Response", card["response_tokens"]),
     ]
@@ -119,7 +119,7 @@ def _dropped(card: Mapping[str, Any]) -> list[str]:
 
 
 def _where(rows: Sequence[Row]) -> str:
-    """Lines by file, the first few; card.json lists them all."""
+    """Return the first LINES_SHOWN line numbers by file; card.json lists all."""
     by_file = defaultdict(list)
     for row in rows[:LINES_SHOWN]:
         by_file[row["file"]].append(str(row["line"]))
@@ -136,5 +136,5 @@ def _lengths(title: str, summary: Mapping[str, Any]) -> list[str]:
         f"| {item['from']}–{item['to']} | {item['count']} | {'█' * -(-30 * item['count'] // most)} |"
         for item in summary["bins"]
     ]
-    head = f"Least {summary['min']}, median {summary['median']}, greatest {summary['max']}."
+    head = f"Minimum {summary['min']}, median {summary['median']}, maximum {summary['max']}."
     return ["", f"## {title} length in tokens", head, "", "| tokens | count | |", "|---|---:|---|", *bars]

@@ -1,4 +1,4 @@
-"""One row as its source holds it: named values, and what to say where one is missing or of the wrong type."""
+"""A row as read from its source: named values, with errors for missing values and wrong types."""
 
 import difflib
 import json
@@ -14,17 +14,17 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
     "system": "system",
 }
-# What the cells of a table hold as text, by field; every other field is text.
+# Fields whose table cells are parsed as numbers or lists; the cells of all other fields are text.
 NUMBERS = ("score", "rating", "margin", "label", "preference")
 LISTS = ("messages", "conversations", "history", "responses", "ranks")
 
 
 class RowError(Exception):
-    """Why a row cannot be used, in a few words that rows with the same fault share."""
+    """The reason why a row is unusable, worded alike for all rows with the same fault."""
 
 
 class MissingFieldError(RowError):
-    """A field that the row's format needs is not there under its name; `names` are the names it may have."""
+    """A required field is missing; `names` are its accepted names."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__("no field " + " or ".join(f"'{name}'" for name in names))
@@ -33,7 +33,7 @@ class MissingFieldError(RowError):
 
 @dataclass(frozen=True)
 class Fields:
-    """A row's values and where it stands; `fault` says why there are none. A value that is null or NaN is missing."""
+    """A row's values, file and line. `fault` says why the row has no values. Null and NaN count as missing."""
 
     file: str
     line: int
@@ -41,19 +41,19 @@ class Fields:
     fault: str = ""
 
     def has(self, name: str) -> bool:
-        """Whether the field has a value."""
+        """Return whether the field has a value."""
         return not is_empty(self.values.get(name))
 
     def first(self, *names: str) -> str | None:
-        """The first of these fields that has a value."""
+        """Return the first of these fields that has a value."""
         return next((name for name in names if self.has(name)), None)
 
     def need(self, *names: str) -> str:
-        """The first of these fields that has a value.
+        """Return the first of these fields that has a value.
 
         Raises:
-            MissingFieldError: if the row has none of the names.
-            RowError: if it has one, without a value.
+            MissingFieldError: the row has none of these fields.
+            RowError: the row has one of them, but without a value.
         """
         if name := self.first(*names):
             return name
@@ -62,21 +62,21 @@ class Fields:
         raise MissingFieldError(names)
 
     def text(self, name: str) -> str:
-        """A field that must be text."""
+        """Return the value of a field that must be text."""
         value = self.values[self.need(name)]
         if not isinstance(value, str):
             raise RowError(f"{type(value).__name__} instead of text in '{name}'")
         return value
 
     def items(self, name: str) -> list[Any]:
-        """A field that must be a list."""
+        """Return the value of a field that must be a list."""
         value = self.values[self.need(name)]
         if not isinstance(value, list):
             raise RowError(f"{type(value).__name__} instead of a list in '{name}'")
         return value
 
     def turns(self, name: str) -> list[Message]:
-        """A field that holds a message or a list of messages, with `role` and `content` or `from` and `value`."""
+        """Return the messages of a field: one message or a list, with `role` and `content` or `from` and `value`."""
         value = self.values[self.need(name)]
         messages = value if isinstance(value, list) else [value]
         return [_message(name, message) for message in messages]
@@ -88,26 +88,26 @@ def _message(name: str, message: Any) -> Message:
     role = message.get("role") or message.get("from")
     content = message.get("content") if message.get("content") is not None else message.get("value")
     if not isinstance(role, str) or role not in ROLES:
-        raise RowError(f"a message of '{name}' with the role {role!r}; known are {', '.join(ROLES)}")
+        raise RowError(f"unknown role {role!r} of a message in '{name}' (known roles: {', '.join(ROLES)})")
     if not isinstance(content, str):
-        raise RowError(f"a message of '{name}' without text")
+        raise RowError(f"message without text in '{name}'")
     return {"role": ROLES[role], "content": content}
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value is null or NaN."""
+    """Return whether a value is null or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def nearest(wanted: Iterable[str], there: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The name there that is most like a wanted one, capitals aside; None where none is alike."""
+    """Return the existing name most similar to one of the wanted names, ignoring case; None if none is similar."""
     by_folded = {name.casefold(): name for name in there}
     close = [match for name in wanted for match in difflib.get_close_matches(name, by_folded, n=1, cutoff=cutoff)]
     return by_folded[close[0]] if close else None
 
 
 def from_cell(name: str, cell: str) -> Any:
-    """What a table's cell stands for: null if empty, a number or a list in fields that hold one, else its text."""
+    """Return the value of a table's cell: null if empty, a number or list for fields of that type, else the text."""
     if not cell:
         return None
     if name in LISTS:

@@ -1,23 +1,22 @@
-"""Rows in the field's formats, read as chat messages and what was said about them.
+"""Parse rows of the common data formats into chat messages and feedback.
 
-| format | a row holds |
+| format | fields of a row |
 |---|---|
-| preference | a prompt, `chosen` and `rejected`, each as text or messages; or the two as whole conversations |
+| preference | a prompt, `chosen` and `rejected`, each as text or messages; or both as whole conversations |
 | preference | a prompt, `response_1`, `response_2` and `preference`: 1 or 2 for the better one, 0 for a tie |
 | implicit | `chosen` and `rejected` as transcripts, Human: ... Assistant: ...; the last turn is the response |
 | demonstration | a prompt and `response`, `completion` or `output`; or one conversation that ends with the response |
 | unpaired | as a demonstration, and a `label`: true for a good response, false for a bad one |
 | ratings | as a demonstration, and a `score` (or `rating`), higher is better |
 | rankings | a prompt, `responses` (a list of texts) and `ranks` (a number for each, lower is better, equal for ties) |
-| question_answer | `question` and `answer`; the exact answer is where a pattern finds it, or the whole |
-| prompts | a prompt alone |
+| question_answer | `question` and `answer`; the exact answer is the match of a pattern, or the whole text |
+| prompts | a prompt without a response |
 
 A prompt is `prompt` (text or messages), `conversations` or `messages` (either naming of roles), or `instruction` with
-`input` and `history`; `system` adds a system turn. Text is kept as it is; only the turns of a transcript are stripped.
-A preference's `label` is the probability that chosen is the better one: 1 if left out, 0.5 for a tie; below 0.5 the
-sides are swapped, so that what is chosen is never the worse one. Its `margin` is by how much the better one is better,
-for the Bradley-Terry loss to subtract.
-A text in `source` names the data set that a row came from: a reward model is measured on each apart.
+`input` and `history`; `system` adds a system turn. Text is kept unchanged, except that turns of a transcript are
+stripped. A preference's `label` is the probability that chosen is better: 1 by default, 0.5 for a tie. If it is below
+0.5 the sides are swapped, so that chosen is never the worse response. `margin` says how much better chosen is; the
+Bradley-Terry loss subtracts it. `source` names the data set of a row; a reward model is evaluated on each separately.
 """
 
 import re
@@ -40,11 +39,11 @@ TRANSCRIPT_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 class RawRow:
     """One row of the source: a prompt, and either a response (with a label, a score or an answer), a pair or a ranking.
 
-    `line` counts from 1; where a source has no lines it is the number of the row. A row that cannot be read has a
-    `fault`, which says why, and nothing else. `same_prompt` is False where chosen and rejected go back to differing
-    prompts; `prompt` is then the chosen one's. `label` is true or false for a response, and for a pair the probability
-    that chosen is the better one, 0.5 to 1 (None: 1). `score`, `ranks` and `margin` are as they stood in the row:
-    whether they are numbers is looked at when rows are cleaned.
+    `line` is the line number from 1, or the row number if the source has no lines. An unreadable row has only a
+    `fault`, the reason. `same_prompt` is False if chosen and rejected have different prompts; `prompt` is then the
+    prompt of chosen. `label` is true or false for a response; for a pair it is the probability that chosen is better,
+    0.5 to 1 (None: 1). `score`, `ranks` and `margin` are the values of the row; `tasks.data.clean` checks that they
+    are numbers.
     """
 
     file: str
@@ -65,7 +64,7 @@ class RawRow:
 
     @property
     def kind(self) -> str:
-        """What the row is: preference, ratings, rankings, question_answer, unpaired, demonstration or prompts."""
+        """The row's kind: preference, ratings, rankings, question_answer, unpaired, demonstration or prompts."""
         if self.chosen is not None:
             return "preference"
         if self.ranked is not None:
@@ -80,26 +79,26 @@ class RawRow:
 
     @property
     def responses(self) -> list[str]:
-        """The one response, chosen and rejected, or all that were ranked."""
+        """The responses: a single one, chosen and rejected, or all ranked responses."""
         return [text for text in (self.response, self.chosen, self.rejected, *(self.ranked or ())) if text is not None]
 
     @property
     def texts(self) -> list[str]:
-        """The prompt's messages and the responses."""
+        """The texts of the prompt's messages and of the responses."""
         return [*(message["content"] for message in self.prompt), *self.responses]
 
 
 def parse_row(fields: Fields, form: str, answer_pattern: str, preference_base: int = 1) -> RawRow:
-    """A row of a known format; one that cannot be read has a `fault`.
+    """Parse a row of a known format. An unreadable row is returned with its `fault`.
 
     Args:
-        fields: The row as its source holds it.
-        form: Its format.
-        answer_pattern: Where the answer is in a text; it has one group.
-        preference_base: 1 where `preference` is 1 or 2, 0 for a tie; 0 where it is 0 or 1.
+        fields: The fields of the row.
+        form: The format of the row.
+        answer_pattern: A pattern that finds the answer in a text; its one group is the answer.
+        preference_base: 1 if `preference` is 1 or 2, or 0 for a tie; 0 if it is 0 or 1.
 
     Raises:
-        MissingFieldError: if the row lacks a field of its format.
+        MissingFieldError: the row lacks a field of its format.
     """
     parsers: dict[str, Callable[[Fields], RawRow]] = {
         "preference": lambda row: _preference(row, preference_base),
@@ -125,7 +124,7 @@ def parse_row(fields: Fields, form: str, answer_pattern: str, preference_base: i
 
 
 def faulty(fields: Fields, fault: str) -> RawRow:
-    """A row that cannot be used."""
+    """Return a row that is unusable because of `fault`."""
     return RawRow(fields.file, fields.line, [], fault=fault)
 
 
@@ -137,14 +136,14 @@ def _single(fields: Fields) -> RawRow:
 def _prompt_alone(fields: Fields) -> RawRow:
     prompt = _prompt(fields)
     if prompt and prompt[-1]["role"] != "user":
-        raise RowError(f"a prompt that ends with the {prompt[-1]['role']}'s turn")
+        raise RowError(f"prompt ends with the {prompt[-1]['role']}'s turn")
     return RawRow(fields.file, fields.line, prompt)
 
 
 def _ranking(fields: Fields) -> RawRow:
     responses, ranks = fields.items("responses"), fields.items("ranks")
     if not all(isinstance(response, str) for response in responses):
-        raise RowError("something else than texts in 'responses'")
+        raise RowError("'responses' is not a list of texts")
     return RawRow(fields.file, fields.line, _prompt(fields), ranked=tuple(responses), ranks=tuple(ranks))
 
 
@@ -169,32 +168,32 @@ def _preference(fields: Fields, base: int) -> RawRow:
 
 
 def _probability(fields: Fields) -> float:
-    """The chance that chosen is the better one; true is 1, false 0."""
+    """Return the probability that chosen is better; true is 1, false is 0."""
     if not fields.has("label"):
         if "label" in fields.values and fields.values["label"] is not None:
             raise RowError("NaN in 'label'")
         return 1.0
     value = fields.values["label"]
     if not isinstance(value, int | float):
-        raise RowError("label that is no number")
+        raise RowError("label not a number")
     if not 0 <= value <= 1:
         raise RowError("label outside 0 to 1")
     return float(value)
 
 
 def _choice(fields: Fields, base: int) -> float:
-    """The chance that response_1 is the better one, as `preference` has it."""
+    """Return the probability that response_1 is better, read from `preference`."""
     value = fields.values[fields.need("preference")]
     chances: dict[Any, float] = {1: 1.0, 2: 0.0, 0: 0.5} if base else {0: 1.0, 1: 0.0}
     if isinstance(value, bool) or not isinstance(value, int | float) or value not in chances:
-        raise RowError("preference that is not 1, 2 or 0 (a tie)" if base else "preference that is not 0 or 1")
+        raise RowError("preference not 1, 2 or 0 (tie)" if base else "preference not 0 or 1")
     return chances[value]
 
 
 def _side(fields: Fields, name: str, given: list[Message]) -> tuple[list[Message] | None, str]:
-    """One side's prompt and response; the prompt is None where the side's messages belong to another one.
+    """Return the prompt and response of one side. The prompt is None if the side's messages have a different prompt.
 
-    Messages may be the response alone, the turns that follow the given prompt, or the whole conversation.
+    The messages may be only the response, the turns after the given prompt, or the whole conversation.
     """
     if isinstance(fields.values[name], str):
         return given, fields.values[name]
@@ -213,10 +212,10 @@ def _implicit(fields: Fields) -> RawRow:
 
 
 def _transcript(fields: Fields, name: str) -> tuple[list[Message], str]:
-    """A transcript's turns before the last assistant's, and that one's text."""
+    """Return the turns of a transcript before the last, and the last turn's text if it is the assistant's."""
     before, *parts = TRANSCRIPT_TURN.split(fields.text(name))
     if before.strip():
-        raise RowError(f"no 'prompt', and no transcript that begins with Human: or Assistant: in '{name}'")
+        raise RowError(f"no 'prompt', and '{name}' is not a transcript that begins with Human: or Assistant:")
     turns = [
         {"role": ROLES[role.lower()], "content": text.strip()}
         for role, text in zip(parts[::2], parts[1::2], strict=True)
@@ -226,7 +225,7 @@ def _transcript(fields: Fields, name: str) -> tuple[list[Message], str]:
 
 
 def _alternating(turns: list[Message]) -> list[Message]:
-    """Turns of one speaker in a row as one: several chat templates refuse them otherwise."""
+    """Merge consecutive turns of the same speaker, which several chat templates reject."""
     merged: list[Message] = []
     for turn in turns:
         if merged and merged[-1]["role"] == turn["role"]:
@@ -243,7 +242,7 @@ def _demonstration(fields: Fields) -> tuple[list[Message], str]:
     prompt = _prompt(fields)
     side, response = _side(fields, fields.need(*RESPONSE_FIELDS), prompt)
     if side is None:
-        raise RowError("a response whose messages begin with another prompt than the row's")
+        raise RowError("messages of the response begin with a different prompt")
     return side, response
 
 
@@ -255,7 +254,7 @@ def _question_answer(fields: Fields, pattern: str) -> RawRow:
     response = str(value)
     answer = read_answer(pattern, response)
     if response.strip() and answer is None:
-        raise RowError("an answer of several lines in which prepare.answer_pattern finds nothing")
+        raise RowError("prepare.answer_pattern finds no answer in a long or multi-line text")
     return RawRow(fields.file, fields.line, _with_system(fields, [question]), response=response, answer=answer or "")
 
 
@@ -271,11 +270,11 @@ def _prompt(fields: Fields) -> list[Message]:
 
 
 def _instruction(fields: Fields) -> list[Message]:
-    """`history` as earlier turns, then the instruction, its input on the next line."""
+    """Return `history` as earlier turns, then the instruction with its input on the next line."""
     turns: list[Message] = []
     for past in fields.items("history") if fields.has("history") else []:
         if not (isinstance(past, list) and len(past) == 2 and all(isinstance(text, str) for text in past)):
-            raise RowError("something else than pairs of texts, [question, reply], in 'history'")
+            raise RowError("'history' is not a list of pairs [question, reply]")
         turns += [{"role": "user", "content": past[0]}, {"role": "assistant", "content": past[1]}]
     text = fields.text("instruction")
     extra = fields.text("input") if fields.has("input") else ""
@@ -290,7 +289,7 @@ def _with_system(fields: Fields, turns: list[Message]) -> list[Message]:
 
 
 def split_last(turns: list[Message]) -> tuple[list[Message], str]:
-    """The turns before the last, and its text if it is the assistant's; otherwise there is no response."""
+    """Return the turns before the last and its text if it is the assistant's, else all turns and an empty text."""
     if turns and turns[-1]["role"] == "assistant":
         return turns[:-1], turns[-1]["content"]
     return turns, ""
@@ -299,5 +298,5 @@ def split_last(turns: list[Message]) -> tuple[list[Message], str]:
 def _good_or_bad(fields: Fields) -> bool:
     value = fields.values[fields.need("label")]
     if value not in (0, 1):  # true and false are 1 and 0
-        raise RowError("label that is not true or false")
+        raise RowError("label not true or false")
     return bool(value)

@@ -1,6 +1,6 @@
-"""Where rows come from: a file, a folder of files, a saved data set, or a data set hub at a pinned revision.
+"""Read rows from a file, a folder of files, a saved data set, or a data set hub at a pinned revision.
 
-`datasets` and pyarrow are imported where they are needed: the first rows of a text file are looked at before a run.
+`datasets` and pyarrow are imported only when needed, since the first rows of a text file are checked before each run.
 """
 
 import os
@@ -27,8 +27,8 @@ FORMATS = (
 )  # fmt: skip
 ANSWER_PATTERN = r"####\s*(.+)$"
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
-LOOKED_AT = 20  # first rows, by which a format is told
-MOST_FILES = 100_000  # of a folder: more is a disk, not a data set
+LOOKED_AT = 20  # number of first rows from which the format is detected
+MOST_FILES = 100_000  # per folder; a folder with more files is probably not a data set
 HUB_ID = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{7,40})(:(?P<config>[^#]+))?(#(?P<split>.+))?", re.ASCII
 )
@@ -41,25 +41,25 @@ def read_rows(
     answer_pattern: str = ANSWER_PATTERN,
     preference_base: int | None = None,
 ) -> list[RawRow]:
-    """Every row of the source, in its order, none left out; a row that cannot be read says why (`fault`).
+    """Return every row of the source in order. An unreadable row has a `fault`.
 
-    `auto` takes the format that the first row shows for all. Of a folder all files are read, of a saved or hub data set
-    all splits unless one is named: the pipeline makes its own splits by prompt.
+    `auto` detects the format from the first row. All files of a folder are read, and all splits of a saved or hub data
+    set unless one is named, since the pipeline makes its own splits by prompt.
 
     Raises:
-        UserError: if the source is missing, empty, cut off or of unknown kind, its first row lacks a field that the
-            format needs, none of its first rows can be read, it holds preferences of 0 and 1 only and
-            `preference_base` does not say what they mean, or the hub id is not pinned.
+        UserError: the source is missing, empty, truncated or of unknown type; the first row lacks a field of the
+            format; none of the first rows is readable; all preferences are 0 or 1 and `preference_base` is not set;
+            or the hub id is not pinned.
     """
     if (path is None) == (not hub):
-        raise UserError("the data needs one source. Set either prepare.path or prepare.hub.")
+        raise UserError("the data needs exactly one source. Set either prepare.path or prepare.hub.")
     source = _from_hub(hub) if path is None else _from_path(path)
     choices: set[object] = set()
     rows = list(_parse(_noting_choices(source, choices), str(path or hub), format, answer_pattern, preference_base))
     if preference_base is None and choices and choices <= {0, 1}:
         raise UserError(
-            f"'preference' is only ever 0 or 1 in {path or hub}: is 1 the first response, or the second? "
-            "Set prepare.preference_base to 1 (1 first, 2 second, 0 a tie) or to 0 (0 first, 1 second)."
+            f"'preference' is always 0 or 1 in {path or hub}, so it is unclear which response 1 means. "
+            "Set prepare.preference_base to 1 (1 first, 2 second, 0 tie) or to 0 (0 first, 1 second)."
         )
     return rows
 
@@ -71,17 +71,17 @@ def first_rows(
     count: int = LOOKED_AT,
     preference_base: int | None = None,
 ) -> list[RawRow]:
-    """The first `count` rows of a local source, without reading the rest.
+    """Return the first `count` rows of a local source without reading the rest.
 
     Raises:
-        UserError: as `read_rows`, for what can be seen in these rows.
+        UserError: see `read_rows`, as far as these rows show it.
     """
     rows = _parse(_from_path(path), str(path), format, answer_pattern, preference_base)
     return list(islice(rows, count))
 
 
 def _noting_choices(source: Iterable[Fields], choices: set[object]) -> Iterator[Fields]:
-    """The same rows; the different values of `preference` beside numbered responses are added to `choices`."""
+    """Yield the same rows and add the values of `preference` for numbered responses to `choices`."""
     for fields in source:
         if fields.has("preference") and fields.has("response_1") and not fields.first("chosen", "rejected"):
             value = fields.values["preference"]
@@ -98,7 +98,7 @@ def _parse(
     base = 1 if preference_base is None else preference_base
     first = list(islice(source, LOOKED_AT))
     if not first:
-        raise UserError(f"{where} holds no rows. Name a data set that does.")
+        raise UserError(f"{where} contains no rows. Set prepare.path or prepare.hub to a data set with rows.")
     readable = [fields for fields in first if not fields.fault]
     try:
         if readable and format == "auto":
@@ -119,7 +119,7 @@ def _parse(
     if all(row.fault for row in rows):
         raise UserError(
             f"{rows[0].file}, line {rows[0].line}: {rows[0].fault}. "
-            f"None of the first {len(rows)} rows can be read: correct them, or set prepare.format."
+            f"None of the first {len(rows)} rows is readable. Correct them, or set prepare.format."
         )
     yield from chain(rows, map(parsed, source))
 
@@ -136,59 +136,59 @@ def _from_path(path: Path) -> Iterator[Fields]:
         yield from _from_dataset(saved, path.name)
     else:
         for file in _files(path):
-            # A name that is not UTF-8 could not be written into the data card.
+            # The data card can contain only file names in UTF-8.
             name = f"{path.name}/{file.relative_to(path).as_posix()}".encode(errors="replace").decode()
             yield from _from_file(file, name)
 
 
 def _mode(path: Path) -> int:
-    """The mode of a regular file or a folder on a disk.
+    """Return the mode of a regular file or a folder on a disk.
 
     Raises:
-        UserError: for anything else; a pipe would be waited for without end.
+        UserError: the path is anything else; reading a pipe, for example, could block forever.
     """
     try:
         mode = path.stat().st_mode
         real = path.resolve()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist. Set prepare.path to a data file or folder.") from error
-    except (OSError, RuntimeError, ValueError) as error:  # among them links in a circle
+    except (OSError, RuntimeError, ValueError) as error:  # for example circular links
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read: {why}. Set prepare.path to a data file or folder.") from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or any(map(real.is_relative_to, ("/proc", "/sys"))):
-        raise UserError(f"{path} is not a file or folder on a disk. Set prepare.path to one that is.")
+        raise UserError(f"{path} is not a file or folder on a disk. Set prepare.path to a file or folder.")
     return mode
 
 
 def _files(folder: Path) -> list[Path]:
-    """The data files of a folder and those below it, sorted: the same order on every machine."""
+    """Return the data files in a folder and its subfolders, sorted so that the order is the same on every machine."""
     files: list[Path] = []
     for here, folders, names in os.walk(folder, onerror=_unreadable):
         if link := next((name for name in folders if os.path.islink(os.path.join(here, name))), ""):
-            # DVC does not follow it either, so what is behind it would not be tracked.
-            raise UserError(f"{here}/{link} is a link to a folder. Copy that folder here, or take the link out.")
+            # DVC does not follow such links, so the files would not be tracked.
+            raise UserError(f"{here}/{link} is a link to a folder. Copy that folder here, or remove the link.")
         files += [Path(here, name) for name in names]
         if len(files) > MOST_FILES:
             raise UserError(
-                f"{folder} holds more than {MOST_FILES:,} files. Set prepare.path to the data's own folder."
+                f"{folder} contains more than {MOST_FILES:,} files. Set prepare.path to the folder of the data."
             )
     files = sorted(file for file in files if file.name.endswith(SUFFIXES))
     if not files:
-        raise UserError(f"{folder} holds no data file ({', '.join(SUFFIXES)}). Set prepare.path to one.")
+        raise UserError(f"{folder} contains no data file ({', '.join(SUFFIXES)}). Set prepare.path to another folder.")
     return files
 
 
 def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename} cannot be read: {error.strerror}. Make it readable.") from error
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}. Correct its permissions.") from error
 
 
 def _from_file(path: Path, name: str) -> Iterator[Fields]:
-    """Rows of one file; `name` stands for it in messages and in the data card."""
+    """Yield the rows of one file. `name` is the file's name in messages and in the data card."""
     _mode(path)
     if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path} is of an unknown kind. Name a file that ends in {', '.join(SUFFIXES)}.")
+        raise UserError(f"{path} has an unknown file type. Use a file that ends in {', '.join(SUFFIXES)}.")
     if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty. Fetch or copy it again.")
+        raise UserError(f"{path} is empty. Download or copy it again.")
     yield from _from_parquet(path, name) if path.suffix == ".parquet" else read_text_file(path, name)
 
 
@@ -211,12 +211,12 @@ def _from_dataset(data: "datasets.Dataset | datasets.DatasetDict", name: str) ->
 
 
 def pinned(hub: str) -> re.Match[str]:
-    """The parts of a hub id, by the names in HUB_ID; raises UserError where it names no commit."""
+    """Return the match of HUB_ID for a hub id. Raises UserError if the id names no commit."""
     match = HUB_ID.fullmatch(hub)
     if match is None:
         raise UserError(
-            f"prepare.hub is {hub}, which is not pinned. Write org/name@COMMIT, with :CONFIG and #SPLIT after it where "
-            "needed; the commit is on the data set's page under Files, History."
+            f"prepare.hub {hub} is not pinned to a commit. Write org/name@COMMIT, followed by :CONFIG and #SPLIT if "
+            "needed. The commit is on the data set's page under Files, History."
         )
     return match
 
@@ -232,11 +232,11 @@ def _from_hub(hub: str) -> Iterator[Fields]:
 
 @contextmanager
 def _readable(what: str, *more: type[Exception]) -> Iterator[None]:
-    """Turns whatever a library raises for a broken or unreachable source into a message for the user."""
+    """Convert a library's exception about a broken or unreachable source into a UserError."""
     kinds: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *more)
     try:
         yield
     except kinds as error:
         cause = error.__cause__ or error
         first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise UserError(f"{what} could not be read: {first.rstrip('.')}. Check that it is there and whole.") from error
+        raise UserError(f"{what} could not be read: {first.rstrip('.')}. Check that it is complete.") from error

@@ -1,8 +1,8 @@
-"""JSON Lines, JSON lists, CSV and TSV, plain or gzipped, read row by row.
+"""Read JSON Lines, JSON lists, CSV and TSV row by row, plain or gzipped.
 
-JSON is parsed here and not by `datasets`, whose reader infers a type per column: it turns answers such as "2020-01-01"
-into dates and "5.5" into numbers. A row that cannot be read is passed on with its fault; a file that is cut off, or
-not UTF-8 text, is an error.
+The reader of `datasets` is not used, since it infers a type per column and turns answers such as "2020-01-01" into
+dates and "5.5" into numbers. An unreadable row is returned with its fault. A file that is truncated or not UTF-8 text
+is an error.
 """
 
 import csv
@@ -20,22 +20,22 @@ from tasks.data.fields import Fields, from_cell
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TEXT_SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".json", *DELIMITERS) for packed in ("", ".gz"))
-LONGEST_ROW = 1 << 26  # characters: what has no end by then is not a row, and memory stays bounded
+LONGEST_ROW = 1 << 26  # characters; this bounds the memory for a file without line ends
 CHUNK = 1 << 20  # characters of a JSON list read at once
 OPENING, NEXT = re.compile(r"\s*(\[)\s*(?=(\])|\S)"), re.compile(r"\s*(?:,|(\]))\s*")
 
 
 def read_text_file(path: Path, name: str) -> Iterator[Fields]:
-    """Rows of a file that ends in one of TEXT_SUFFIXES; `name` stands for it in messages and in the data card.
+    """Yield the rows of a file that ends in one of TEXT_SUFFIXES. `name` is its name in messages and in the data card.
 
     Raises:
-        UserError: if the file is empty, cut off, not UTF-8 text, or a table whose quotes or header are wrong.
+        UserError: the file is empty, truncated or not UTF-8 text, or is a table with wrong quotes or header.
     """
     delimiter = DELIMITERS.get(Path(path.name.removesuffix(".gz")).suffix)
     with _opened(path) as text:
         first = next((chunk.lstrip()[0] for chunk in _chunks(text, path, 1 << 12) if chunk.strip()), "")
     if not first:
-        raise UserError(f"{path} is empty. Fetch or copy it again.")
+        raise UserError(f"{path} is empty. Download or copy it again.")
     with _opened(path) as text:
         if delimiter is not None:
             yield from _table(text, path, name, delimiter)
@@ -48,13 +48,13 @@ def read_text_file(path: Path, name: str) -> Iterator[Fields]:
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
     unpack: Any = gzip.open if path.name.endswith(".gz") else open
-    # Bytes that are not UTF-8 become surrogates, by which they are found line by line.
+    # Bytes that are not UTF-8 become surrogates; _check_unicode finds them and names the line.
     with unpack(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         yield text
 
 
 def _lines(text: TextIO, path: Path) -> Iterator[str]:
-    """Lines with their ends, each known to be UTF-8."""
+    """Yield lines with their line ends, each checked to be UTF-8."""
     number = 0
     try:
         while line := text.readline(LONGEST_ROW):
@@ -62,18 +62,20 @@ def _lines(text: TextIO, path: Path) -> Iterator[str]:
             _check_unicode(line, f"{path}, line {number}")
             if len(line) == LONGEST_ROW:
                 raise UserError(
-                    f"{path}, line {number} has more than {LONGEST_ROW:,} characters. Write one row a line."
+                    f"{path}, line {number} has more than {LONGEST_ROW:,} characters. Write one row per line."
                 )
             yield line
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}, line {number + 1} cannot be read: {error}. Fetch or copy the file again.") from error
+        raise UserError(
+            f"{path}, line {number + 1} cannot be read: {error}. Download or copy the file again."
+        ) from error
 
 
 def _check_unicode(text: str, where: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where} is not UTF-8 text. Convert the file.") from error
+        raise UserError(f"{where} is not UTF-8 text. Convert the file to UTF-8.") from error
 
 
 def _json_lines(text: TextIO, path: Path, name: str) -> Iterator[Fields]:
@@ -87,9 +89,10 @@ def _json_lines(text: TextIO, path: Path, name: str) -> Iterator[Fields]:
         except ValueError as error:
             if not line.endswith(("\n", "\r")):
                 raise UserError(
-                    f"{path}, line {number} is not JSON ({error}), and it is the last. Copy the file again."
+                    f"{path}, line {number} is not JSON ({error}) and has no line end: the file is truncated. "
+                    "Copy it again."
                 ) from error
-            yield Fields(name, number, fault=f"not JSON ({getattr(error, 'msg', 'a number too long')})")
+            yield Fields(name, number, fault=f"not JSON ({getattr(error, 'msg', 'number too long')})")
 
 
 def _fields(values: Any, name: str, number: int) -> Fields:
@@ -99,7 +102,7 @@ def _fields(values: Any, name: str, number: int) -> Fields:
 
 
 def _list(text: TextIO, path: Path, name: str) -> Iterator[Fields]:
-    """The objects of one JSON list; no more of it is in memory than a chunk and a row."""
+    """Yield the objects of one JSON list, with only one chunk and one row in memory."""
     decoder = json.JSONDecoder()
     buffer, at, number = "", 0, 0
     for chunk in _chunks(text, path, CHUNK):
@@ -113,17 +116,17 @@ def _list(text: TextIO, path: Path, name: str) -> Iterator[Fields]:
             try:
                 value, end = decoder.raw_decode(buffer, len(buffer) if separator is None else separator.end())
             except RecursionError as deep:
-                raise UserError(f"{path}, row {number + 1} is nested too deeply. Take it out.") from deep
+                raise UserError(f"{path}, row {number + 1} is nested too deeply. Remove the row.") from deep
             except ValueError as incomplete:
                 error = incomplete
             else:
-                if end == len(buffer):  # a number may go on in the next chunk
+                if end == len(buffer):  # a number may continue in the next chunk
                     break
                 at, number = end, number + 1
                 yield _fields(value, name, number)
         if len(buffer) > LONGEST_ROW:
             break
-    raise UserError(f"{path} is not JSON after row {number}. Correct it, or copy it again if it is cut off.")
+    raise UserError(f"{path} is not JSON after row {number}. Correct it, or copy it again if it is truncated.")
 
 
 def _chunks(text: TextIO, path: Path, size: int) -> Iterator[str]:
@@ -133,11 +136,11 @@ def _chunks(text: TextIO, path: Path, size: int) -> Iterator[str]:
             line += chunk.count("\n")
             yield chunk
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}, line {line} cannot be read: {error}. Fetch or copy the file again.") from error
+        raise UserError(f"{path}, line {line} cannot be read: {error}. Download or copy the file again.") from error
 
 
 def _table(text: TextIO, path: Path, name: str, delimiter: str) -> Iterator[Fields]:
-    """Rows of CSV or TSV under a header; a row stands at the line where it begins, and an empty cell is null."""
+    """Yield the rows of CSV or TSV with a header. A row's line is its first line; an empty cell is null."""
     csv.field_size_limit(LONGEST_ROW)
     rows = csv.reader(_lines(text, path), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -155,12 +158,12 @@ def _table(text: TextIO, path: Path, name: str, delimiter: str) -> Iterator[Fiel
             begins = rows.line_num + 1
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {begins} is not CSV ({error}). Correct its quotes: within a quoted cell a quote is doubled."
+            f"{path}, line {begins} is not CSV ({error}). Correct the quotes: double each quote inside a quoted cell."
         ) from error
 
 
 def _header(cells: list[str], path: Path) -> list[str]:
     names = [cell.strip() for cell in cells]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"{path} has two columns '{twice}'. Rename one.")
+        raise UserError(f"{path} has two columns named '{twice}'. Rename one.")
     return names

@@ -1,1 +1,1 @@
-"""Files that stages write: JSON lines and CSV tables."""
+"""File formats that stages write: JSON Lines and CSV tables."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+EFFECTIVE_PARAMS = Path("params.effective.yaml")
 PREPARED = Path("data/prepared")
 TOKENIZER = PREPARED / "tokenizer"
 CARD = PREPARED / "card.json"
@@ -13,10 +14,19 @@ REWARD = Path("models/reward")
 JUDGE = Path("models/judge")
 POLICIES = Path("models/policies")
 EVALUATION = Path("evaluation")
+RESULTS = EVALUATION / "results.json"
+SNAPSHOTS = EVALUATION / "snapshots.jsonl"
+EXAMPLES = EVALUATION / "samples.jsonl"
 REPORTS = Path("reports")
 REPORT = REPORTS / "report.json"
+METRICS = REPORTS / "metrics.json"
+CURVES = REPORTS / "curves.csv"
+PAGE = REPORTS / "report.html"
 
 NO_MODEL = "none.json"  # in the folder of a model that was not trained, with the reason
+CURVE = "metrics.jsonl"  # in the folder of a model that was trained: one row per step
+SUMMARY = "summary.json"  # in the folder of a reward model or of feedback
+MANIFEST = "manifest.json"  # in every output folder: which stage made it, from what
 
 
 def rows(folder: Path, name: str, split: str) -> Path:

@@ -1,4 +1,4 @@
-"""Tables as CSV, which DVC's plots and spreadsheets read."""
+"""Write tables as CSV for DVC's plots and for spreadsheets."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows under their keys in the order in which those first appear; a cell is empty where a row lacks the key.
+    """Write rows as CSV. Columns are in the order in which keys first appear; a missing key leaves the cell empty.
 
-    Numbers keep all their digits, so equal rows make equal bytes.
+    Numbers keep all their digits, so equal rows give equal bytes.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", encoding="utf-8", newline="") as handle:

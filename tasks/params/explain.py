@@ -1,4 +1,4 @@
-"""What is wrong with a value of params.yaml, in words: which key, what it is, and what it may be."""
+"""Explain what is wrong with a value of params.yaml: its key, the value, and the allowed values."""
 
 import difflib
 import re
@@ -10,47 +10,50 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rlhf_core.common.fields import describe_bounds
 
-LARGEST = 2**63 - 1  # what torch, MLflow and JSON readers hold in an integer
-NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # not in a path, and not in UTF-8
+LARGEST = 2**63 - 1  # the largest integer that torch, MLflow and JSON readers support
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # invalid in paths or in UTF-8
 KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", list: "a list"}
 
-Where = tuple[str | int, ...]  # the parts of a dotted key; a number is a place in a list
+Where = tuple[str | int, ...]  # the parts of a dotted key; a number is an index into a list
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
 
 
 def explain(problem: Any, section: type) -> str:
-    """One of pydantic's errors about a mapping that should have been a `section`."""
+    """Explain one of pydantic's errors about a mapping that is not a valid `section`."""
     where = problem["loc"]
     key = dotted(where)
     if problem["type"] in {"missing", "missing_argument", "missing_keyword_only_argument"}:
         return f"the key '{key}' is missing. Add it, or restore the file with: git checkout params.yaml"
-    if problem["type"] == "value_error":  # a section whose values don't fit together
+    if problem["type"] == "value_error":  # a section with inconsistent values
         return f"in '{key}', {problem['msg'].removeprefix('Value error, ').rstrip('.')}."
     return wrong_value(where, problem["input"], section)
 
 
 def wrong_value(where: Where, value: Any, section: type) -> str:
-    """What a key is and what it may be, or that there is no such key."""
+    """Return a message with the value of a key and its allowed values, or that the key is unknown."""
     if (found := _kind_at(where, section)) is None:
         return f"unknown key '{shorten(dotted(where))}'. {nearest_key(where, section)}"
     return f"'{dotted(where)}' is {_shown(value)}; it must be {_allowed(value, *found)}."
 
 
 def shorten(text: str) -> str:
-    """One line of at most 80 characters."""
+    """Shorten a text to one line of at most 80 characters."""
     line = " ".join(text.split())
     return line if len(line) <= 80 else f"{line[:79]}…"
 
 
 def dotted(where: Where) -> str:
-    """`policy.algorithms.1`."""
+    """Join the parts of a key: `policy.algorithms.1`."""
     return ".".join(map(str, where))
 
 
 def coerced(before: Any, after: Any, where: Where = ()) -> Iterator[tuple[Where, Any]]:
-    """Values that validation let through and shouldn't have: `before` it true as 1, text as a number; huge integers."""
+    """Yield values that validation wrongly accepted: true as 1, text as a number, huge integers, invalid text.
+
+    `before` and `after` are the values before and after validation.
+    """
     if isinstance(before, Mapping):
         for key, value in before.items():
             yield from coerced(value, after[key], (*where, key))
@@ -67,7 +70,7 @@ def coerced(before: Any, after: Any, where: Where = ()) -> Iterator[tuple[Where,
 
 
 def nearest_key(where: Where, section: type) -> str:
-    """Which key was meant, or which there are."""
+    """Suggest the most similar key, or list the existing keys."""
     *parents, name = where
     parent = _kind_at(tuple(parents), section)
     beside = [item.name for item in fields(parent[0])] if parent and is_dataclass(parent[0]) else []
@@ -76,11 +79,11 @@ def nearest_key(where: Where, section: type) -> str:
     if parents and beside:
         return f"Choose from: {', '.join(beside)}."
     close = difflib.get_close_matches(dotted(where), keys_of(section), n=1)
-    return f"Did you mean '{close[0]}'?" if close else "See params.yaml for the keys there are."
+    return f"Did you mean '{close[0]}'?" if close else "See params.yaml for the existing keys."
 
 
 def keys_of(section: Any, prefix: str = "") -> list[str]:
-    """Every dotted key of a section, those of the sections in it included."""
+    """Return every dotted key of a section, including those of nested sections."""
     keys = []
     for item in fields(section):
         keys.append(prefix + item.name)
@@ -90,7 +93,7 @@ def keys_of(section: Any, prefix: str = "") -> list[str]:
 
 
 def _kind_at(where: Where, section: type) -> tuple[Any, Mapping[str, Any]] | None:
-    """Type and bounds of a key; None where there is no such key."""
+    """Return type and bounds of a key, None if the key does not exist."""
     kind: Any = section
     metadata: Mapping[str, Any] = {}
     for part in where:
@@ -104,7 +107,7 @@ def _kind_at(where: Where, section: type) -> tuple[Any, Mapping[str, Any]] | Non
 
 
 def _allowed(value: Any, kind: Any, metadata: Mapping[str, Any]) -> str:
-    """The values that a key may have: "a whole number, at least 1, or null"."""
+    """Describe the allowed values of a key: "a whole number, at least 1, or null"."""
     options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     bounds = describe_bounds(metadata)
     if int in options and isinstance(value, int | float) and abs(value) > LARGEST:
@@ -120,7 +123,7 @@ def _kind(kind: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as YAML has it, cut off where it is long."""
+    """Return a value in YAML form, shortened if it is long."""
     if value is None or isinstance(value, bool):
         return {True: "true", False: "false", None: "null"}[value]
     return _short.repr(value)

@@ -1,6 +1,7 @@
-"""YAML as parameters are written in: plain values, no tags, each key once."""
+"""Load the subset of YAML that parameter files use: plain values, no tags, no repeated keys."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -9,11 +10,11 @@ from rlhf_core.common.errors import UserError
 
 
 class _NotPlainError(yaml.MarkedYAMLError):  # type: ignore[misc]  # untyped
-    """YAML, and more of it than parameters may use."""
+    """Valid YAML that parameter files must not use."""
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # untyped
-    """Reads 1e-5 as a number, as YAML 1.2 does, dates as text, and refuses tags and repeated keys."""
+    """Reads 1e-5 as a number, as YAML 1.2 does, and dates as text. Rejects tags and repeated keys."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
@@ -35,7 +36,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # untyped
                 raise _NotPlainError(problem="a key must be a plain word", problem_mark=key.start_mark)
             if key.value in seen:
                 raise _NotPlainError(
-                    problem=f"the key '{key.value}' is there twice; delete one", problem_mark=key.start_mark
+                    problem=f"the key '{key.value}' appears twice; delete one", problem_mark=key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -47,13 +48,15 @@ _Loader.add_implicit_resolver(
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """The value that `text` holds.
+    """Return the value of a YAML text.
 
     Raises:
-        UserError: not YAML, a tag, or a key given twice; the message begins with `where` and names the line.
+        UserError: not YAML, a tag, a key given twice (the message begins with `where` and names the line), or a value
+            as `require_plain` says.
     """
     try:
-        return yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
+        require_plain(value, where)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark is not None and "\n" in text.strip() else ""
@@ -63,3 +66,24 @@ def load_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}. Correct it.") from error
     except RecursionError as error:
         raise UserError(f"{where} is nested too deeply. Write plain values.") from error
+    return value
+
+
+def require_plain(value: Any, where: str, key: str = "") -> None:
+    """See that no text in `value` means something else to OmegaConf than itself; `key` is its own dotted key.
+
+    Raises:
+        UserError: an interpolation, the mark of a missing value, or a key that is not a word.
+    """
+    name = f"'{key}'" if key else "the value"
+    if isinstance(value, Mapping):
+        for part, inner in value.items():
+            if not isinstance(part, str):
+                raise UserError(f"{where}: the key {part!r} is not a word. Correct it.")
+            require_plain(inner, where, f"{key}.{part}" if key else part)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            require_plain(inner, where, f"{key}.{place}" if key else str(place))
+    elif isinstance(value, str) and ("${" in value or value == "???"):
+        mark = "${" if "${" in value else value
+        raise UserError(f"{where}: {name} holds {mark}, and interpolations are not resolved. Write the value itself.")

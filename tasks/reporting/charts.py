@@ -1,6 +1,6 @@
-"""Charts for the report page: SVG that stands in the page itself and takes its colours, light and dark, from CSS.
+"""Charts for the report page: SVG embedded in the page, with its light and dark colours from CSS.
 
-Matplotlib draws with stand-in colours, which are replaced by CSS variables of the page (`--ink`, `--series-0`, ...).
+Matplotlib draws with placeholder colours, which are then replaced by CSS variables (`--ink`, `--series-0`, ...).
 """
 
 import html
@@ -8,15 +8,18 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-SERIES = 6  # colours of the page's palette; further series begin again
-MARKERS = "osD^v"  # not as many as colours, so that few series share both
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SERIES = 6  # colours of the page's palette; further series reuse them
+MARKERS = "osD^v"  # fewer than colours, so that few series share colour and marker
 INK, MUTED, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
-SMOOTH_FROM = 60  # curves with more points are drawn thin under their running mean
-STYLE: dict[Any, Any] = {
+SMOOTH_FROM = 60  # curves with more points are drawn thin, with their running mean
+STYLE: dict[Any, Any] = {  # matplotlib's keys are a Literal of its own
     "svg.hashsalt": "rlhf",
     "svg.fonttype": "none",
     "font.size": 9.5,
@@ -35,14 +38,14 @@ Row = Mapping[str, Any]
 
 
 def series_colour(index: int) -> str:
-    """Stand-in for the page's variable --series-INDEX."""
+    """Placeholder of the CSS variable --series-INDEX."""
     return f"#0500{index % SERIES:02x}"
 
 
 def curve(rows: Sequence[Row], key: str, name: str, colour: int) -> str:
     """SVG of the metric `key` of metrics.jsonl over steps, and of `development_KEY` where it was measured."""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: "Axes") -> None:
         points = [(row["step"], row[key]) for row in rows if key in row]
         steps, values = (list(column) for column in zip(*points, strict=True))
         smooth = len(points) > SMOOTH_FROM
@@ -70,19 +73,19 @@ def tradeoff(
     """
     start = [row for row in snapshots if row["policy"] == "sft"]
 
-    def draw(axes: Any) -> None:
+    def draw(axes: "Axes") -> None:
         for index, (name, step) in enumerate(best.items()):
             own = sorted((row for row in snapshots if row["policy"] == name), key=lambda row: row["step"])
             if not own:
                 continue  # best-of-N sampling trains nothing, so it has no snapshots
             path = [(_x(row), row[key]["value"]) for row in start + own]
-            style = {"color": series_colour(index), "linewidth": 1.8}
-            marks = {"marker": MARKERS[index % len(MARKERS)], "markersize": 5, "label": name_of(name)}
+            style: dict[str, Any] = {"color": series_colour(index), "linewidth": 1.8}
+            marks: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "markersize": 5, "label": name_of(name)}
             axes.plot(*zip(*path, strict=True), **style, **marks)
             for row in own:
                 axes.vlines(_x(row), row[key]["low"], row[key]["high"], color=style["color"], linewidth=1.2, alpha=0.45)
                 if row["step"] == step:
-                    star = {"markersize": 15, "markeredgecolor": PAGE, "zorder": 5}
+                    star: dict[str, Any] = {"markersize": 15, "markeredgecolor": PAGE, "zorder": 5}
                     axes.plot(_x(row), row[key]["value"], "*", color=style["color"], **star)
         for row in start:
             axes.plot(0.0, row[key]["value"], "o", color=INK, markersize=6, zorder=6)
@@ -96,7 +99,7 @@ def tradeoff(
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Mean over each value and up to `width` values on either side of it, fewer at the ends."""
+    """Mean of each value and up to `width` neighbours on either side, fewer at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     first, last = np.maximum(index - width, 0), np.minimum(index + width + 1, len(values))
@@ -109,8 +112,8 @@ def _x(row: Row) -> float:
     return 0.0 if row["policy"] == "sft" else float(row["kl"]["value"])
 
 
-def _svg(draw: Callable[[Any], None], title: str, size: tuple[float, float]) -> str:
-    """Draw on fresh axes, `size` in inches, and return an <svg> element that may stand in HTML beside others."""
+def _svg(draw: Callable[["Axes"], None], title: str, size: tuple[float, float]) -> str:
+    """Draw on fresh axes, `size` in inches, and return an <svg> element whose ids are unique on the page."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -124,7 +127,7 @@ def _svg(draw: Callable[[Any], None], title: str, size: tuple[float, float]) -> 
 
 
 def _for_page(svg: str, title: str) -> str:
-    """Ids made unique by the chart's title, stand-in colours made CSS variables, no declarations and no addresses."""
+    """Make ids unique by the title, turn placeholder colours into CSS variables, remove declarations and addresses."""
     prefix = re.sub(r"\W+", "-", title.lower())
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", svg)

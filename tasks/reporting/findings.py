@@ -1,12 +1,12 @@
-"""The first sentences of the report: what a run's figures allow to be said, and no more.
+"""The first sentences of the report: only what the run's figures support.
 
 - A policy did not move if its KL to the SFT model is below `STILL`.
-- A reward model is no better than a coin if its log-loss on held-out pairs does not lie below log 2 by both two
-  standard errors and `LEAST_GAIN`, or if the 95 % interval of its accuracy does not lie above one half. Pairs count as
+- A reward model is not better than chance if its log-loss on held-out pairs is not below log 2 by both two standard
+  errors and `LEAST_GAIN`, or if the 95 % interval of its accuracy does not lie above one half. Pairs are treated as
   independent. The same holds for a second reward model that judges.
-- Either is said before all else. With such a model, or where no policy moved, no policy is called best.
+- Both are stated first. With such a model, or where no policy moved, no policy is called best.
 - A policy is better than the SFT model if the 95 % interval of its win rate lies above one half. The one with the
-  highest win rate is best if, besides, its interval overlaps with no other's.
+  highest win rate is the best if its interval also overlaps with no other.
 """
 
 import math
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_core.algorithms.base.table import policy_algorithms
+from tasks.reporting.formats import percent
 
 Report = Mapping[str, Any]
 STILL = 1e-3  # nats per response
@@ -21,14 +22,9 @@ LEAST_GAIN = 1e-3  # nats per pair: less than this below log 2 is shown as 0.693
 
 
 def label(name: str) -> str:
-    """A policy's title, such as PPO-penalty for ppo_penalty; of a method that was removed the name in capitals."""
+    """A policy's title, such as PPO-penalty; for a method that no longer exists, its name in capitals."""
     method = policy_algorithms().get(name)
     return name.upper() if method is None else str(method.title)
-
-
-def percent(share: float) -> str:
-    """`86.4 %`."""
-    return f"{100 * share:.1f} %"
 
 
 def join(names: Sequence[str]) -> str:
@@ -55,33 +51,33 @@ def ranked(policies: Report) -> dict[str, Any]:
 
 
 def summary(report: Report) -> list[str]:
-    """What was not learned; which policy is best, by how much and judged by whom; the others; the reward model."""
+    """What was not learned; the best policy, its win rate and its judge; the other policies; the reward model."""
     policies = report["policies"]
     still = [name for name, figures in policies.items() if did_not_move(figures)]
     models = {"reward model": report["reward_model"], "judge, a second reward model,": report["judge_model"]}
-    coins = [name for name, model in models.items() if model is not None and is_no_better_than_a_coin(model)]
+    at_chance = [name for name, model in models.items() if model is not None and is_at_chance(model)]
     rates = {name: rate for name, figures in ranked(policies).items() if (rate := _rate(figures))}
     moved = {name: rate for name, rate in rates.items() if name not in still}
-    sentences = [_coin(name, models[name]) for name in coins]
+    sentences = [_chance(name, models[name]) for name in at_chance]
     if still:
         sentences.append(_still(still, policies))
     if not rates:
         sentences.append("No policy was judged against the SFT model.")
-    elif coins or not moved:
+    elif at_chance or not moved:
         sentences.append(_all_rates(rates))
     else:
         best = next(iter(moved))
         sentences += [_best(best, moved, bool(still)), _others(best, rates, policies[best])]
-    return sentences if "reward model" in coins else [*sentences, _learnt_from(report)]
+    return sentences if "reward model" in at_chance else [*sentences, _learnt_from(report)]
 
 
 def did_not_move(figures: Report) -> bool:
-    """Whether a policy's KL to the SFT model is 0 but for rounding and a few early steps."""
+    """Whether a policy's KL to the SFT model is 0 up to rounding and a few early steps."""
     return figures.get("kl") is not None and figures["kl"] < STILL
 
 
-def is_no_better_than_a_coin(model: Report) -> bool:
-    """Whether a reward model's held-out figures leave it open that it learned nothing."""
+def is_at_chance(model: Report) -> bool:
+    """Whether a reward model's held-out figures are compatible with having learned nothing."""
     low, _ = accuracy_interval(model)
     log_loss, error = model.get("log_loss"), model.get("log_loss_se") or 0.0
     return low <= 0.5 or (log_loss is not None and log_loss > math.log(2) - max(2 * error, LEAST_GAIN))
@@ -95,7 +91,7 @@ def accuracy_interval(model: Report) -> tuple[float, float]:
     return (middle - spread) / (1 + z**2 / count), (middle + spread) / (1 + z**2 / count)
 
 
-def _rate(figures: Report) -> Any:
+def _rate(figures: Report) -> Report | None:
     """A policy's win rate against the SFT model; None where it has none."""
     rate = figures.get("win_rate_vs_sft")
     return rate if rate and rate.get("value") is not None else None
@@ -105,13 +101,13 @@ def _interval(rate: Report) -> str:
     return f"95 % interval {percent(rate['low'])} to {percent(rate['high'])}"
 
 
-def _coin(name: str, model: Report) -> str:
+def _chance(name: str, model: Report) -> str:
     low, high = accuracy_interval(model)
-    loss = f"log-loss {model['log_loss']:.3f} nats (a coin: 0.693), " if model.get("log_loss") is not None else ""
+    loss = f"log-loss {model['log_loss']:.3f} nats (chance: 0.693), " if model.get("log_loss") is not None else ""
     return (
-        f"The {name} is no better than a coin on {model['held_out_pairs']} held-out pairs: {loss}"
+        f"The {name} is not better than chance on {model['held_out_pairs']} held-out pairs: {loss}"
         f"accuracy {percent(model['accuracy'])} (95 % interval {percent(low)} to {percent(high)}). "
-        "So no policy is called best."
+        "Therefore no policy is called best."
     )
 
 
@@ -175,6 +171,6 @@ def _learnt_from(report: Report) -> str:
     if model is None:
         return f"There is no reward model: {report['no_reward_model']}."
     ceiling = report["feedback"].get("agreement_with_gold")
-    beside = "" if ceiling is None else f"; the verdicts themselves agree with gold on {percent(ceiling)}"
+    beside = "" if ceiling is None else f"; the verdicts it learned from agree with gold on {percent(ceiling)}"
     right = percent(model["accuracy"])
     return f"The reward model is right on {right} of {model['held_out_pairs']} held-out pairs{beside}."

@@ -1,7 +1,8 @@
-"""Outputs that are done but that DVC may not have recorded yet: kept in .resume/KEY until dvc.lock holds them.
+"""Finished outputs that DVC may not have recorded yet. They are kept in .resume/KEY until dvc.lock contains them.
 
-DVC writes dvc.lock only after a stage has ended, and deletes the outputs when it starts a stage again. A run killed in
-between would train from step 0. So a stage leaves its outputs here, and hard links to them in place:
+DVC writes dvc.lock only after a stage has ended, and deletes a stage's outputs before it starts the stage again. A run
+killed in between would have to train again from step 0. A stage therefore writes its outputs here and hard-links them
+to their paths:
 
     .resume/KEY/out/PATH ... -> finished.json (last, atomically) -> links at PATH -> dvc.lock -> KEY is deleted
 """
@@ -13,34 +14,39 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_core.common.errors import UserError
 from tasks.runtime.hold import hold
 
+if TYPE_CHECKING:
+    from dvc.output import Output
+    from dvc.repo import Repo
+
+PathLike = str | Path
 RESUME = Path(".resume")
 MARKER = "finished.json"
 
 
 def require_resume_folder(root: Path = Path()) -> None:
-    """Raise UserError where something else has the name of the folder .resume."""
+    """Raise UserError if .resume exists but is not a folder."""
     path = root / RESUME
     if path.is_symlink() and not path.exists():
-        raise UserError(f"{path} links to a folder that does not exist. Make that folder, or delete the link.")
+        raise UserError(f"{path} links to a folder that does not exist. Create that folder, or delete the link.")
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; unfinished stages keep their state in a folder of that name. Rename it.")
+        raise UserError(f"{path} is a file, but stages need a folder of that name for their state. Rename the file.")
 
 
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Make `folder` and hold it for this process: nobody else works in it or deletes it.
+    """Create `folder` and lock it for this process, so that no other process works in it or deletes it.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
     handle = hold(folder)
     if handle is None:
-        raise UserError(f"another process works on the same stage in {folder.resolve()}. Wait for it, or stop it.")
+        raise UserError(f"another process runs the same stage in {folder.resolve()}. Wait for it, or stop it.")
     try:
         yield
     finally:
@@ -48,9 +54,9 @@ def holding(folder: Path) -> Iterator[None]:
 
 
 def mark_finished(folder: Path, stage: str, outputs: Sequence[str]) -> None:
-    """Declare what stands under `folder`/out to be the whole output of `stage`; what a kill or a full disk left is not.
+    """Mark the files under `folder`/out as the complete output of `stage`, and delete the training state.
 
-    The training state is deleted.
+    Without this mark, files may be incomplete, for example after a kill or on a full disk.
     """
     files = _sizes(folder)
     for name in files:
@@ -63,21 +69,21 @@ def mark_finished(folder: Path, stage: str, outputs: Sequence[str]) -> None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a stage has left its outputs in `folder`."""
+    """Return whether `folder` contains outputs that are marked as finished."""
     return (folder / MARKER).is_file()
 
 
 def finished_outputs(folder: Path) -> list[str] | None:
-    """Paths of the outputs that `folder` holds whole, None where something is missing."""
+    """Return the paths of the finished outputs in `folder`, None if they are not marked or incomplete."""
     marker = _read_marker(folder)
     return None if marker is None or marker["files"] != _sizes(folder) else marker["outputs"]
 
 
 def place(folder: Path, outputs: Sequence[str]) -> None:
-    """Put the outputs at their paths, each replaced as a whole, as hard links where the file system has them."""
+    """Put the outputs at their paths and replace each as a whole. Use hard links if the file system supports them."""
     new, old = folder / "new", folder / "replaced"
     for path in outputs:
-        for left in (new, old):  # by a kill
+        for left in (new, old):  # left by a kill
             _delete(left)
         source, final = folder / "out" / path, Path(path)
         if source.is_dir():
@@ -88,25 +94,27 @@ def place(folder: Path, outputs: Sequence[str]) -> None:
         if final.is_dir():  # a file is replaced by the rename itself
             final.rename(old)
         new.rename(final)
-        for left in (new, old):  # a rename to another link of the same file leaves both
+        for left in (new, old):  # renaming a file to another link of itself leaves both
             _delete(left)
 
 
 def empty(folder: Path) -> None:
-    """Delete all that `folder` holds, the marker last: without one, outputs that DVC has linked would be written to."""
+    """Delete the contents of `folder`, the marker last. Without it, a stage would write into files linked by DVC."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == MARKER):
         _delete(path)
 
 
 def any_finished(root: Path = Path()) -> bool:
-    """Whether a stage has left its outputs; a cheap look before DVC is asked."""
+    """Return whether any folder contains finished outputs; a cheap check before opening the DVC repository."""
     return any((root / RESUME).glob(f"*/{MARKER}"))
 
 
-def sweep(repo: Any, but: Path | None = None) -> None:
+def sweep(repo: "Repo", but: Path | None = None) -> None:
     """Delete finished outputs that the dvc.lock of a dvc.repo.Repo holds, and those whose stage is gone.
 
-    What a live process holds stays, and so does `but`.
+    Args:
+        repo: A dvc.repo.Repo.
+        but: A folder to keep. Folders locked by a live process are kept too.
     """
     root = Path(repo.root_dir) / RESUME
     for marker in sorted(root.glob(f"*/{MARKER}")):
@@ -121,7 +129,7 @@ def sweep(repo: Any, but: Path | None = None) -> None:
 
 
 def sweep_checkout(root: Path) -> None:
-    """The same for the checkout `root`."""
+    """Call `sweep` for the checkout `root`."""
     if any_finished(root):
         from dvc.repo import Repo
 
@@ -130,7 +138,7 @@ def sweep_checkout(root: Path) -> None:
 
 
 def sweep_superseded(stage: str, key: Path) -> None:
-    """Delete finished outputs of `stage` that were made from other inputs or parameters than `key`."""
+    """Delete finished outputs of `stage` that have other inputs or parameters than those of the folder `key`."""
     for marker in sorted(key.parent.glob(f"*/{MARKER}")):
         found = _read_marker(marker.parent)
         if marker.parent != key and found is not None and found["stage"] == stage:
@@ -140,10 +148,10 @@ def sweep_superseded(stage: str, key: Path) -> None:
                 os.close(handle)
 
 
-def is_recorded(folder: Path, repo: Any) -> bool:
-    """Whether dvc.lock and DVC's cache hold the finished outputs of `folder`, or dvc.yaml has their stage no more.
+def is_recorded(folder: Path, repo: "Repo") -> bool:
+    """Whether dvc.lock and DVC's cache hold the finished outputs of `folder`, or dvc.yaml no longer has their stage.
 
-    Every output folder has a manifest with the stage's key in it, so its digest tells whose output it is.
+    Every output folder has a manifest with the stage's key in it, so its digest identifies the stage that made it.
     """
     from dvc.stage.exceptions import StageNotFound
 
@@ -158,7 +166,7 @@ def is_recorded(folder: Path, repo: Any) -> bool:
     return all(path in kept and _holds(kept[path], folder / "out" / path) for path in marker["outputs"])
 
 
-def _holds(out: Any, path: Path) -> bool:
+def _holds(out: "Output", path: Path) -> bool:
     """Whether a DVC output, as dvc.lock has it, is the file or folder at `path`."""
     stored = out.get_obj() if out.hash_info else None
     if stored is None:
@@ -182,7 +190,7 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file under `folder`/out."""
+    """Return the size in bytes of every file under `folder`/out."""
     out = folder / "out"
     return {str(path.relative_to(out)): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
 
@@ -192,10 +200,10 @@ def _flush(path: Path) -> None:
         os.fsync(handle.fileno())
 
 
-def _link(source: Any, target: Any) -> Any:
+def _link(source: PathLike, target: PathLike) -> PathLike:
     try:
         os.link(source, target)
-    except OSError:  # no hard links here
+    except OSError:  # the file system has no hard links
         shutil.copy2(source, target)
     return target
 

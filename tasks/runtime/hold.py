@@ -1,4 +1,4 @@
-"""A folder held by one process; the kernel lets go of it when the process ends, however it ends."""
+"""A lock on a folder. The kernel releases it when the process ends, even after a crash or SIGKILL."""
 
 import fcntl
 import os
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def hold(folder: Path) -> int | None:
-    """Make `folder` and return a locked handle of it, None where another holder has it. Close the handle to let go."""
+    """Create and lock `folder`. Return the handle, which releases the lock when closed; None if it is locked."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # deleted just now
+        except FileNotFoundError:  # deleted since mkdir
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""How far a stage is: a bar with the time left on a terminal, whole lines at intervals where there is none."""
+"""Show the progress of a stage: a bar with the remaining time on a terminal, otherwise lines at intervals."""
 
 import atexit
 import sys
@@ -16,19 +16,19 @@ INTERVAL = 10.0  # seconds between two lines
 
 
 class Shown(Protocol):
-    """Something that shows how many of `total` are done."""
+    """A display of how many of `total` units are done."""
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done; `note` is shown beside."""
+        """Add `count` finished units and show `note` next to the count."""
         ...
 
     def close(self) -> None:
-        """Show nothing more."""
+        """End the display."""
         ...
 
 
 class Bar:
-    """A bar on the terminal."""
+    """A progress bar on the terminal."""
 
     def __init__(self, name: str, total: int, done: int, *, stays: bool) -> None:
         columns = (TextColumn("{task.description:12}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
@@ -37,22 +37,23 @@ class Bar:
         self.shown = RichProgress(*columns, note, console=console, transient=not stays)
         self.task = self.shown.add_task(name, total=total, completed=done, note="")
         self.shown.start()
-        atexit.register(self.close)  # whatever happens, the terminal gets its cursor back
+        atexit.register(self.close)  # restores the terminal's cursor in any case
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Move the bar."""
         self.shown.update(self.task, advance=count, note=note)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Stop updating the bar."""
         self.shown.stop()
         atexit.unregister(self.close)
 
 
 class Lines:
-    """Lines on stderr, at most one every INTERVAL seconds and one at the end; quick work without a note says nothing.
+    """Progress lines on stderr: at most one every INTERVAL seconds, and one at the end.
 
-    `clock` gives seconds (time.monotonic); `began` is its reading when work on what is not done yet began.
+    Work that takes less than INTERVAL and has no note prints nothing. `clock` returns seconds (default:
+    time.monotonic). `began` is the clock's value when work on the remaining units began.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Lines:
         self.has_spoken = False
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count, and write a line when it is time for one."""
+        """Add `count` and print a line if one is due."""
         self.done += count
         now = self.clock()
         is_end = self.done >= self.total and (self.has_spoken or note != "")
@@ -78,24 +79,24 @@ class Lines:
         self.last, self.has_spoken = now, True
         left = (self.total - self.done) * (now - self.began) / max(self.done - self.start, 1)
         line = f"{self.name:12} {self.done}/{self.total}  {left:,.0f} s left  {note}"
-        sys.stderr.write(line.rstrip() + "\n")  # in one piece: stages that run side by side share a log
+        sys.stderr.write(line.rstrip() + "\n")  # in one call, since parallel stages share a log
         sys.stderr.flush()
 
     def close(self) -> None:
-        """Nothing to clean up."""
+        """Do nothing; lines need no cleanup."""
 
 
 def show(name: str, total: int, done: int = 0, began: float | None = None, *, stays: bool = True) -> Shown:
-    """Begin to show how many of `total` are done; whoever begins also closes.
+    """Start a display of how many of `total` units are done. The caller must close it.
 
-    began: see Lines. stays: leave the bar on the terminal when all is done.
+    began: see Lines. stays: keep the bar on the terminal at the end.
     """
     return Bar(name, total, done, stays=stays) if sys.stderr.isatty() else Lines(name, total, done, began)
 
 
 @contextmanager
 def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a piece of work while it lasts: yields the function that is told how many more are done."""
+    """Show the progress of a `with` block; yields the function that adds finished units."""
     shown = show(name, total, stays=False)
     try:
         yield shown.advance
@@ -104,7 +105,7 @@ def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def counted(name: str, items: Collection[T]) -> Iterator[T]:
-    """The items one by one, showing how many have been dealt with."""
+    """Yield the items and show how many have been processed."""
     with progress(name, len(items)) as report:
         for item in items:
             yield item
@@ -112,7 +113,7 @@ def counted(name: str, items: Collection[T]) -> Iterator[T]:
 
 
 def transformers_progress(bar: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> Any:
-    """What transformers counts (weights that it loads), as our progress; see transformers' `set_tqdm_hook`."""
+    """Show transformers' own progress (loading weights) in this format; see transformers' `set_tqdm_hook`."""
     if args and isinstance(args[0], Collection):
         return counted(str(settings.get("desc") or "loading").lower(), args[0])
     return bar(*args, **settings)

@@ -1,21 +1,20 @@
-"""What every stage does around its work: parameters, inputs, resuming, logging, and writing all or nothing."""
+"""What every stage does around its work: parameters, inputs, resuming, logging, and all outputs or none."""
 
-import hashlib
 import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common.resume import ResumeStore
 from rlhf_core.loops.common.run import Run
-from tasks.params.schema import Params, load_params
+from tasks.params.load import load_params
+from tasks.params.schema import Params
 from tasks.runtime.finished import (
     RESUME,
     any_finished,
@@ -30,8 +29,14 @@ from tasks.runtime.finished import (
     sweep,
     sweep_superseded,
 )
-from tasks.runtime.progress import Shown, show, transformers_progress
+from tasks.runtime.key import dependencies, portable, stage_key
+from tasks.runtime.launcher import LAUNCHER, Launcher
+from tasks.runtime.progress import transformers_progress
 from tasks.runtime.tracking import StageRun
+from tasks.runtime.training_progress import TrainingProgress
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 STOPPED = 130  # exit code of a command that was ended by Ctrl-C
 LEAST_FREE = 256 << 20  # bytes: the outputs of the smallest run, its MLflow store included
@@ -53,35 +58,36 @@ class Stage:
     key: str
     tracker: StageRun
     written: list[tuple[Path, Path]] = field(default_factory=list)
+    stream: str = ""  # what its random streams are called, if not as the stage is
 
     @property
     def folder(self) -> Path:
         """Git-ignored working folder; its name holds the hash of parameters, code and inputs."""
         return RESUME / self.key
 
-    def out(self, path: str) -> Path:
-        """Where to write the output that will stand at `path`, the same for each call; put there on success."""
+    def out(self, path: str | Path) -> Path:
+        """Where to write the output `path`, the same for each call; moved there on success."""
         working = self.folder / "out" / path
         working.mkdir(parents=True, exist_ok=True)
         if (working, Path(path)) not in self.written:
             self.written.append((working, Path(path)))
         return working
 
-    def out_file(self, path: str) -> Path:
-        """The same for an output that is one file; it has no manifest beside it."""
+    def out_file(self, path: str | Path) -> Path:
+        """The same for an output that is one file; it has no manifest."""
         working = self.folder / "out" / path
         working.parent.mkdir(parents=True, exist_ok=True)
         self.written.append((working, Path(path)))
         return working
 
     def training_run(self, name: str = "", snapshot: Callable[[int], None] | None = None) -> Run:
-        """Seed, resume store and reporting for a loop; `name` tells several trainings of a stage apart."""
-        stream = f"{self.name}/{name}" if name else self.name
-        progress = Progress(self.tracker, f"{name}/" if name else "", stream)
+        """Seed, resume store and reporting for a loop; `name` distinguishes the trainings of a stage."""
+        path = f"/{name}" if name else ""
+        progress = TrainingProgress(self.tracker, f"{name}/" if name else "", self.name + path)
         store = ResumeStore(self.folder / "state" / (name or "main"))
         return Run(
             seed=self.params.run.seed,
-            name=stream,
+            name=(self.stream or self.name) + path,
             resume=store,
             report=progress,
             **({} if snapshot is None else {"snapshot": snapshot}),
@@ -96,8 +102,8 @@ class Stage:
         manifest = {
             "stage": self.name,
             "key": self.key,
-            "params": {key: _portable(value) for key, value in self.sections.items()},
-            "inputs": {_portable(path): digest for path, digest in self.inputs.items()},
+            "params": {key: portable(value) for key, value in self.sections.items()},
+            "inputs": {portable(path): digest for path, digest in self.inputs.items()},
         }
         for working, _ in self.written:
             if working.is_dir():
@@ -107,40 +113,11 @@ class Stage:
         place(self.folder, outputs)
 
 
-class Progress:
-    """Shows how far a training is and sends every step's metrics to MLflow, those of development data apart."""
-
-    def __init__(self, tracker: StageRun, prefix: str, name: str) -> None:
-        self.tracker, self.prefix, self.name = tracker, prefix, name
-        self.began = time.monotonic()
-        self.tokens = 0
-        self.shown: Shown | None = None
-
-    def __call__(self, metrics: Mapping[str, float], step: int, total: int, tokens: int) -> None:
-        """Report one step."""
-        self.tokens += tokens
-        speed = self.tokens / max(time.monotonic() - self.began, 1e-9)
-        logged = {self.prefix + tracked_name(key): value for key, value in metrics.items()}
-        self.tracker.log_metrics({**logged, f"{self.prefix}train/tokens_per_second": speed}, step)
-        if self.shown is None:
-            if step > 1:
-                sys.stderr.write(f"{self.name:12} continues at step {step} of {total}, from its last saved state\n")
-            self.shown = show(self.name, total, step - 1, self.began)
-        numbers = [f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl", "accuracy") if key in metrics]
-        self.shown.advance(1, f"{speed:,.0f} tokens/s  {'  '.join(numbers)}")
-        if step == total:
-            self.shown.close()
-
-
-def tracked_name(key: str) -> str:
-    """A metric's name in MLflow, which draws one group of charts for each prefix: `train/loss`, `development/loss`."""
-    name = key.removeprefix("development_")
-    return f"train/{key}" if name == key else f"development/{name}"
-
-
 @contextmanager
-def open_stage(name: str) -> Iterator[Stage]:
-    """Run one stage of dvc.yaml; on success its outputs are put in place, otherwise nothing is left behind.
+def open_stage(name: str, stream: str = "") -> Iterator[Stage]:
+    """Run one stage of dvc.yaml; on success its outputs are moved into place, otherwise nothing is left behind.
+
+    `stream` names the stage's random streams, if not its own name.
 
     Raises:
         UserError: for what the user can fix, disk space included.
@@ -156,11 +133,10 @@ def open_stage(name: str) -> Iterator[Stage]:
         )
     with ExitStack() as held:
         with Repo() as repo:
-            inputs, section_names = _dependencies(repo, name)
-            sections = {key: _lookup(asdict(params), key) for key in section_names}
-            key = _stage_key(name, sections, inputs)
+            inputs, sections = dependencies(repo, name)
+            key = stage_key(name, sections, inputs)
             tracker = StageRun(name, key, RESUME / key)
-            stage = Stage(name, params, sections, inputs, key, tracker)
+            stage = Stage(name, params, sections, inputs, key, tracker, stream=stream)
             held.enter_context(holding(stage.folder))
             if any_finished():
                 _restore(stage, repo)
@@ -170,20 +146,20 @@ def open_stage(name: str) -> Iterator[Stage]:
             try:
                 yield stage
             except UserError:
-                # The same parameters and inputs would fail again, so there is nothing to go on from.
+                # The same parameters and inputs would fail again, so there is nothing to resume.
                 shutil.rmtree(stage.folder, ignore_errors=True)
                 raise
             stage.finish()
 
 
-def _restore(stage: Stage, repo: Any) -> None:
+def _restore(stage: Stage, repo: "Repo") -> None:
     """Raise Restored with the outputs in place where they were finished before; delete what DVC has by now."""
     sweep_superseded(stage.name, stage.folder)
     sweep(repo, but=stage.folder.resolve())
     if not is_finished(stage.folder):
         return
     outputs = finished_outputs(stage.folder)
-    # Recorded, and yet started again: by `dvc repro --force`.
+    # Recorded but started again: by `dvc repro --force`.
     if outputs is None or is_recorded(stage.folder, repo):
         empty(stage.folder)
         return
@@ -192,83 +168,37 @@ def _restore(stage: Stage, repo: Any) -> None:
     raise Restored(stage.name)
 
 
-def _dependencies(repo: Any, name: str) -> tuple[dict[str, str], list[str]]:
-    """Digests of a stage's files, and the params.yaml keys it reads, from dvc.yaml by DVC itself."""
-    from dvc.dependency.param import ParamsDependency
-
-    stage = repo.stage.load_one(path="dvc.yaml", name=name)
-    files = {}
-    keys: list[str] = []
-    for dependency in stage.deps:
-        if isinstance(dependency, ParamsDependency):
-            keys += dependency.params
-            continue
-        if not dependency.exists:
-            raise UserError(f"{dependency.def_path} does not exist. Name an existing file or folder, or run: dvc repro")
-        files[dependency.def_path] = dependency.get_hash().value
-    return files, keys
-
-
-def _lookup(section: Any, key: str) -> Any:
-    for part in key.split("."):
-        section = section[part]
-    return section
-
-
-def _portable(value: Any) -> Any:
-    """A value without absolute paths: outputs are the same whatever folder a user's file stands in."""
-    if isinstance(value, Mapping):
-        return {key: _portable(inner) for key, inner in value.items()}
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _stage_key(name: str, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    import torch
-    import transformers
-
-    content = [
-        name,
-        {key: _portable(value) for key, value in sections.items()},
-        sorted(inputs.values()),
-        torch.__version__,
-        transformers.__version__,
-    ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-
 def write_json(path: Path, content: Any) -> None:
     """Indented JSON with sorted keys and a final newline."""
     path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def quiet_libraries() -> None:
-    """No notes of transformers about what it loads; its progress is shown as the stages' own."""
+    """Silence the notes of transformers on loading, and show its progress like that of the stages."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_tqdm_hook(transformers_progress)
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()
 
 
-def main(work: Callable[[], None]) -> None:
-    """Run a stage's `work` as a command: a user's mistake is two lines and exit code 1, not a traceback."""
+def main(work: Callable[..., None], *arguments: str, launcher: Launcher = LAUNCHER) -> None:
+    """Run a stage's `work` as a command: a user's mistake is two lines and exit code 1, without a traceback."""
     quiet_libraries()
     try:
-        work()
+        launcher.run(work, *arguments)
     except Restored as stage:
         sys.stdout.write(f"{stage}: finished before; its outputs are in place again\n")
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        # Over what is left of a progress line.
+        # Overwrites the rest of a progress line.
         sys.stderr.write(("\r\033[K" if sys.stderr.isatty() else "") + "stopped; run the same command to continue\n")
         sys.exit(STOPPED)
     except Exception:
-        # A full disk shows as many errors (the system's, safetensors', SQLite's): one look says whether it is that.
+        # A full disk raises different errors (of the system, safetensors, SQLite), so look at the disk itself.
         if shutil.disk_usage(".").free < FULL_DISK:
-            sys.exit(
-                f"error: the disk of {Path.cwd()} is full. Free some space and run it again: it goes on from there."
-            )
+            sys.exit(f"error: the disk of {Path.cwd()} is full. Free some space and run it again: it continues.")
         raise

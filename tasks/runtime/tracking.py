@@ -1,4 +1,4 @@
-"""MLflow: one run per executed stage, a child of the flow's run where there is one.
+"""MLflow tracking: one run per executed stage, a child of the flow's run if there is one.
 
 Environment: MLFLOW_TRACKING_URI (default: mlflow.db in RLHF_ROOT, or in the checkout), RLHF_PARENT_RUN_ID,
 RLHF_FLOW_RUN_ID.
@@ -8,29 +8,35 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from rlhf_core.common.errors import UserError
+from tasks.runtime.git import code_tags
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 EXPERIMENT = "rlhf"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page then shows trainings, not traces
-INTERRUPTED = "interrupted"  # tag of a run whose process was killed; gone again once the run is taken up
-SAME_START = 2.0  # seconds; the start of a process is reckoned from the clock, which may be set
+INTERRUPTED = "interrupted"  # tag of a run whose process was killed; removed when the run resumes
+LOCK = "dvc_lock_sha256"  # tag of every run
+SAME_START = 2.0  # seconds; the start of a process is computed from the clock, which may be adjusted
 
 
 def tracking_root() -> Path:
-    """The checkout whose mlflow.db is written: the user's own, also for runs isolated in another checkout."""
+    """Return the checkout whose mlflow.db is written: the user's own, also for runs in a clone."""
     return Path(os.environ.get("RLHF_ROOT", ".")).resolve()
 
 
 def tracking_uri() -> str:
-    """Where metrics go."""
+    """Return the address of the tracking store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{tracking_root() / 'mlflow.db'}"
 
 
-def client() -> Any:
+def client() -> "MlflowClient":
     """An MlflowClient on the tracking store, quiet and without telemetry."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import logging
@@ -44,7 +50,7 @@ def client() -> Any:
     return mlflow.MlflowClient()
 
 
-def experiment_id(mlflow_client: Any) -> str:
+def experiment_id(mlflow_client: "MlflowClient") -> str:
     """The id of the experiment, made where it does not exist."""
     found = mlflow_client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
@@ -56,25 +62,41 @@ def experiment_id(mlflow_client: Any) -> str:
 
 
 def lineage_tags() -> dict[str, str]:
-    """Git commit, whether the tree was dirty, the hash of dvc.lock, and the flow run."""
-    tags = {
-        "git_commit": _git("rev-parse", "HEAD") or "none",
-        "git_dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
-    }
-    if Path("dvc.lock").is_file():
-        tags["dvc_lock_sha256"] = hashlib.sha256(Path("dvc.lock").read_bytes()).hexdigest()
+    """The code's commit and state, the hash of dvc.lock, and the flow run."""
+    try:
+        tags = code_tags(Path())
+    except UserError:  # no commit: a stage runs all the same
+        tags = {"git_commit": "none", "git_dirty": "false"}
+    tags |= lock_tag(Path())
     if flow_run := os.environ.get("RLHF_FLOW_RUN_ID"):
         tags["flow_run_id"] = flow_run
     return tags
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+def lock_tag(checkout: Path) -> dict[str, str]:
+    """The hash of dvc.lock, which names every input and output of a run; {} where there is none."""
+    lock = checkout / "dvc.lock"
+    return {LOCK: hashlib.sha256(lock.read_bytes()).hexdigest()} if lock.is_file() else {}
+
+
+def log_params(mlflow_client: "MlflowClient", run_id: str, params: Mapping[str, Any]) -> None:
+    """Log nested parameters under their dotted keys, in one call."""
+    from mlflow.entities import Param
+
+    mlflow_client.log_batch(run_id, params=[Param(key, str(value)) for key, value in _flatten(params)])
+
+
+def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings with dotted keys."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def writer_tags() -> dict[str, str]:
-    """Who writes a run: this host, this process, and when it began, since process ids are given again."""
+    """Return tags that identify the writer of a run: host, process id and start time, since ids are reused."""
     import psutil
 
     return {
@@ -85,7 +107,7 @@ def writer_tags() -> dict[str, str]:
 
 
 def is_writer_alive(tags: Mapping[str, str]) -> bool:
-    """Whether the process that these tags name still runs on this host."""
+    """Return whether the process named by these tags is still running on this host."""
     import psutil
 
     try:
@@ -96,14 +118,14 @@ def is_writer_alive(tags: Mapping[str, str]) -> bool:
         return False
 
 
-def interrupt(mlflow_client: Any, run_id: str) -> None:
+def interrupt(mlflow_client: "MlflowClient", run_id: str) -> None:
     """Close a run whose process was killed."""
     mlflow_client.set_tag(run_id, INTERRUPTED, "true")
     mlflow_client.set_terminated(run_id, "KILLED")
 
 
-def close_interrupted(mlflow_client: Any) -> list[str]:
-    """Close the runs that killed processes of this host have left open, and return their ids."""
+def close_interrupted(mlflow_client: "MlflowClient") -> list[str]:
+    """Close the runs that killed processes of this host left open; return their ids."""
     found = mlflow_client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         return []
@@ -118,7 +140,7 @@ def close_interrupted(mlflow_client: Any) -> list[str]:
 
 
 class StageRun:
-    """The MLflow run of one execution of one stage; a resumed stage goes on in the run it began."""
+    """The MLflow run of one execution of one stage. A resumed stage continues its run."""
 
     def __init__(self, stage: str, key: str, folder: Path) -> None:
         self.stage, self.key = stage, key
@@ -133,7 +155,7 @@ class StageRun:
         return self
 
     def _begun(self) -> str | None:
-        """The run that an earlier start of this stage began, taken up again, or None."""
+        """Resume the run of an earlier start of this stage and return its id, None if there is none."""
         if not self._memory.is_file():
             return None
         from mlflow.entities import RunTag
@@ -143,7 +165,7 @@ class StageRun:
         try:
             tags = self.client.get_run(run_id).data.tags
             now = {**writer_tags(), **_parent_tag()}
-            # Before the status: a running run of a process that is gone would be closed.
+            # Set the tags first: a parallel stage would close a RUNNING run whose tags name a dead process.
             self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in now.items()])
             self.client.update_run(run_id, status="RUNNING")
             if INTERRUPTED in tags:
@@ -158,20 +180,17 @@ class StageRun:
         return str(run.info.run_id)
 
     def restore(self) -> None:
-        """Close the run that made outputs which are used again; it may have been killed before it could."""
+        """Close the run that made reused outputs; it may have been killed before it could close itself."""
         self.client = client()
         if run_id := self._begun():
             self.client.set_terminated(run_id, "FINISHED")
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """The stage's parameters, nested keys dotted."""
-        from mlflow.entities import Param
-
-        flat = [Param(key, str(value)) for key, value in _flatten(params)]
-        self.client.log_batch(self.run_id, params=flat)
+        log_params(self.client, self.run_id, params)
 
     def log_inputs(self, inputs: Mapping[str, str]) -> None:
-        """Data and models that the stage reads, each with its DVC digest."""
+        """Log the data and models that the stage reads, each with its DVC digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
         from mlflow.exceptions import MlflowException
 
@@ -185,11 +204,11 @@ class StageRun:
         try:
             self.client.log_inputs(self.run_id, rows)
         except MlflowException:
-            # A stage beside this one entered the same data set first, between look-up and insertion; now it is there.
+            # A parallel stage inserted the same data set between look-up and insertion. The retry finds it.
             self.client.log_inputs(self.run_id, rows)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """All metrics of one step in one call."""
+        """Log all metrics of one step in one call."""
         import time
 
         from mlflow.entities import Metric
@@ -209,10 +228,3 @@ class StageRun:
 def _parent_tag() -> dict[str, str]:
     parent = os.environ.get("RLHF_PARENT_RUN_ID")
     return {"mlflow.parentRunId": parent} if parent else {}
-
-
-def _flatten(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in section.items():
-        flat += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
-    return flat

@@ -12,11 +12,11 @@ from tasks.common.preflight import ROWS, Check, policy_checks, prepared, require
 from tasks.common.rows import text_units
 from tasks.common.source import model_source
 from tasks.common.train import train_and_save_policy
+from tasks.files import paths
 from tasks.params.schema import Params
 from tasks.runtime.stage import Stage, main, open_stage, write_json
 
-OUT = "models/base"
-THREADS = Path("data/prepared/threads.jsonl")
+THREADS = paths.PREPARED / "threads.jsonl"
 
 
 def base() -> None:
@@ -24,7 +24,7 @@ def base() -> None:
     with open_stage("base") as stage:
         source = model_source(stage.params.model)
         if source.config is None:
-            write_json(stage.out(OUT) / "model.json", source.manifest())
+            write_json(stage.out(paths.BASE) / "model.json", source.manifest())
         else:
             run_checks("base", checks(stage.params))
             _train(stage, source.config)
@@ -32,10 +32,10 @@ def base() -> None:
 
 def checks(params: Params) -> Iterator[Check]:
     """What is looked at before training; nothing where the user's own model is only named."""
-    require("base", "data/prepared")
+    require("base")
     source = model_source(params.model)
     if source.config is not None:
-        tokenizer = load_tokenizer("data/prepared/tokenizer")
+        tokenizer = load_tokenizer(paths.TOKENIZER)
         policy = prepared(params, new_policy(_config(source.config, tokenizer)))
         rows = text_units(THREADS, tokenizer, ROWS)
         yield from policy_checks(params, policy, tokenizer, rows, params.base.learning_rate)
@@ -55,7 +55,7 @@ def _config(file: Path, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
 
 def _train(stage: Stage, config_file: Path) -> None:
     params = stage.params
-    tokenizer = load_tokenizer("data/prepared/tokenizer")
+    tokenizer = load_tokenizer(paths.TOKENIZER)
     config = _config(config_file, tokenizer)
     seed_everything(params.run.seed, "base", "weights")
     train_and_save_policy(
@@ -64,9 +64,9 @@ def _train(stage: Stage, config_file: Path) -> None:
         tokenizer,
         SFT(),
         text_units(THREADS, tokenizer),
-        text_units(Path("data/prepared/demonstrations_development.jsonl"), tokenizer),
+        text_units(paths.rows(paths.PREPARED, "demonstrations", "development"), tokenizer),
         params.base,
-        OUT,
+        paths.BASE,
     )
 
 

@@ -1,8 +1,8 @@
 """Stage `sft`: supervised fine-tuning of the base model on demonstrations."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.algorithms.base.sft import SFT
 from rlhf_core.models.store import fit_vocabulary, load_policy, load_tokenizer, save_policy
@@ -10,11 +10,11 @@ from tasks.common.preflight import ROWS, Check, policy_checks, prepared, require
 from tasks.common.rows import demonstration_units
 from tasks.common.source import start_checkpoint
 from tasks.common.train import train_and_save_policy
+from tasks.files import paths
 from tasks.params.schema import Params
 from tasks.runtime.stage import main, open_stage
 
-OUT = "models/sft"
-TRAIN = Path("data/prepared/demonstrations_train.jsonl")
+TRAIN = paths.rows(paths.PREPARED, "demonstrations", "train")
 
 
 def sft() -> None:
@@ -23,7 +23,7 @@ def sft() -> None:
         if not TRAIN.is_file():  # the data is prompts alone
             tokenizer, model = _start(stage.params)
             longest = stage.params.prepare.max_response_tokens
-            save_policy(model, tokenizer, stage.out(OUT), max_new_tokens=longest)
+            save_policy(model, tokenizer, stage.out(paths.SFT), max_new_tokens=longest)
             return
         run_checks("sft", checks(stage.params))
         tokenizer, model = _start(stage.params)
@@ -33,15 +33,15 @@ def sft() -> None:
             tokenizer,
             SFT(),
             demonstration_units(TRAIN, tokenizer),
-            demonstration_units(Path("data/prepared/demonstrations_development.jsonl"), tokenizer),
+            demonstration_units(paths.rows(paths.PREPARED, "demonstrations", "development"), tokenizer),
             stage.params.sft,
-            OUT,
+            paths.SFT,
         )
 
 
 def checks(params: Params) -> Iterator[Check]:
     """What is looked at before training; nothing where there are no demonstrations."""
-    require("sft", "data/prepared", "models/base")
+    require("sft")
     if not TRAIN.is_file():
         return
     tokenizer, model = _start(params)
@@ -49,9 +49,9 @@ def checks(params: Params) -> Iterator[Check]:
     yield from policy_checks(params, prepared(params, model), tokenizer, rows, params.sft.learning_rate)
 
 
-def _start(params: Params) -> tuple[Any, Any]:
+def _start(params: Params) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """The tokenizer, and the model before fine-tuning with a row for each of its tokens."""
-    tokenizer = load_tokenizer("data/prepared/tokenizer")
+    tokenizer = load_tokenizer(paths.TOKENIZER)
     model = load_policy(start_checkpoint(params.model))
     fit_vocabulary(model, tokenizer)
     return tokenizer, model

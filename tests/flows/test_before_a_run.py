@@ -1,4 +1,4 @@
-"""What `rlhf run` tells of a mistake before anything starts: one or two lines, in a second, and nothing is written."""
+"""Errors that `rlhf run` reports before anything starts: in one or two lines, within a second, writing no file."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from rlhf_core.common.errors import UserError
 from rlhf_core.models.store import save_policy
 
 HEAVY = ("torch", "transformers", "accelerate", "prefect", "datasets", "mlflow", "pyarrow")
-# The command line itself; afterwards, what it has imported.
+# Run the command line, then print which heavy libraries it has imported.
 COMMAND = f"""
 import json, sys
 from flows.cli import main
@@ -27,7 +27,7 @@ finally:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A checkout with a user's rows, good and bad, and a tiny model whose weights are cut off."""
+    """A checkout with valid and invalid rows of a user, and a tiny model with truncated weights."""
     folder = make_checkout(tmp_path_factory.mktemp("checkout"))
     (folder / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     (folder / "rows.doc").write_text("a")
@@ -44,12 +44,12 @@ def checkout(tmp_path_factory):
 
 
 def files(folder):
-    """Everything in a checkout but caches and the folder of the services' own."""
+    """Every path in a checkout except caches and the folder of the services."""
     return {str(path) for path in folder.rglob("*") if not {"__pycache__", ".rlhf", ".git"} & set(path.parts)}
 
 
 def rlhf(folder, *arguments):
-    """The command line in a process of its own: exit code, what it printed, and which heavy libraries it imported."""
+    """Run the command line in a new process: exit code, output, errors, and the heavy libraries it imported."""
     command = [sys.executable, "-c", COMMAND, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
     *said, imported = done.stderr.splitlines()
@@ -57,7 +57,7 @@ def rlhf(folder, *arguments):
 
 
 def mistake(folder, *arguments):
-    """What a command says that has to fail before anything starts."""
+    """The error lines of a command that must fail before anything starts."""
     before = files(folder)
     code, printed, said, imported = rlhf(folder, *arguments)
     assert code == 1
@@ -74,15 +74,15 @@ def mistake(folder, *arguments):
         ("prepare.format=!x y", "the tag !x is not allowed; write a plain value. Correct it."),
     ],
 )
-def test_a_wrong_value_is_told_without_any_heavy_library(checkout, assignment, found):
+def test_a_wrong_value_is_reported_without_heavy_libraries(checkout, assignment, found):
     assert mistake(checkout, "run", "--set", assignment) == [f"error: --set {assignment}: {found}"]
 
 
-def test_the_doctor_tells_it_without_them_too(checkout):
+def test_the_doctor_reports_it_without_them_too(checkout):
     code, printed, said, imported = rlhf(checkout, "doctor", "--set", "policy.dpo.beta=-1")
     assert (code, said, imported) == (1, [], [])
-    told = " ".join(printed.split())
-    assert "--set policy.dpo.beta=-1: 'policy.dpo.beta' is -1; it must be a finite number, above 0." in told
+    shown = " ".join(printed.split())
+    assert "--set policy.dpo.beta=-1: 'policy.dpo.beta' is -1; it must be a finite number, above 0." in shown
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["down"]])
@@ -94,12 +94,12 @@ def test_help_and_down_import_nothing_heavy(checkout, arguments):
 @pytest.mark.parametrize(
     ("assignments", "found"),
     [
-        (["model.path=mine"], "model.path mine: model.safetensors is cut off: 100 bytes are missing."),
+        (["model.path=mine"], "model.path mine: model.safetensors is truncated: 100 bytes are missing."),
         (["prepare.format=auto", "prepare.path=rows.doc"], "rows.doc"),
         (["prepare.format=auto", "prepare.path=misspelt.jsonl"], "misspelt.jsonl"),
     ],
 )
-def test_data_and_model_are_looked_at_without_any_heavy_library(checkout, assignments, found):
+def test_data_and_model_are_checked_without_heavy_libraries(checkout, assignments, found):
     said = mistake(checkout, "run", *(word for text in assignments for word in ("--set", text)))
     assert len(said) <= 2
     assert said[0].startswith("error: ")
@@ -110,14 +110,18 @@ def test_data_and_model_are_looked_at_without_any_heavy_library(checkout, assign
     ("profile", "overrides", "found"),
     [
         ("tagged", {}, r"profiles/tagged\.yaml, line 2: the tag tag:yaml\.org,2002:python/object/apply:os\.getpid is"),
-        ("twice", {}, r"profiles/twice\.yaml, line 3: the key 'epochs' is there twice; delete one\. Correct it\.$"),
-        ("default", {"model.path": "mine"}, r"^model\.path mine: model\.safetensors is cut off: 100 bytes"),
+        ("twice", {}, r"profiles/twice\.yaml, line 3: the key 'epochs' appears twice; delete one\. Correct it\.$"),
+        ("default", {"model.path": "mine"}, r"^model\.path mine: model\.safetensors is truncated: 100 bytes"),
         ("default", {"model.hub": "org/mine"}, r"^model\.hub is org/mine, which is not pinned\. .* org/mine@REVISION"),
-        ("default", {"prepare.hub": "org/rows", "prepare.format": "auto"}, r"^prepare\.hub is org/rows, which is not"),
+        (
+            "default",
+            {"prepare.hub": "org/rows", "prepare.format": "auto"},
+            r"^prepare\.hub org/rows is not pinned",
+        ),
         (
             "default",
             {"prepare.hub": "org/rows@main", "prepare.format": "auto"},
-            r"^prepare\.hub is org/rows@main",
+            r"^prepare\.hub org/rows@main is not pinned to a commit\.",
         ),
         (
             "default",
@@ -129,7 +133,7 @@ def test_data_and_model_are_looked_at_without_any_heavy_library(checkout, assign
         ("default", {"prepare.path": "a" * 5000}, r"^prepare\.path a+ does not exist\."),
     ],
 )
-def test_profiles_data_and_models_are_checked_by_what_command_and_flow_share(checkout, profile, overrides, found):
+def test_profiles_data_and_models_are_checked_by_shared_code(checkout, profile, overrides, found):
     with pytest.raises(UserError, match=found) as error:
         require_inputs(Changes(profile, overrides).resolve(checkout).params, checkout)
     assert len(str(error.value).splitlines()) <= 2
@@ -143,10 +147,10 @@ def test_good_data_and_a_good_model_pass(checkout, tmp_path):
     require_inputs(Changes(overrides=hubs).resolve(checkout).params, checkout)
 
 
-def test_a_missing_gpu_is_told_before_a_run(checkout, monkeypatch):
+def test_a_missing_gpu_is_reported_before_a_run(checkout, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     params = Changes(overrides={"run.device": "cuda"}).resolve(checkout).params
-    with pytest.raises(UserError, match=r"torch sees no CUDA device\. Set run\.device to auto or cpu"):
+    with pytest.raises(UserError, match=r"torch finds no CUDA device\. Set run\.device to auto or cpu"):
         require_inputs(params, checkout)

@@ -1,6 +1,6 @@
-"""A person starts a run from Prefect's page: real servers, a real worker, headless Chromium.
+"""A user starts a run from Prefect's page, with real servers, a real worker and headless Chromium.
 
-Screenshots are written to the folder SCREENSHOTS (default: the test's own): look at them.
+Screenshots are written to the folder SCREENSHOTS (default: a temporary folder).
 """
 
 import json
@@ -33,7 +33,7 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A checkout in which the pipeline has run once, with `rlhf up` serving it; and the two addresses it printed."""
+    """A checkout in which the pipeline has run once, served by `rlhf up`, and the two addresses that it printed."""
     folder = make_checkout(tmp_path_factory.mktemp("served"))
     run(folder, "dvc", "repro")
     ports = free_port(), free_port()
@@ -55,13 +55,13 @@ def page():
 
 
 def fill(page: Page, label: str, value: str) -> None:
-    """Type into the field whose label reads `label`."""
+    """Fill the field with this label."""
     named = page.locator("label", has=page.get_by_text(f"{label} (Optional)", exact=True)).first
     named.locator("xpath=following::*[self::input or self::textarea][1]").fill(value)
 
 
 def test_a_run_is_started_from_the_page_with_one_changed_parameter(served, page, pictures):
-    """beta alone is changed: the run shows all stages, DPO's is run, PPO's is taken from the cache."""
+    """Only beta is changed: the run shows all stages, runs DPO and takes PPO from the cache."""
     folder, prefect, mlflow = served
     before = (folder / "params.yaml").read_text()
     page.goto(prefect)
@@ -73,28 +73,28 @@ def test_a_run_is_started_from_the_page_with_one_changed_parameter(served, page,
     fill(page, "Experiment name", "from-the-page")
     fill(page, "Beta", "0.25")
     page.screenshot(path=pictures / "prefect-form.png")
-    # To leave the page before the server has answered would cancel the request.
+    # Leaving the page before the server has answered would cancel the request.
     with page.expect_response(lambda answer: answer.url.endswith("/create_flow_run"), timeout=MINUTES) as created:
         page.get_by_role("button", name="Submit").click()
     assert created.value.ok, created.value.text()
     page.goto(f"{server}/runs/flow-run/{created.value.json()['id']}")
-    # Its title carries the state; the page follows the run by itself.
+    # The title shows the state, and the page updates itself.
     page.get_by_text("Completed", exact=True).first.wait_for(timeout=8 * MINUTES)
-    page.get_by_text("policy@dpo").first.wait_for(timeout=MINUTES)
+    page.get_by_text("offline@dpo").first.wait_for(timeout=MINUTES)
     page.locator("canvas").first.wait_for()
     page.screenshot(path=pictures / "prefect-run.png")
     page.goto(mlflow)
     page.get_by_text("from-the-page").first.wait_for(timeout=MINUTES)
     page.screenshot(path=pictures / "mlflow-table.png")
     row = page.get_by_role("row").filter(has_text="from-the-page").first
-    row.locator("i, button, [role=button]").first.click()  # unfolds the runs of its stages
+    row.locator("i, button, [role=button]").first.click()  # expands the runs of its stages
     page.get_by_text("evaluate").first.wait_for()
     page.screenshot(path=pictures / "mlflow-runs.png")
     assert (folder / "params.yaml").read_text() == before
 
 
 def stages_of(folder: Path, name: str) -> set[str]:
-    """The stages that ran, rather than coming from DVC's cache, in the MLflow run called `name`."""
+    """The stages of the MLflow run `name` that ran and did not come from DVC's cache."""
     script = (
         "import json, sys, mlflow\n"
         "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
@@ -106,18 +106,18 @@ def stages_of(folder: Path, name: str) -> set[str]:
 
 
 def test_its_result_is_an_experiment_that_can_be_applied(served):
-    """After the run above: `dvc exp apply` gives the changed beta, and everything is up to date."""
+    """After the run above, `dvc exp apply` sets the changed beta, and everything is up to date."""
     folder = served[0]
-    assert stages_of(folder, "from-the-page") == {"policy@dpo", "evaluate", "report"}
+    assert stages_of(folder, "from-the-page") == {"offline@dpo", "evaluate", "report"}
     report = json.loads((folder / "runs" / "from-the-page" / "report.json").read_text())
-    assert report["sources"]["stages"]["policy@dpo"]["params"]["policy.dpo"]["beta"] == 0.25
+    assert report["sources"]["stages"]["offline@dpo"]["params"]["policy.dpo"]["beta"] == 0.25
     run(folder, "dvc", "exp", "apply", "from-the-page")
     assert "beta: 0.25" in (folder / "params.yaml").read_text()
     assert stages_run(run(folder, "dvc", "repro").stdout) == []
 
 
 def test_report_page_in_a_browser(served, page, pictures):
-    """No error in the console, no request to anywhere."""
+    """The page logs no error in the console and sends no request."""
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))

@@ -1,7 +1,7 @@
-"""A stranger's page in the user's browser, while `rlhf up` runs and the user is logged in to both servers.
+"""An attacker's page in the user's browser while `rlhf up` is running and the user is logged in to both servers.
 
-The page comes from another port of this machine, from another host name, or from a name that its owner has
-pointed to 127.0.0.1 at our port (DNS rebinding). It tries to read, to write and to have a command run.
+The page comes from another port of this machine, from another host name, or from a name that the attacker resolves to
+127.0.0.1 at our port (DNS rebinding). It tries to read, to write and to run a command.
 """
 
 import json
@@ -88,15 +88,15 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 @dataclass
-class Stranger:
-    """A server of the stranger's, which also shows that what its pages send is really sent."""
+class Attacker:
+    """The attacker's server. It also records requests, to show that its pages really send them."""
 
     port: int
     received: list[tuple[str, str, bytes]] = field(default_factory=list)
 
 
 @pytest.fixture
-def stranger() -> Iterator[Stranger]:
+def attacker() -> Iterator[Attacker]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.answer(b"<!doctype html><body>prizes</body>")
@@ -117,7 +117,7 @@ def stranger() -> Iterator[Stranger]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    known = Stranger(server.server_port)
+    known = Attacker(server.server_port)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield known
@@ -136,7 +136,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A browser that has seen nothing yet."""
+    """A fresh browser profile."""
     opened = browser.new_context(viewport={"width": 1280, "height": 900})
     opened.set_default_timeout(2 * MINUTES)
     yield opened
@@ -155,7 +155,7 @@ def logged_in(context: BrowserContext, up: Up) -> BrowserContext:
 
 
 def state(up: Up) -> dict[str, Any]:
-    """Everything that a stranger could have changed."""
+    """Everything that an attacker could have changed."""
     api = signed_in(up.root, up.services)
     user = httpx.BasicAuth(*login(up.root).split(":"))
     mlflow = f"{up.services.mlflow}/api/2.0/mlflow"
@@ -170,7 +170,7 @@ def state(up: Up) -> dict[str, Any]:
 
 
 def writes(up: Up, prefect: str, mlflow: str) -> list[tuple[str, str, dict[str, Any]]]:
-    """What a stranger would like to do: method, address and body."""
+    """The requests that an attacker would send: method, address and body."""
     command = f"touch {up.root / 'pwned'}"
     deployment = signed_in(up.root, up.services).get("/deployments/name/rlhf/rlhf").json()
     step = {"prefect.deployments.steps.run_shell_script": {"script": command}}
@@ -191,7 +191,7 @@ def writes(up: Up, prefect: str, mlflow: str) -> list[tuple[str, str, dict[str, 
 
 
 def attack(page: Page, up: Up, prefect: str, mlflow: str) -> None:
-    """Try everything from `page`; fails where anything can be read."""
+    """Try everything from `page`; fail if anything can be read."""
     for address in (
         f"{prefect}/api/admin/settings",
         f"{prefect}/api/deployments/name/rlhf/rlhf",
@@ -218,29 +218,29 @@ def attack(page: Page, up: Up, prefect: str, mlflow: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", NAME])
 def test_page_of_another_origin_reads_and_writes_nothing(
-    up: Up, stranger: Stranger, logged_in: BrowserContext, host: str
+    up: Up, attacker: Attacker, logged_in: BrowserContext, host: str
 ) -> None:
     before = state(up)
     page = logged_in.new_page()
-    page.goto(f"http://{host}:{stranger.port}/")
-    # what is tried is really sent, as the stranger's own server can tell
-    own = f"http://127.0.0.1:{stranger.port}/own"
+    page.goto(f"http://{host}:{attacker.port}/")
+    # requests are really sent: the attacker's own server receives them
+    own = f"http://127.0.0.1:{attacker.port}/own"
     page.evaluate(FETCH, [own, "POST", "no-cors", "text/plain", "{}"])
     page.evaluate(FORM, [own, "text/plain", "{}"])
-    assert [(path, kind) for path, kind, _ in stranger.received] == [("/own", "text/plain")] * 2
+    assert [(path, kind) for path, kind, _ in attacker.received] == [("/own", "text/plain")] * 2
     attack(page, up, up.services.prefect, up.services.mlflow)
     attack(page, up, f"http://localhost:{up.services.prefect_port}", f"http://localhost:{up.services.mlflow_port}")
     for address in (f"{up.services.prefect}/deployments", f"{up.services.mlflow}/"):
         page.evaluate(FRAME, address)
         frame = page.query_selector_all("iframe")[-1].content_frame()
         assert frame is not None
-        frame.wait_for_url(lambda url: url.startswith("chrome-error:"))  # none of our pages in a stranger's frame
+        frame.wait_for_url(lambda url: url.startswith("chrome-error:"))  # none of our pages in the attacker's frame
     assert state(up) == before
     assert not (up.root / "pwned").exists()
 
 
-def test_page_of_a_name_that_points_to_this_machine_reads_and_writes_nothing(up: Up, logged_in: BrowserContext) -> None:
-    """After rebinding, the stranger's page has our port as its own origin, so no rule on origins applies."""
+def test_page_after_dns_rebinding_reads_and_writes_nothing(up: Up, logged_in: BrowserContext) -> None:
+    """After DNS rebinding, the attacker's page has our port as its own origin, so no rule on origins applies."""
     before = state(up)
     prefect, mlflow = f"http://{NAME}:{up.services.prefect_port}", f"http://{NAME}:{up.services.mlflow_port}"
     page = logged_in.new_page()
@@ -253,7 +253,7 @@ def test_page_of_a_name_that_points_to_this_machine_reads_and_writes_nothing(up:
 
 
 def test_user_logs_in_by_hand_and_starts_a_run(up: Up, context: BrowserContext) -> None:
-    """In Prefect's own form; the run does what a run does, and the browser stays logged in."""
+    """The user logs in with Prefect's own form. The run is complete, and the browser stays logged in."""
     (up.root / ".rlhf" / "calls").write_text("")
     page = context.new_page()
     page.goto(f"{up.services.prefect}/deployments")
@@ -284,7 +284,7 @@ for name, value in json.loads(sys.argv[1]).items():
 
 
 def test_mlflow_opens_on_the_training_runs_with_their_figures(up: Up, context: BrowserContext) -> None:
-    """In a browser that has never seen MLflow, by the address that `rlhf up` printed."""
+    """In a fresh browser, at the address that `rlhf up` printed."""
     environment = {"RLHF_ROOT": str(up.root), "PYTHONPATH": str(PACKAGE), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", LOG, json.dumps(METRICS)]
     subprocess.run(command, cwd=PACKAGE, env=environment, check=True, capture_output=True)

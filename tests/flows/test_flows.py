@@ -1,4 +1,4 @@
-"""flows/ without a server: the graph, changed parameters, one stage as a process group, isolated checkouts."""
+"""flows/ without a server: the graph, changed parameters, stages as process groups, isolated checkouts."""
 
 import hashlib
 import json
@@ -27,7 +27,8 @@ from flows.run.workspace import open_workspace, plan
 from flows.servers import services, supervise
 from flows.servers.settings import find_root
 from rlhf_core.common.errors import UserError
-from tasks.params.schema import ROOT, all_keys, load_params
+from tasks.params.load import ROOT, load_params
+from tasks.params.schema import all_keys
 
 
 @pytest.fixture
@@ -41,12 +42,12 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # The graph
 
 
-def test_graph_is_dvcs(scratch: Path) -> None:
+def test_graph_is_read_from_dvc(scratch: Path) -> None:
     stages = read_graph(scratch)
-    assert [stage.name for stage in stages] == ["prepare", "sft", "policy@ppo", "policy@grpo", "policy@dpo", "report"]
+    assert [stage.name for stage in stages] == ["prepare", "sft", "offline@dpo", "online@ppo", "online@grpo", "report"]
     assert stages[0].upstream == ()
     assert stages[2].upstream == ("sft",)
-    assert stages[5].upstream == ("policy@dpo", "policy@grpo", "policy@ppo")
+    assert stages[5].upstream == ("offline@dpo", "online@grpo", "online@ppo")
 
 
 def test_stages_come_after_what_they_need() -> None:
@@ -54,14 +55,14 @@ def test_stages_come_after_what_they_need() -> None:
     assert [stage.name for stage in _in_order({"c": ("b",), "a": (), "b": ("a",)})] == ["a", "b", "c"]
 
 
-def test_graph_leaves_out_what_other_needs_imply(scratch: Path) -> None:
-    """The report reads the prepared data and the SFT model too; both are needed by the policies already."""
+def test_graph_omits_indirect_dependencies(scratch: Path) -> None:
+    """The report also reads the prepared data and the SFT model, but the policies need both already."""
     text = (scratch / "dvc.yaml").read_text()
     text = text.replace("deps: [models/policies]", "deps: [models/policies, models/sft, data/prepared]")
     (scratch / "dvc.yaml").write_text(text)
     stages = {stage.name: stage.upstream for stage in read_graph(scratch)}
-    assert stages["report"] == ("policy@dpo", "policy@grpo", "policy@ppo")
-    assert [stage.name for stage in select(read_graph(scratch), "policy@dpo")] == ["prepare", "sft", "policy@dpo"]
+    assert stages["report"] == ("offline@dpo", "online@grpo", "online@ppo")
+    assert [stage.name for stage in select(read_graph(scratch), "offline@dpo")] == ["prepare", "sft", "offline@dpo"]
 
 
 STAGES = [Stage("a", ()), Stage("b", ("a",)), Stage("c@x", ("b",)), Stage("c@y", ("b",)), Stage("d", ("a",))]
@@ -77,11 +78,11 @@ STAGES = [Stage("a", ()), Stage("b", ("a",)), Stage("c@x", ("b",)), Stage("c@y",
         ("d", ["a", "d"]),
     ],
 )
-def test_only_takes_what_the_stage_needs(only: str | None, expected: list[str]) -> None:
+def test_only_selects_the_stages_that_a_stage_needs(only: str | None, expected: list[str]) -> None:
     assert [stage.name for stage in select(STAGES, only)] == expected
 
 
-def test_unknown_stage_names_the_nearest() -> None:
+def test_unknown_stage_suggests_a_similar_one() -> None:
     with pytest.raises(UserError, match=r"no stage 'c@z'.*a, b, c@x, c@y, d.*Did you mean c@"):
         select(STAGES, "c@z")
 
@@ -92,7 +93,7 @@ def test_broken_dvc_yaml_is_a_message(scratch: Path) -> None:
         read_graph(scratch)
 
 
-def test_root_is_found_upwards(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_is_found_in_parent_folders(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RLHF_ROOT")
     monkeypatch.chdir(scratch / "tasks")
     assert find_root() == scratch
@@ -104,14 +105,14 @@ def test_root_is_found_upwards(scratch: Path, monkeypatch: pytest.MonkeyPatch) -
 # Changed parameters
 
 
-def test_changes_lay_the_profile_first_then_single_values(scratch: Path) -> None:
+def test_single_values_override_the_profile(scratch: Path) -> None:
     resolved = Changes("fast", {"policy.dpo.beta": 0.7}).resolve(scratch)
     assert (resolved.params.sft.learning_rate, resolved.params.policy.dpo.beta) == (0.5, 0.7)
     assert resolved.is_changed
     assert (scratch / "params.yaml").read_text() == PARAMS_YAML
 
 
-def test_values_as_they_stand_are_no_change(scratch: Path) -> None:
+def test_equal_values_are_no_change(scratch: Path) -> None:
     assert not Changes().resolve(scratch).is_changed
     assert not Changes(overrides={"sft.learning_rate": 0.001, "run.seed": 0}).resolve(scratch).is_changed
 
@@ -135,11 +136,11 @@ def test_bad_changes_name_the_key(scratch: Path, changes: Changes, message: str)
     [
         ({"prepare.path": "nowhere.jsonl"}, "prepare.path nowhere.jsonl does not exist"),
         ({"model.path": "nowhere"}, "model.path nowhere does not exist"),
-        ({"model.path": "tasks"}, "model.path tasks holds no config.json"),
+        ({"model.path": "tasks"}, "model.path tasks has no config.json"),
         ({"prepare.path": "helpdesk/world.json"}, "still the help desk's .* Set prepare.path"),
     ],
 )
-def test_missing_inputs_are_told_before_the_run(scratch: Path, overrides: dict[str, str], message: str) -> None:
+def test_missing_inputs_are_reported_before_the_run(scratch: Path, overrides: dict[str, str], message: str) -> None:
     require_inputs(Changes().resolve(scratch).params, scratch)
     with pytest.raises(UserError, match=message):
         require_inputs(Changes(overrides=overrides).resolve(scratch).params, scratch)
@@ -153,7 +154,7 @@ def test_missing_inputs_are_told_before_the_run(scratch: Path, overrides: dict[s
     ],
 )
 def test_a_profile_for_pretrained_models_needs_one(tmp_path: Path, profile: str, row: str) -> None:
-    """Its learning rates are too low to train from scratch; a model of your own or higher rates are accepted."""
+    """Its learning rates are too low to train from scratch. The user's own model or higher rates are accepted."""
     data, model = tmp_path / "rows.jsonl", tmp_path / "model.json"
     data.write_text(f"{row}\n")
     model.write_text((ROOT / "helpdesk/model.json").read_text())
@@ -167,7 +168,7 @@ def test_a_profile_for_pretrained_models_needs_one(tmp_path: Path, profile: str,
     require_inputs(Changes(overrides={"sft.learning_rate": 1e-5}).resolve(ROOT).params, ROOT)  # on the help desk
 
 
-def test_a_hub_id_stands_in_for_a_path(scratch: Path) -> None:
+def test_a_hub_id_replaces_a_path(scratch: Path) -> None:
     hub = {
         "prepare.hub": "org/rows@1234567",
         "prepare.path": "nowhere",
@@ -177,21 +178,32 @@ def test_a_hub_id_stands_in_for_a_path(scratch: Path) -> None:
     require_inputs(Changes(overrides=hub).resolve(scratch).params, scratch)
 
 
-def test_label_says_what_is_changed() -> None:
+def test_label_names_the_changes() -> None:
     assert Changes().label() == "default"
     assert Changes("fast", {"policy.dpo.beta": 0.2, "sft.epochs": 2}).label() == "fast-dpo.beta-0.2-sft.epochs-2"
-    assert Changes(overrides={"policy.algorithms": ["ppo", "dpo"]}).label() == "policy.algorithms-ppo-dpo"
+    assert Changes(overrides={"policy.online": ["ppo", "rloo"]}).label() == "policy.online-ppo-rloo"
 
 
 def test_run_is_named_by_what_it_is(scratch: Path) -> None:
-    from flows.run.flow import describe
-
     def name(changes: Changes) -> str:
-        return describe(changes, changes.resolve(scratch).params)
+        return changes.resolve(scratch).title()
 
     assert name(Changes()) == "default: ppo, grpo, dpo"
     assert name(Changes("fast")) == "fast: ppo, grpo, dpo"
     assert name(Changes("fast", {"policy.dpo.beta": 0.2})) == "fast-dpo.beta-0.2"
+
+
+def test_a_flow_takes_what_rlhf_run_has_resolved(scratch: Path) -> None:
+    """The files are read once for a run, even if they change meanwhile; a flow with other changes reads them."""
+    from flows.run.flow import _resolved, handing
+
+    changes = Changes.from_command_line("default", ["policy.dpo.beta=0.7"])
+    resolved = changes.resolve(scratch)
+    with handing(resolved):
+        assert _resolved(Changes(overrides={"policy.dpo.beta": 0.7})) is resolved
+        assert _resolved(Changes(overrides={"policy.dpo.beta": 0.8})).params.policy.section("dpo").beta == 0.8
+    again = _resolved(changes)
+    assert again == resolved and again is not resolved
 
 
 def test_form_gives_only_what_was_filled_in() -> None:
@@ -200,7 +212,7 @@ def test_form_gives_only_what_was_filled_in() -> None:
     assert chosen(filled) == {"run.device": "cpu", "policy.dpo.beta": 0.2}
 
 
-def test_form_has_bounds_drop_downs_and_meanings() -> None:
+def test_form_has_bounds_choices_and_descriptions() -> None:
     definitions = Form.model_json_schema()["$defs"]
     assert definitions["dpo"]["properties"]["beta"]["exclusiveMinimum"] == 0
     assert definitions["run"]["properties"]["device"]["enum"] == ["auto", "cpu", "cuda"]
@@ -215,18 +227,18 @@ def test_form_has_bounds_drop_downs_and_meanings() -> None:
 
 
 def test_form_begins_with_data_model_and_methods() -> None:
-    """Then a field or two per stage; no field appears twice, and `overrides` reaches what is left out."""
+    """Then one or two fields per stage. No field appears twice, and `overrides` accepts every other key."""
     schema = Form.model_json_schema()
     titles = [section["title"] for section in schema["properties"].values()]
     assert titles[:4] == ["Data", "Model", "Methods", "Supervised fine-tuning"]
     assert list(schema["$defs"]["prepare"]["properties"])[:2] == ["format", "path"]
     methods = schema["$defs"]["policy"]["properties"]
-    assert list(methods) == ["algorithms", "ppo", "grpo", "dpo"]
+    assert list(methods) == ["online", "offline", "ppo", "grpo", "dpo"]
     assert [methods[name]["title"] for name in ("ppo", "grpo", "dpo")] == ["PPO", "GRPO", "DPO"]
     shown = {name: list(form["properties"]) for name, form in schema["$defs"].items()}
     assert shown["ppo"] == shown["grpo"] == ["kl_coef", "learning_rate"]
     assert shown["dpo"] == ["beta", "learning_rate"]
-    assert all(len(names) <= 4 for names in shown.values())
+    assert all(len(names) <= 5 for names in shown.values())
     known = set(all_keys())
     assert all(key in known for key in _leaves(schema, schema["properties"]))
 
@@ -240,8 +252,8 @@ def _leaves(schema: dict[str, Any], properties: dict[str, Any], prefix: str = ""
             yield prefix + name
 
 
-def test_flow_shows_its_parameters_under_titles_of_their_own() -> None:
-    """As Prefect draws them: no two alike, the settings before the name, each explained."""
+def test_flow_shows_its_parameters_with_distinct_titles() -> None:
+    """As in Prefect's form: distinct titles, settings before the name, and a description for each."""
     from flows.run.flow import rlhf_pipeline
 
     shown = rlhf_pipeline.parameters.properties
@@ -251,7 +263,7 @@ def test_flow_shows_its_parameters_under_titles_of_their_own() -> None:
     assert {name: field["default"] for name, field in shown.items()} == {
         "profile": "default", "parameters": {}, "overrides": {}, "name": "", "only": "",
     }  # fmt: skip
-    # A run that is started through the API may name only some of them.
+    # A run started through the API may omit some of them.
     given = rlhf_pipeline.validate_parameters({"overrides": {"run.seed": 1}, "parameters": {"policy": {"dpo": {}}}})
     assert (given["profile"], given["name"], chosen(given["parameters"])) == ("default", "", {})
 
@@ -276,7 +288,7 @@ def test_stage_streams_its_lines(scratch: Path) -> None:
     assert not any("git add" in line for line in lines)
 
 
-def test_users_mistake_is_told_from_a_bug(scratch: Path) -> None:
+def test_a_users_error_is_distinguished_from_a_bug(scratch: Path) -> None:
     mistake, _ = run_stage(scratch, "prepare", FAKE_MISTAKE="prepare")
     assert mistake.code != 0
     assert mistake.is_mistake
@@ -289,7 +301,7 @@ def test_users_mistake_is_told_from_a_bug(scratch: Path) -> None:
 
 
 def hanging(root: Path) -> psutil.Process:
-    """The process of the stage that hangs, once it does."""
+    """Wait for the hanging stage and return its process."""
     path = root / ".rlhf" / "hanging"
     deadline = time.monotonic() + 60
     while not path.is_file() or not path.read_text():
@@ -299,12 +311,12 @@ def hanging(root: Path) -> psutil.Process:
 
 
 def is_gone(process: psutil.Process) -> bool:
-    """Whether a process has ended, or does so within 30 s."""
+    """Return whether a process ends within 30 s."""
     psutil.wait_procs([process], timeout=30)
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def test_stop_kills_the_stage_with_all_it_started(scratch: Path) -> None:
+def test_stop_kills_the_stage_and_its_children(scratch: Path) -> None:
     runner = StageRunner(scratch, {**os.environ, "FAKE_HANG": "prepare"})
     outcomes = []
     thread = threading.Thread(target=lambda: outcomes.append(runner.run("prepare", lambda line: None)))
@@ -317,8 +329,8 @@ def test_stop_kills_the_stage_with_all_it_started(scratch: Path) -> None:
     assert "was not started" in runner.run("prepare", print).message
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's notice of a parent's death is Linux's")
-def test_stage_dies_with_whoever_started_it(scratch: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent process")
+def test_stage_dies_with_its_parent(scratch: Path) -> None:
     script = "import os; from flows.run.stages import StageRunner; from pathlib import Path; "
     script += "StageRunner(Path.cwd(), dict(os.environ)).run('prepare', print)"
     path = str(Path(supervise.__file__).parents[2])
@@ -334,21 +346,23 @@ def test_stage_dies_with_whoever_started_it(scratch: Path) -> None:
 
 
 def test_unchanged_run_works_in_place(scratch: Path) -> None:
-    with open_workspace(scratch, Changes()) as workspace:
+    with open_workspace(scratch, Changes().resolve(scratch)) as workspace:
         assert workspace.checkout == scratch
         assert workspace.finish([]) == scratch / "reports"
     assert not (scratch / "runs").exists()
 
 
-def test_changed_run_ends_as_an_experiment_and_leaves_the_checkout_alone(scratch: Path) -> None:
+def test_changed_run_becomes_an_experiment_and_does_not_touch_the_checkout(scratch: Path) -> None:
     dvc(scratch, "repro")
     commit(scratch, "lock")
-    with open_workspace(scratch, Changes(overrides={"policy.dpo.learning_rate": 0.4}), "mine") as workspace:
+    with open_workspace(
+        scratch, Changes(overrides={"policy.dpo.learning_rate": 0.4}).resolve(scratch), "mine"
+    ) as workspace:
         dvc(workspace.checkout, "repro")
         stages = [stage.name for stage in read_graph(workspace.checkout)]
         assert workspace.finish(stages) == scratch / "runs" / "mine"
     # only DPO and the report ran again: the cache is shared
-    assert calls(scratch) == ["prepare", "sft", "ppo", "grpo", "dpo", "dpo"]
+    assert calls(scratch) == ["prepare", "sft", "dpo", "ppo", "grpo", "dpo"]
     assert (scratch / "params.yaml").read_text() == PARAMS_YAML
     assert (scratch / "models/policies/dpo/value").read_text() == "0.3"
     assert sorted(path.name for path in (scratch / "runs/mine").iterdir()) == ["report.json"]
@@ -358,83 +372,94 @@ def test_changed_run_ends_as_an_experiment_and_leaves_the_checkout_alone(scratch
     assert (scratch / "params.yaml").read_text() == PARAMS_YAML.replace("0.3}", "0.4}")
 
 
-def test_edits_and_untracked_files_go_along(scratch: Path) -> None:
+def test_edits_and_untracked_files_are_in_the_clone(scratch: Path) -> None:
     (scratch / "profiles/fast.yaml").write_text("sft:\n  learning_rate: 0.25\n")
     (scratch / "notes.txt").write_text("untracked")
-    with open_workspace(scratch, Changes("fast")) as workspace:
+    with open_workspace(scratch, Changes("fast").resolve(scratch)) as workspace:
         assert (workspace.checkout / "profiles/fast.yaml").read_text() == "sft:\n  learning_rate: 0.25\n"
         assert (workspace.checkout / "notes.txt").read_text() == "untracked"
         assert (workspace.checkout / "rows.jsonl").is_file()  # ignored by git, named in params.yaml
         assert re.search("learning_rate: 0.25  # found by trying", (workspace.checkout / "params.yaml").read_text())
 
 
-def test_failed_run_sees_what_was_mended_in_its_data(scratch: Path) -> None:
+def test_failed_run_sees_corrections_of_its_data(scratch: Path) -> None:
     (scratch / "my").mkdir()
     (scratch / "my/rows.jsonl").write_text('{"prompt": ')
     changes = Changes(overrides={"prepare.path": "my/rows.jsonl"})
-    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes):
+    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes.resolve(scratch)):
         raise ZeroDivisionError
     (scratch / "my/rows.jsonl").write_text("{}\n")
-    with open_workspace(scratch, changes) as workspace:
+    with open_workspace(scratch, changes.resolve(scratch)) as workspace:
         assert (workspace.checkout / "my/rows.jsonl").read_text() == "{}\n"
         dvc(workspace.checkout, "repro")
         workspace.finish([stage.name for stage in read_graph(workspace.checkout)])
     assert (scratch / "my/rows.jsonl").read_text() == "{}\n"
 
 
-def test_data_outside_the_checkout_gets_its_full_path(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_data_outside_the_checkout_gets_its_absolute_path(
+    scratch: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     outside = tmp_path_factory.mktemp("outside") / "rows.jsonl"
     outside.write_text("{}\n")
     relative = os.path.relpath(outside, scratch)
-    with open_workspace(scratch, Changes(overrides={"prepare.path": relative})) as workspace:
+    with open_workspace(scratch, Changes(overrides={"prepare.path": relative}).resolve(scratch)) as workspace:
         assert f"path: {outside}" in (workspace.checkout / "params.yaml").read_text()
         dvc(workspace.checkout, "repro")
 
 
-def test_failed_run_is_taken_up_again_by_the_same_run_alone(scratch: Path) -> None:
+def test_failed_run_is_resumed_only_by_the_same_run(scratch: Path) -> None:
     changes = Changes(overrides={"sft.learning_rate": 0.4})
-    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes, "mine") as workspace:
+    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes.resolve(scratch), "mine") as workspace:
         (workspace.checkout / "half").touch()
         raise ZeroDivisionError
     with (
         pytest.raises(UserError, match=r"other code or parameters.*another --name"),
-        open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.5}), "mine"),
+        open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.5}).resolve(scratch), "mine"),
     ):
         pass
-    with open_workspace(scratch, changes, "mine") as workspace:
+    with open_workspace(scratch, changes.resolve(scratch), "mine") as workspace:
         assert (workspace.checkout / "half").exists()
-        with pytest.raises(UserError, match="already under way"), open_workspace(scratch, changes, "mine"):
+        with (
+            pytest.raises(UserError, match="already under way"),
+            open_workspace(scratch, changes.resolve(scratch), "mine"),
+        ):
             pass
 
 
-def test_name_of_an_experiment_is_taken_once(scratch: Path) -> None:
+def test_name_of_an_experiment_is_unique(scratch: Path) -> None:
     changes = Changes(overrides={"sft.learning_rate": 0.4})
-    with open_workspace(scratch, changes, "mine") as workspace:
+    with open_workspace(scratch, changes.resolve(scratch), "mine") as workspace:
         dvc(workspace.checkout, "repro")
         workspace.finish(["prepare", "sft"])
-    with pytest.raises(UserError, match="already is an experiment mine"), open_workspace(scratch, changes, "mine"):
+    with (
+        pytest.raises(UserError, match="already is an experiment mine"),
+        open_workspace(scratch, changes.resolve(scratch), "mine"),
+    ):
         pass
-    assert plan(scratch, changes, "other").name == "other"
+    assert plan(scratch, changes.resolve(scratch), "other").name == "other"
 
 
 @pytest.mark.parametrize("name", ["a b", "../x", "", "x.lock", "-x", "a..b"])
 def test_bad_names_are_refused(scratch: Path, name: str) -> None:
-    with pytest.raises(UserError, match="cannot name"), open_workspace(scratch, Changes(), name):
+    with pytest.raises(UserError, match="cannot name"), open_workspace(scratch, Changes().resolve(scratch), name):
         pass
 
 
 def test_checkout_without_a_commit_is_a_message(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     (tmp_path / "params.yaml").write_text(PARAMS_YAML)
-    with pytest.raises(UserError, match="no commit to start from"), open_workspace(tmp_path, Changes(), "x"):
+    with (
+        pytest.raises(UserError, match="no commit to start from"),
+        open_workspace(tmp_path, Changes().resolve(tmp_path), "x"),
+    ):
         pass
 
 
-# What came out
+# Results
 
 
 def test_comparison_puts_the_best_first() -> None:
-    """The best against SFT: against the references the order is the other one."""
+    """The order is by win rate against SFT; against the references it is reversed."""
     rate = {"value": 0.6, "low": 0.55, "high": 0.65, "n": 300, "judge": "gold"}
     better = {**rate, "value": 0.7}
     report = {
@@ -446,7 +471,7 @@ def test_comparison_puts_the_best_first() -> None:
     }
     assert comparison_markdown(report).splitlines()[2:4] == [
         "| dpo | 0.600 (0.550–0.650) | 0.600 (0.550–0.650) | 12.3 | – | 31.2 |",
-        "| ppo | 0.580 (0.550–0.650) | 0.700 (0.550–0.650) | 1 | – | – |",
+        "| ppo | 0.580 (0.550–0.650) | 0.700 (0.550–0.650) | 1.00 | – | – |",
     ]
     assert figures(report) == {
         "win_rate_vs_sft/ppo": 0.58, "win_rate_vs_sft/ppo_low": 0.55, "win_rate_vs_sft/ppo_high": 0.65,
@@ -460,7 +485,7 @@ def test_comparison_puts_the_best_first() -> None:
 
 @pytest.mark.parametrize(("judge_model", "judge"), [(None, "gold rubric"), ({"accuracy": 0.7}, "gold rubric 0123abcd")])
 def test_terms_of_a_win_rate(tmp_path: Path, judge_model: dict[str, float] | None, judge: str) -> None:
-    """The judge, of a model its digest too; the prompts' digest and number."""
+    """The judge (with a digest if it is a model), and the digest and number of the prompts."""
     inputs = {"models/judge": "0123abcd4567.dir"}
     report = {
         "judge": "gold rubric",
@@ -487,12 +512,12 @@ def test_port_in_use_names_port_and_flag(scratch: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"Port {port} .* in use.*--mlflow-port"):
+        with pytest.raises(UserError, match=rf"Port {port} .* in use\.\n.*--mlflow-port"):
             services.up(scratch, prefect_port=free_port(), mlflow_port=port)
     assert not (scratch / ".rlhf" / "services.json").exists()
 
 
-def test_down_stops_everything_that_carries_the_mark(scratch: Path) -> None:
+def test_down_stops_every_process_with_the_mark(scratch: Path) -> None:
     assert services.down(scratch) == []
     environment = {**os.environ, services.MARK: str(scratch), services.PART: "worker"}
     process = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], env=environment)

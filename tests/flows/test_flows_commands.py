@@ -1,4 +1,4 @@
-"""`rlhf chat`, `rlhf compare` and `rlhf doctor`, each on something small enough to work out by hand."""
+"""`rlhf chat`, `rlhf compare` and `rlhf doctor` on examples small enough to calculate by hand."""
 
 import json
 import re
@@ -17,18 +17,22 @@ from flows.commands import compare
 from flows.commands.chat import talk
 from flows.commands.compare import Run, comparable, compare_runs, differences, distinct, renamed
 from flows.commands.doctor import examine
-from flows.commands.durations import START, Rows, Speed, Work, count_rows, measure, span_text, together, work
+from flows.commands.durations import START, Speed, Work, measure, span_text, together, work
 from flows.commands.memory import PROCESS, ModelShape, estimate, model_shape
 from flows.commands.run import _say_where
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.bpe import train_tokenizer
 from rlhf_core.models.store import new_policy, new_scalar_model, save_policy, save_scalar_model
-from tasks.params.schema import ROOT, Params, algorithm_of, load_params, overlay, read_yaml, validate
+from tasks.params.derived import stage_of
+from tasks.params.load import ROOT, load_params, merged, read_yaml, validate
+from tasks.params.schema import Params, algorithm_of
+from tasks.problems.problem import Counts
+from tasks.problems.table import problem_of
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy and a reward model, untrained and tiny."""
+    """A tiny policy and a tiny reward model, both untrained."""
     folder = tmp_path_factory.mktemp("checkpoints")
     tokenizer = train_tokenizer(["the oven is late, we are sorry"] * 3, 80)
     torch.manual_seed(0)
@@ -46,9 +50,7 @@ def console(columns: int = 200) -> tuple[Console, StringIO]:
     return Console(file=text, width=columns, highlight=False, soft_wrap=True), text
 
 
-def test_chat_answers_once_and_the_same_for_the_same_seed(
-    checkpoints: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_chat_answers_once_and_reproducibly(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = []
     for _ in range(2):
         talk(checkpoints / "policy", "the oven", 8, 1.0, 7, console()[0])
@@ -62,7 +64,7 @@ def test_chat_keeps_the_conversation_until_an_empty_line(checkpoints: Path, monk
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     out, text = console()
     talk(checkpoints / "policy", None, 4, 0.0, 0, out)
-    assert "an empty line ends" in text.getvalue()
+    assert "Enter an empty line to quit" in text.getvalue()
     assert next(lines, "read all") == "read all"
 
 
@@ -70,11 +72,11 @@ def test_chat_keeps_the_conversation_until_an_empty_line(checkpoints: Path, monk
     ("folder", "prompt", "message"),
     [
         ("nowhere", "a", "not a checkpoint folder"),
-        ("reward", "a", "which writes nothing"),
+        ("reward", "a", "does not generate text"),
         ("policy", "the oven is late " * 20, r"exceed the model's context of 64"),
     ],
 )
-def test_chat_names_the_mistake(checkpoints: Path, folder: str, prompt: str, message: str) -> None:
+def test_chat_names_the_error(checkpoints: Path, folder: str, prompt: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         talk(checkpoints / folder, prompt, 8, 1.0, 0, console()[0])
 
@@ -94,7 +96,7 @@ def run(name: str, lock: str, rates: dict[str, float], **params: str) -> Run:
     return Run(name, "2026-01-01 12:00", lock, params, metrics, TERMS)
 
 
-def test_runs_are_told_apart_by_result_and_parameters() -> None:
+def test_runs_are_distinguished_by_result_and_parameters() -> None:
     runs = [
         run("again", "l1", {"dpo": 0.7, "ppo": 0.8}, policy__dpo__beta="0.1", run__parallel="3"),
         run("strong", "l2", {"dpo": 0.9, "ppo": 0.8}, policy__dpo__beta="0.2", run__parallel="2"),
@@ -107,18 +109,18 @@ def test_runs_are_told_apart_by_result_and_parameters() -> None:
     assert differences(kept) == ["policy.dpo.beta"]
 
 
-def test_compare_claims_no_more_than_the_interval_shows() -> None:
-    """An interval of ± 0.05; at 0.55 it begins at one half. A KL of 0.0005 nats is no movement."""
+def test_compare_claims_only_what_the_interval_shows() -> None:
+    """The interval is ± 0.05, so at 0.55 it begins at one half. A KL of 0.0005 nats is no movement."""
     claim = "Highest win rate: dpo of a"
     assert run("a", "1", {"dpo": 0.56, "ppo": 0.5}).claim() == claim
     assert run("a", "1", {"dpo": 0.54, "ppo": 0.5}).claim() == f"{claim}; not shown to be better than its SFT model"
-    still = run("a", "1", {"dpo": 0.56})
-    still = replace(still, metrics={**still.metrics, "kl/dpo": 0.0005})
-    assert still.claim() == f"{claim}; it did not move from its SFT model"
+    unmoved = run("a", "1", {"dpo": 0.56})
+    unmoved = replace(unmoved, metrics={**unmoved.metrics, "kl/dpo": 0.0005})
+    assert unmoved.claim() == f"{claim}; the policy did not move from its SFT model"
 
 
-def test_runs_that_were_judged_otherwise_stand_apart() -> None:
-    """Same test prompts, number of prompts and judge: comparable. Runs without a record of them come last."""
+def test_runs_that_were_judged_differently_are_separate() -> None:
+    """Runs are comparable if test prompts, their number and the judge are equal. Runs without this record come last."""
     runs = [run(name, name, {"dpo": 0.7}) for name in ("a", "b", "fewer", "other data", "other judge", "old")]
     terms = {
         "fewer": TERMS | {"prompts": "100"},
@@ -135,10 +137,10 @@ LONG = "policy.dpo.beta-0.2-sft.epochs-2-reward.epochs-3-x"
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80])
-def test_compare_tells_runs_apart_and_ranks_only_what_is_comparable(
+def test_compare_distinguishes_runs_and_ranks_only_comparable_ones(
     monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    """Two runs whose names differ at their ends; a third judged on fewer prompts with a higher rate; an old one."""
+    """Two runs with names that differ at the end, one with a higher rate on fewer prompts, and an old one."""
     runs = [
         run(f"{LONG}_aaaaaa", "1", {"dpo": 0.7, "best_of_n_distillation": 0.6}, policy__dpo__beta="0.1"),
         run(f"{LONG}_bbbbbb", "2", {"dpo": 0.8}, policy__dpo__beta="0.2"),
@@ -149,7 +151,7 @@ def test_compare_tells_runs_apart_and_ranks_only_what_is_comparable(
     out, text = console(columns)
     compare_runs(out)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    assert f"  1  {LONG}_bbbbbb  2026-01-01 12:00" in lines  # whole, whatever the width
+    assert f"  1  {LONG}_bbbbbb  2026-01-01 12:00" in lines  # in full at every width
     assert f"  2  {LONG}_aaaaaa  2026-01-01 12:00" in lines
     assert [line for line in lines if line.startswith("Highest")] == [
         f"Highest win rate: dpo of {LONG}_bbbbbb",
@@ -159,8 +161,8 @@ def test_compare_tells_runs_apart_and_ranks_only_what_is_comparable(
     assert headings == [
         "Judged on 300 test prompts (0123abcd) by: gold rubric.",
         "Judged on 100 test prompts (0123abcd) by: gold rubric. "
-        "Not ranked with those above: another number of prompts.",
-        "Not ranked, because judge and test prompts are not on record (made by an earlier version).",
+        "Not ranked with the runs above: another number of prompts.",
+        "Not ranked: an earlier version made these runs and did not record the judge and the test prompts.",
     ]
     if columns == 80:
         assert "1    dpo                     0.800 (0.750–0.850)  –   –       –" in lines
@@ -170,7 +172,7 @@ def test_compare_tells_runs_apart_and_ranks_only_what_is_comparable(
     assert "…" not in text.getvalue()
 
 
-def test_figures_of_earlier_versions_are_read_under_their_names_of_today() -> None:
+def test_metrics_of_earlier_versions_get_their_current_names() -> None:
     old = ["policies.dpo.win_rate_vs_sft", "policies.dpo.win_rate_vs_sft.low", "policies.ppo.kl", "reward_model.ece"]
     assert [renamed(key) for key in old] == [
         "win_rate_vs_sft/dpo", "win_rate_vs_sft/dpo_low", "kl/ppo", "reward_model/ece",
@@ -207,7 +209,7 @@ def test_commands_and_paths_are_never_broken(tmp_path: Path, monkeypatch: pytest
 
 
 def params_with(changes: dict[str, Any]) -> Params:
-    return validate(overlay(read_yaml(ROOT / "params.yaml"), changes))
+    return validate(merged(read_yaml(ROOT / "params.yaml"), changes))
 
 
 FEW = {
@@ -220,10 +222,12 @@ FEW = {
     },
     "base": {"epochs": 2, "max_steps": None, "batch_size": 10},
     "sft": {"epochs": 1, "batch_size": 32},
-    "collect": {"prompts": 30, "development_prompts": 5, "responses": 4, "judgements": 2, "development_judgements": 3},
+    "sample": {"prompts": 30, "development_prompts": 5, "responses": 4},
+    "collect": {"judgements": 2, "development_judgements": 3},
     "reward": {"epochs": 1, "batch_size": 10, "centre_prompts": 20},
     "policy": {
-        "algorithms": ["ppo", "dpo", "best_of_n", "best_of_n_distillation"],
+        "online": ["ppo", "best_of_n", "best_of_n_distillation"],
+        "offline": ["dpo"],
         "ppo": {"steps": 3, "rollout_size": 16, "minibatch_size": 8, "epochs": 2, "snapshots": 2},
         "dpo": {"epochs": 1, "batch_size": 8, "max_steps": 5, "snapshots": 1},
         "best_of_n": {"best_of": 4},
@@ -235,23 +239,32 @@ FEW = {
 
 def test_rows_are_counted_from_the_parameters() -> None:
     """Of 50 prompts a tenth each is held out twice: 40 train, 30 are asked about; 6 pairs of 4, two annotators."""
-    assert count_rows(params_with(FEW), "helpdesk", 0) == Rows(100, 64, 40, 30 * 6 * 2, 0)
+
+    def counts(kind: str, rows: int, **changes: Any) -> Counts:
+        return problem_of(kind).count_rows(params_with(FEW | changes), rows)
+
+    assert counts("helpdesk", 0) == Counts(100, 64, 40, 30 * 6 * 2, 0, 30 + 5)
+    # two checkpoints: 28 pairs of 8 responses
+    two = FEW["sample"] | {"checkpoints": ["models/sft", "inputs/checkpoints/one"]}
+    assert counts("helpdesk", 0, sample=two).preferences == 30 * 28 * 2
     # of the user's own 100 rows 10 + 10 are held out, 20 are the judge's
-    assert count_rows(params_with(FEW), "preference", 100) == Rows(60, 60, 60, 60, 20)
-    assert count_rows(params_with(FEW), "question_answer", 100) == Rows(80, 80, 80, 0, 0)
-    assert count_rows(params_with(FEW | {"prepare": {"limit": 50}}), "preference", 100).judge == 10
+    assert counts("preference", 100) == Counts(60, 60, 60, 60, 20, 0)
+    assert counts("question_answer", 100) == Counts(80, 80, 80, 0, 0, 0)
+    assert counts("preference", 100, prepare={"limit": 50}).judge == 10
 
 
 def test_work_of_each_stage_by_hand() -> None:
     params = params_with(FEW)
-    stages = {item.stage: item for item in work(params, count_rows(params, "helpdesk", 0), is_from_scratch=True)}
+    stages = {
+        item.stage: item for item in work(params, problem_of("helpdesk").count_rows(params, 0), is_from_scratch=True)
+    }
     pairs = 360
     assert stages == {
         "base": Work("base", trained=2 * 100),
         "sft": Work("sft", trained=64),
-        "collect": Work("collect", sampled=(30 + 5) * 4),
+        "sample": Work("sample", sampled=(30 + 5) * 4),
         "reward": Work("reward", trained=2 * pairs, sampled=20),
-        # 3 rollouts of 16, twice, policy and critic; read by policy, reference, reward model and critic
+        # 3 rollouts of 16, twice, for policy and critic; read by policy, reference, reward model and critic
         "policy@ppo": Work("policy@ppo", trained=2 * 48 * 2, read=4 * 48, sampled=48),
         "policy@dpo": Work("policy@dpo", trained=2 * 5 * 8, read=2 * pairs),
         "policy@best_of_n": Work("policy@best_of_n"),
@@ -259,18 +272,18 @@ def test_work_of_each_stage_by_hand() -> None:
         # SFT 20 + 10; PPO 20 + 2·10; DPO 20 + 10; best of 4: 80; distillation 20
         "evaluate": Work("evaluate", read=6 * 200, sampled=200),
     }
-    assert "base" not in [item.stage for item in work(params, count_rows(params, "helpdesk", 0), False)]
+    assert "base" not in [item.stage for item in work(params, problem_of("helpdesk").count_rows(params, 0), False)]
 
 
 def test_seconds_by_hand() -> None:
-    """Rows of 40 tokens, 30 of them sampled: 40·(2·3 + 5·1) + 30·7·0.5 = 545 s at full length, half at half."""
+    """Rows of 40 tokens, 30 of them sampled: 40·(2·3 + 5·1) + 30·7·0.5 = 545 s at full length, half of it at half."""
     speed = Speed(train=3, read=1, sample=0.5)
     seconds = Work("x", trained=2, read=5, sampled=7).seconds(speed, params_with(FEW))
     assert seconds == (START + 272.5, START + 545)
 
 
 def test_policies_side_by_side_take_as_long_as_the_longest_or_their_share() -> None:
-    spans = {"sft": (10.0, 20.0), "policy@a": (30.0, 40.0), "policy@b": (10.0, 20.0), "policy@c": (10.0, 20.0)}
+    spans = {"sft": (10.0, 20.0), "online@a": (30.0, 40.0), "online@b": (10.0, 20.0), "offline@c": (10.0, 20.0)}
     assert together(spans, 1) == (60, 100)
     assert together(spans, 2) == (10 + 30, 20 + 40)
     assert [span_text(span) for span in ((8, 12), (60, 240), (3000, 9000), (8, 8))] == [
@@ -279,7 +292,7 @@ def test_policies_side_by_side_take_as_long_as_the_longest_or_their_share() -> N
 
 
 def test_measured_speed_is_scaled_to_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model too large to measure is cut to one of its four layers, and its time scaled by the weights."""
+    """A model too large to measure is cut to one of its four layers, and its time is scaled by the weights."""
     from flows.commands import durations
 
     config = LlamaConfig(
@@ -293,7 +306,7 @@ def test_measured_speed_is_scaled_to_the_whole_model(monkeypatch: pytest.MonkeyP
     asked = []
 
     def seconds(step: Any, device: str) -> float:
-        step()  # what is timed runs
+        step()  # the timed step must run
         asked.append(device)
         return next(times)
 
@@ -306,8 +319,9 @@ def test_measured_speed_is_scaled_to_the_whole_model(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", ["ppo", "trpo", "kto", "online_dpo", "reinforce", "ipo"])
 def test_every_method_has_an_estimate(name: str) -> None:
-    params = params_with({"policy": {"algorithms": [name]}})
-    item = next(item for item in work(params, Rows(10, 10, 10, 10, 0), False) if item.stage == f"policy@{name}")
+    kind = stage_of(name).partition("@")[0]
+    params = params_with({"policy": {"online": [], "offline": []} | {kind: [name]}})
+    item = next(item for item in work(params, Counts(10, 10, 10, 10, 0, 0), False) if item.stage == stage_of(name))
     samples = algorithm_of(params, name).data == "rollouts"
     assert item.trained > 0 and item.read > 0 and (item.sampled > 0) == samples
 
@@ -334,11 +348,11 @@ def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
     shape = ModelShape(weights=1_000_000, layers=2, width=10, heads=3, vocabulary=100)
     needs = {need.stage: need for need in estimate(shape, params, is_from_scratch=True)}
     assert list(needs) == ["base", "sft", "collect", "reward", "policy@ppo", "policy@grpo", "policy@dpo", "evaluate"]
-    # bytes a weight: trained 20, frozen 4. PPO: policy and critic trained, reference and reward model frozen.
+    # bytes per weight: trained 20, frozen 4. PPO: policy and critic trained, reference and reward model frozen.
     models = {stage: need.models / shape.weights for stage, need in needs.items()}
     assert models == {
-        "base": 20, "sft": 20, "collect": 4, "reward": 24,
-        "policy@ppo": 48, "policy@grpo": 28, "policy@dpo": 24, "evaluate": 16,
+        "base": 20, "sft": 20, "sample": 4, "reward": 24,
+        "online@ppo": 48, "online@grpo": 28, "offline@dpo": 24, "evaluate": 16,
     }  # fmt: skip
     # 128 tokens, 32 rows, 2 layers of 32*10 + 3*128 values; logits of 64 response tokens, 2 copies
     layers = 2 * 128 * 32 * (320 + 384) * 4
@@ -350,14 +364,16 @@ def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
 # Doctor
 
 
-def test_doctor_finds_a_sound_checkout_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_accepts_a_valid_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     out, text = console()
     assert examine(make_scratch(tmp_path), "default", [], out)
     assert "rows.jsonl, 1 rows of kind preference" in text.getvalue()
     assert "✗" not in text.getvalue()
     times = [
-        line.rstrip().split("  ")[-1].strip() for line in text.getvalue().splitlines() if line.startswith("policy@")
+        line.rstrip().split("  ")[-1].strip()
+        for line in text.getvalue().splitlines()
+        if line.startswith(("online@", "offline@"))
     ]
     assert len(times) == 3 and all(re.fullmatch(r"[\d.]+(–[\d.]+)? (s|min|h)", time) for time in times)
     assert re.search(r"✓ time +about [\d.]+(–[\d.]+)? (s|min|h) for all stages", text.getvalue())
@@ -366,11 +382,11 @@ def test_doctor_finds_a_sound_checkout_sound(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("columns", [40, 80])
 def test_doctor_does_not_break_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flows.commands.doctor._installed", lambda name: None)
+    monkeypatch.setattr("flows.commands.installation._installed", lambda name: None)
     out, text = console(columns)
     assert not examine(make_scratch(tmp_path), "default", ["prepare.path=nowhere.jsonl"], out)
     assert "Run: pip install -c constraints.txt -e ." in text.getvalue()
-    assert "time  " not in text.getvalue()  # nothing is measured where the run cannot start
+    assert "time  " not in text.getvalue()  # nothing is measured if the run cannot start
 
 
 @pytest.mark.parametrize(
@@ -382,7 +398,7 @@ def test_doctor_does_not_break_commands(tmp_path: Path, monkeypatch: pytest.Monk
         (["policy.dpo.beta=-1"], "'policy.dpo.beta' is -1"),
     ],
 )
-def test_doctor_names_what_would_stop_the_run(
+def test_doctor_names_the_faults_that_would_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assignments: list[str], expected: str
 ) -> None:
     root = make_scratch(tmp_path)

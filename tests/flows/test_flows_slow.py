@@ -1,4 +1,4 @@
-"""Whole runs of a scratch pipeline through real Prefect, DVC and MLflow, with servers and without."""
+"""Complete runs of a scratch pipeline through real Prefect, DVC and MLflow, with and without servers."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def test_without_a_server(tmp_path: Path) -> None:
     root = make_scratch(tmp_path)
     meeting = tmp_path / ".rlhf" / "meeting"
     meeting.mkdir()
-    # the three policies wait for each other: they can only end if they run side by side
+    # the three policies wait for each other, so they can only end if they run in parallel
     done = rlhf(root, "run", FAKE_MEET=str(meeting))
     assert done.returncode == 0, done.stderr
     assert sorted(calls(root)) == ["dpo", "grpo", "ppo", "prepare", "sft"]
@@ -83,7 +83,7 @@ def test_changed_run_is_isolated_named_and_compared(served: tuple[Path, services
     dvc(root, "checkout", "-q")
 
 
-def test_users_mistake_in_a_stage_is_a_message_and_is_not_retried(served: tuple[Path, services.Services]) -> None:
+def test_a_users_error_in_a_stage_is_a_message_and_is_not_retried(served: tuple[Path, services.Services]) -> None:
     root, _ = served
     forget_calls(root)
     failed = rlhf(root, "run", "--set", "sft.learning_rate=0.9", "--name", "mistaken", FAKE_MISTAKE="sft")
@@ -94,10 +94,10 @@ def test_users_mistake_in_a_stage_is_a_message_and_is_not_retried(served: tuple[
         "Correct it, then start the same run again: it continues where this one stopped.",
     ]
     assert "Traceback" not in failed.stderr
-    assert "NotReady" not in failed.stderr  # of the stages that were not started
-    assert failed.stderr.count("no field 'prompt'") == 2  # by the stage as it happens, and at the end
+    assert "NotReady" not in failed.stderr  # from the stages that were not started
+    assert failed.stderr.count("no field 'prompt'") == 2  # from the stage itself and at the end
     assert calls(root) == ["sft"]
-    # the same run again takes up the kept checkout, and nothing is left of it afterwards
+    # the same run resumes in the kept checkout and deletes it at the end
     done = rlhf(root, "run", "--set", "sft.learning_rate=0.9", "--name", "mistaken")
     assert done.returncode == 0, done.stderr
     assert not (root / "runs/mistaken/checkout").exists()
@@ -131,10 +131,10 @@ def test_bug_is_retried_once_and_fails_the_run(served: tuple[Path, services.Serv
         (["--profile", "fats"], "no profile 'fats'"),
         (["--only", "sftt"], "Did you mean sft?"),
         (["--set", "prepare.path=nowhere.jsonl"], "prepare.path nowhere.jsonl does not exist"),
-        (["--set", "sft.epochs=2", "--name", "a b"], "cannot name an experiment"),
+        (["--set", "sft.epochs=2", "--name", "a b"], "is not a valid experiment name"),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(
+def test_errors_are_reported_before_anything_starts(
     served: tuple[Path, services.Services], arguments: list[str], message: str
 ) -> None:
     root, _ = served
@@ -151,7 +151,7 @@ def test_mistakes_are_told_before_anything_starts(
 def test_only_runs_a_stage_and_what_it_needs(served: tuple[Path, services.Services]) -> None:
     root, _ = served
     forget_calls(root)
-    done = rlhf(root, "run", "--only", "policy@dpo", "--set", "sft.learning_rate=0.6", "--name", "only_dpo")
+    done = rlhf(root, "run", "--only", "offline@dpo", "--set", "sft.learning_rate=0.6", "--name", "only_dpo")
     assert done.returncode == 0, done.stderr
     assert calls(root) == ["sft", "dpo"]
 
@@ -163,7 +163,7 @@ def test_up_is_idempotent_and_a_port_in_use_is_named(served: tuple[Path, service
     assert running.prefect in again.stdout
     other = rlhf(root, "up", "--mlflow-port", str(free_port()))
     assert other.returncode == 1
-    assert f"already run: Prefect on port {running.prefect_port}" in other.stderr
+    assert f"already running: Prefect on port {running.prefect_port}" in other.stderr
     failed = rlhf(make_scratch(tmp_path), "up", "--prefect-port", str(running.prefect_port))
     assert failed.returncode == 1
     assert f"Port {running.prefect_port} of 127.0.0.1 is in use." in failed.stderr
@@ -189,12 +189,12 @@ def end_of(api: httpx.Client, flow_run: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "refused", "told"),
+    ("parameters", "refused", "message"),
     [
         (
             {"epochs": 2},
             "('epochs' was unexpected)",
-            "the flow has no argument 'epochs'. Choose from: profile, ",
+            "The flow has no argument 'epochs'. Choose from: profile, ",
         ),
         (
             {"parameters": {"sft": {"epoch": 2}}},
@@ -208,8 +208,8 @@ def end_of(api: httpx.Client, flow_run: str) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_the_flow_cannot_take_is_refused_and_where_that_is_passed_by_ends_as_a_mistake(
-    served: tuple[Path, services.Services], parameters: dict[str, Any], refused: str, told: str
+def test_invalid_arguments_are_rejected_and_without_that_check_end_the_run_with_a_message(
+    served: tuple[Path, services.Services], parameters: dict[str, Any], refused: str, message: str
 ) -> None:
     root, running = served
     forget_calls(root)
@@ -223,7 +223,7 @@ def test_what_the_flow_cannot_take_is_refused_and_where_that_is_passed_by_ends_a
     run = api.post(f"/deployments/{deployment}/create_flow_run", json=body).raise_for_status().json()["id"]
     state = end_of(api, run)
     assert (state["type"], state["name"]) == ("FAILED", "Mistake")
-    assert told in state["message"]
+    assert message in state["message"]
     assert len(state["message"].splitlines()) <= 2
     logs = api.post("/logs/filter", json={"logs": {"flow_run_id": {"any_": [run]}}}).json()
     assert not [line for line in logs if "Traceback" in line["message"]]
@@ -237,11 +237,11 @@ def test_what_the_flow_cannot_take_is_refused_and_where_that_is_passed_by_ends_a
         ({"sft.epochs": True}, "changed value: 'sft.epochs' is true; it must be a whole number, at least 1."),
         (
             {"model.path": "tasks"},
-            "model.path tasks holds no config.json, so it is not a checkpoint folder. Name one, such as models/sft.",
+            "model.path tasks has no config.json, so it is not a checkpoint folder. Use one, such as models/sft.",
         ),
     ],
 )
-def test_deployment_ends_as_a_mistake_that_names_it(
+def test_deployment_reports_wrong_parameters(
     served: tuple[Path, services.Services], overrides: dict[str, Any], found: str
 ) -> None:
     root, running = served
@@ -265,7 +265,7 @@ def test_deployment_runs_with_the_forms_values(served: tuple[Path, services.Serv
     assert f"[from_form]({running.mlflow}/#/experiments/" in shown["mlflow-runs"]
 
 
-def test_deployment_fails_with_the_message_of_a_mistake(served: tuple[Path, services.Services]) -> None:
+def test_deployment_fails_with_the_users_error_as_message(served: tuple[Path, services.Services]) -> None:
     api = signed_in(*served)
     state = end_of(api, start(api, {"overrides": {"sft.learning_rat": 1}}))
     assert state["type"] == "FAILED"
@@ -297,10 +297,10 @@ def _folder(process: psutil.Process) -> str:
         return ""
 
 
-# Who may talk to the servers
+# Access control
 
 
-def test_nobody_without_the_password_reads_or_writes(served: tuple[Path, services.Services]) -> None:
+def test_without_the_password_nothing_is_read_or_written(served: tuple[Path, services.Services]) -> None:
     root, running = served
     api = signed_in(root, running)
     deployment = api.get("/deployments/name/rlhf/rlhf").json()
@@ -321,7 +321,7 @@ def test_nobody_without_the_password_reads_or_writes(served: tuple[Path, service
         for auth in (None, wrong):
             answer = httpx.request(method, f"{running.prefect}/api{path}", json=body, auth=auth, headers=token)
             assert answer.status_code == 401, (method, path)
-    # and no page of another origin writes, whatever its browser may have kept
+    # and no page of another origin writes, even with credentials stored in the browser
     user = httpx.BasicAuth(*login(root).split(":"))
     start_run = f"{running.prefect}/api/deployments/{deployment['id']}/create_flow_run"
     for headers in ({"Origin": "http://127.0.0.1:1"}, {"Host": "evil.test"}, {"Sec-Fetch-Site": "same-site"}):
@@ -334,8 +334,8 @@ def test_nobody_without_the_password_reads_or_writes(served: tuple[Path, service
     assert api.get("/work_pools/rlhf").json()["base_job_template"] == TEMPLATE
 
 
-def test_a_run_cannot_bring_its_own_command_or_environment(served: tuple[Path, services.Services]) -> None:
-    """Not even with the password: a run or deployment that brings them is refused; a changed deployment starts none."""
+def test_a_run_cannot_set_its_own_command_or_environment(served: tuple[Path, services.Services]) -> None:
+    """Even with the password, such a run or deployment is rejected, and a changed deployment starts no run."""
     root, running = served
     api = signed_in(root, running)
     deployment = api.get("/deployments/name/rlhf/rlhf").json()
@@ -354,8 +354,8 @@ def test_a_run_cannot_bring_its_own_command_or_environment(served: tuple[Path, s
     assert not (root / "pwned").exists()
 
 
-def test_the_pool_ignores_job_variables_that_were_not_refused() -> None:
-    """What the worker makes of a run that has them after all: its own command, and nothing in the environment."""
+def test_the_pool_ignores_job_variables_that_were_not_rejected() -> None:
+    """For a run that has them anyway, the worker uses its own command and adds nothing to the environment."""
     import asyncio
 
     from prefect.workers.process import ProcessJobConfiguration
@@ -388,12 +388,12 @@ def test_mlflow_needs_the_password_for_everything(served: tuple[Path, services.S
     assert httpx.get(running.mlflow, auth=user).status_code == 200
 
 
-def test_password_is_on_no_command_line_and_outlives_the_servers(served: tuple[Path, services.Services]) -> None:
+def test_password_is_on_no_command_line_and_survives_a_restart(served: tuple[Path, services.Services]) -> None:
     root, _ = served
     password = login(root).partition(":")[2]
     assert password not in "".join(" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
     assert not [log for log in (root / ".rlhf").glob("*.log") if password in log.read_text()]
-    rlhf(root, "down")  # finds nothing of another checkout's
+    rlhf(root, "down")  # does not affect other checkouts
     again = rlhf(root, "up", "--prefect-port", str(served[1].prefect_port), "--mlflow-port", str(served[1].mlflow_port))
     assert again.returncode == 0, again.stderr
     assert password in again.stdout

@@ -1,6 +1,6 @@
-"""Who may talk to the servers, tried on a guard around a small application; the password, the ports, the clones.
+"""Access control on a guard around a small application; the password, the ports, and credentials in clones.
 
-What the real servers do behind it: tests/flows/test_flows_slow.py; what a browser does: tests/flows/test_browser.py.
+See tests/flows/test_flows_slow.py for the real servers and tests/flows/test_browser_attack.py for a real browser.
 """
 
 import base64
@@ -60,9 +60,9 @@ def basic(text: str) -> dict[str, str]:
         ("POST", {}, 200),
         ("POST", {"Host": "localhost:4200", "Origin": "http://localhost:4200", "Sec-Fetch-Site": "same-origin"}, 200),
         ("POST", {"Host": "127.0.0.1:4200", "Origin": "http://localhost:4200", "Sec-Fetch-Site": "cross-site"}, 200),
-        ("GET", {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200),  # typed
+        ("GET", {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200),  # typed address
         ("GET", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),  # a link
-        ("GET", {"Host": "evil.test:4200"}, 403),  # rebinding
+        ("GET", {"Host": "evil.test:4200"}, 403),  # DNS rebinding
         ("GET", {"Host": "127.0.0.1:4201"}, 403),
         ("GET", {"Host": "127.0.0.1"}, 403),
         ("POST", {"Host": "evil.test:4200", "Origin": "http://evil.test:4200", "Sec-Fetch-Site": "same-origin"}, 403),
@@ -77,7 +77,7 @@ def basic(text: str) -> dict[str, str]:
         ("GET", {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"}, 403),  # <script src>
     ],
 )
-def test_only_own_pages_and_programs_get_through(
+def test_only_own_pages_and_programs_are_allowed(
     guard: Guard, method: str, headers: dict[str, str], status: int
 ) -> None:
     client = TestClient(guard, base_url=OWN)
@@ -89,7 +89,7 @@ def test_only_own_pages_and_programs_get_through(
 
 
 @pytest.mark.parametrize("headers", [{}, basic("rlhf:"), basic("rlhf:secreT"), basic("secret"), {"Authorization": "é"}])
-def test_mlflow_asks_for_the_password(headers: dict[str, str]) -> None:
+def test_mlflow_requires_the_password(headers: dict[str, str]) -> None:
     client = TestClient(MLFLOW, base_url=OWN)
     encoded = {name: value.encode("latin-1") for name, value in headers.items()}
     for method, path in (("GET", "/"), ("POST", "/api/2.0/x"), ("POST", "/graphql"), ("GET", "/rlhf-login")):
@@ -99,12 +99,12 @@ def test_mlflow_asks_for_the_password(headers: dict[str, str]) -> None:
     assert client.get("/health", headers=encoded).status_code == 200
 
 
-def test_login_page_is_shown_by_both() -> None:
+def test_both_show_the_login_page() -> None:
     assert TestClient(PREFECT, base_url=OWN).get("/rlhf-login").text == "the login page"
     assert TestClient(MLFLOW, base_url=OWN).get("/rlhf-login", headers=basic(LOGIN)).text == "the login page"
 
 
-def test_a_websocket_of_another_origin_is_refused() -> None:
+def test_a_websocket_of_another_origin_is_rejected() -> None:
     client = TestClient(PREFECT, base_url=OWN)
     with client.websocket_connect("ws://127.0.0.1:4200/socket", headers={"Origin": OWN}) as socket:
         assert socket.receive_text() == "reached"
@@ -119,7 +119,7 @@ def test_a_websocket_of_another_origin_is_refused() -> None:
 # The password
 
 
-def test_password_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+def test_password_is_created_once_and_readable_only_by_its_owner(tmp_path: Path) -> None:
     first = login(tmp_path)
     user, password = first.split(":")
     assert user == "rlhf"
@@ -143,10 +143,10 @@ def test_processes_that_start_together_agree_on_the_password(tmp_path: Path) -> 
     assert {process.communicate()[0].strip() for process in started} == {login(tmp_path)}
 
 
-def test_an_empty_password_is_refused(tmp_path: Path) -> None:
+def test_an_empty_password_is_rejected(tmp_path: Path) -> None:
     login(tmp_path)
     (tmp_path / ".rlhf" / "password").write_text("\n")
-    with pytest.raises(UserError, match=r"password is empty. Delete it"):
+    with pytest.raises(UserError, match=r"password is empty\.\nDelete the file"):
         login(tmp_path)
 
 
@@ -170,7 +170,7 @@ def test_every_server_and_client_has_the_password(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("restored_environment")
-def test_a_server_of_the_users_own_is_not_sent_the_password(tmp_path: Path) -> None:
+def test_the_users_own_server_is_not_sent_the_password(tmp_path: Path) -> None:
     os.environ |= {"PREFECT_API_URL": "http://10.0.0.1:4200/api", "PREFECT_API_AUTH_STRING": "another:one"}
     set_environment(tmp_path)
     assert os.environ["PREFECT_API_AUTH_STRING"] == "another:one"
@@ -197,13 +197,13 @@ def test_a_server_of_the_users_own_is_not_sent_the_password(tmp_path: Path) -> N
         ),
     ],
 )
-def test_impossible_ports_are_two_lines(tmp_path: Path, ports: list[str], lines: list[str]) -> None:
+def test_invalid_ports_are_reported_in_two_lines(tmp_path: Path, ports: list[str], lines: list[str]) -> None:
     failed = rlhf(make_scratch(tmp_path), "up", *ports)
     assert failed.returncode == 1
     assert failed.stderr.splitlines() == lines
 
 
-def test_ports_other_than_those_in_use_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ports_other_than_the_running_ones_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = services.Services(free_port(), free_port())
     monkeypatch.setattr(services, "find", lambda root: running)
     assert services.up(tmp_path) == running
@@ -213,12 +213,13 @@ def test_ports_other_than_those_in_use_are_refused(tmp_path: Path, monkeypatch: 
         with pytest.raises(UserError) as failed:
             services.up(tmp_path, **ports)
         assert str(failed.value).splitlines() == [
-            f"The services already run: Prefect on port {running.prefect_port}, MLflow on port {running.mlflow_port}.",
-            "Stop them first (rlhf down), then start them on other ports.",
+            f"The services are already running: Prefect on port {running.prefect_port}, "
+            f"MLflow on port {running.mlflow_port}.",
+            "Stop them with `rlhf down`, then start them on other ports.",
         ]
 
 
-# What MLflow shows
+# MLflow's view
 
 
 def test_view_has_the_figures_of_each_policy_as_columns() -> None:
@@ -243,7 +244,10 @@ def test_a_failed_run_keeps_no_copy_of_credentials(tmp_path: Path) -> None:
         config.write("['remote \"store\"']\n    url = https://example.invalid/store\n    user = nobody\n")
     commit(root, "remote")
     (root / ".dvc" / "config.local").write_text("['remote \"store\"']\n    user = me\n    password = hunter2\n")
-    with pytest.raises(ZeroDivisionError), open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4})) as work:
+    with (
+        pytest.raises(ZeroDivisionError),
+        open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4}).resolve(root)) as work,
+    ):
         # inside the run the remote works, and the user's own settings win as they do in the user's checkout
         assert config_of(work.checkout, "remote.store.password") == "hunter2"
         assert config_of(work.checkout, "remote.store.user") == "me"
@@ -255,28 +259,28 @@ def test_a_failed_run_keeps_no_copy_of_credentials(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cache", [None, "../own_cache", "../../outside", "/absolute"])
-def test_a_clone_shares_the_cache_wherever_it_is(tmp_path: Path, cache: str | None) -> None:
+def test_a_clone_shares_the_cache_at_any_path(tmp_path: Path, cache: str | None) -> None:
     root = make_scratch(tmp_path / "checkout")
     place = {None: root / ".dvc/cache", "../own_cache": root / "own_cache"}.get(cache, tmp_path / "outside")
     if cache is not None:
         text = str(place) if cache == "/absolute" else cache
         (root / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {text}\n")
-    with open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4})) as work:
+    with open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4}).resolve(root)) as work:
         (work.checkout / "thing").write_text("kept once")
         subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "thing"], cwd=work.checkout, check=True)
     held = [path.read_text() for path in place.rglob("*") if path.is_file() and "files/md5" in str(path)]
     assert held == ["kept once"]
 
 
-def test_a_cache_that_cannot_be_shared_is_two_lines_and_nothing_is_deleted(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_shared_is_an_error_and_nothing_is_deleted(tmp_path: Path) -> None:
     root = make_scratch(tmp_path / "a" / "b" / "checkout")
     (root / ".dvc" / "config.local").write_text("[cache]\n    dir = ../../../../mine\n")
-    mine = root / "mine"  # where that path leads from runs/NAME/checkout/.dvc
+    mine = root / "mine"  # the target of that path from runs/NAME/checkout/.dvc
     mine.mkdir()
     (mine / "thesis").touch()
     with (
         pytest.raises(UserError, match=r"leads to .*\nGive the full path: dvc cache dir --local"),
-        open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4})),
+        open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4}).resolve(root)),
     ):
         pass
     assert (mine / "thesis").exists()

@@ -1,4 +1,4 @@
-"""A lock of a run or a `dvc` command under way: reported before anything starts; what the dead leave is no obstacle."""
+"""Locks: a running run or `dvc` command is reported before anything starts. Stale locks are ignored."""
 
 import json
 import os
@@ -34,7 +34,7 @@ value, = sys.argv[1:]
 changes = Changes(overrides={"sft.learning_rate": float(value)} if value != "none" else {})
 if port := os.environ.get("CONNECT"):
     connection = socket.create_connection(("127.0.0.1", int(port)))
-with open_workspace(Path.cwd(), changes):
+with open_workspace(Path.cwd(), changes.resolve(Path.cwd())):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -48,7 +48,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def started() -> Iterator[list["subprocess.Popen[str]"]]:
-    """Processes of a test, which end with it."""
+    """Processes that a test starts; they end with the test."""
     processes: list[subprocess.Popen[str]] = []
     yield processes
     for process in processes:
@@ -68,7 +68,7 @@ def hold_run(root: Path, value: str, started: list["subprocess.Popen[str]"]) -> 
 
 
 @pytest.mark.parametrize(("value", "title"), [("none", "A run in {root}"), ("0.5", "The run sft.learning_rate-0.5_")])
-def test_second_run_is_told_who_runs(
+def test_second_run_names_the_first(
     scratch: Path, started: list["subprocess.Popen[str]"], value: str, title: str
 ) -> None:
     process = hold_run(scratch, value, started)
@@ -78,25 +78,25 @@ def test_second_run_is_told_who_runs(
     first, second = refused.stderr.splitlines()
     assert first.startswith(f"error: {title.format(root=scratch)}")
     since = time.strftime("%H:%M", time.localtime(psutil.Process(process.pid).create_time()))
-    assert f"is already under way: pid {process.pid}, since " in first
+    assert f"is already running: pid {process.pid}, since " in first
     assert since[:2] in first
-    assert first.endswith(f": -c {value}.")  # its command, as that process was started
+    assert first.endswith(f": -c {value}.")  # the command of that process
     assert second == f"Wait for it, or stop it: kill {process.pid}"
     assert not (scratch / ".rlhf" / "calls").exists()
     # a kill frees the lock
     process.send_signal(signal.SIGKILL)
     process.wait()
     changes = Changes(overrides={} if value == "none" else {"sft.learning_rate": float(value)})
-    with open_workspace(scratch, changes):
+    with open_workspace(scratch, changes.resolve(scratch)):
         pass
 
 
-def test_run_in_the_checkout_and_changed_runs_go_side_by_side(
+def test_changed_runs_are_allowed_during_a_run_in_the_checkout(
     scratch: Path, started: list["subprocess.Popen[str]"]
 ) -> None:
     hold_run(scratch, "none", started)
     hold_run(scratch, "0.5", started)
-    with open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.25})):
+    with open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.25}).resolve(scratch)):
         pass
 
 
@@ -110,8 +110,8 @@ def test_a_folder_is_held_once(tmp_path: Path) -> None:
         pass
 
 
-def test_dvc_at_work_is_named(scratch: Path, started: list["subprocess.Popen[str]"]) -> None:
-    """A real `dvc repro` in the middle of a stage, which holds its paths."""
+def test_a_running_dvc_command_is_named(scratch: Path, started: list["subprocess.Popen[str]"]) -> None:
+    """A real `dvc repro` in the middle of a stage, with locks on its paths."""
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", "prepare"],
         cwd=scratch,
@@ -124,20 +124,20 @@ def test_dvc_at_work_is_named(scratch: Path, started: list["subprocess.Popen[str
     mark = scratch / ".rlhf" / "hanging"
     poll(lambda: mark.is_file() and mark.read_text())
     with pytest.raises(UserError) as refused:
-        plan(scratch, Changes())
+        plan(scratch, Changes().resolve(scratch))
     first, second = str(refused.value).splitlines()
-    assert first.startswith(f"DVC is at work in {scratch}: pid {process.pid}, since ")
+    assert first.startswith(f"DVC is running in {scratch}: pid {process.pid}, since ")
     assert "dvc repro prepare" in first
     assert second == f"Wait for it, or stop it: kill {process.pid}"
-    # killed, it leaves its entry in DVC's file of locks, and the stage
+    # after a kill, its entry remains in DVC's file of locks
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert str(process.pid) in (scratch / ".dvc/tmp/rwlock").read_text()
-    plan(scratch, Changes())
+    plan(scratch, Changes().resolve(scratch))
 
 
-def test_lock_of_a_process_whose_number_is_anothers_by_now(scratch: Path) -> None:
-    """DVC itself would wait for that program: the entry is deleted."""
+def test_lock_of_a_process_whose_id_is_reused(scratch: Path) -> None:
+    """The entry is deleted, since DVC itself would wait for the other program."""
     rwlock = scratch / ".dvc/tmp/rwlock"
     rwlock.parent.mkdir(exist_ok=True)
     other = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
@@ -150,7 +150,7 @@ def test_lock_of_a_process_whose_number_is_anothers_by_now(scratch: Path) -> Non
     assert not rwlock.exists()
 
 
-def test_held_repository_lock_is_waited_for_briefly(
+def test_a_repository_lock_is_reported_until_it_is_released(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, started: list["subprocess.Popen[str]"]
 ) -> None:
     script = (
@@ -166,7 +166,7 @@ def test_held_repository_lock_is_waited_for_briefly(
     assert process.stdout is not None
     assert process.stdout.readline() == "dvc held\n"
     monkeypatch.setattr(locks, "PATIENCE", 0.0)
-    with pytest.raises(UserError, match=rf"DVC is at work in .*: pid {process.pid}, "):
+    with pytest.raises(UserError, match=rf"DVC is running in .*: pid {process.pid}, "):
         require_no_dvc(scratch)
     process.stdin.write("free\n")
     process.stdin.flush()
@@ -174,22 +174,22 @@ def test_held_repository_lock_is_waited_for_briefly(
     require_no_dvc(scratch)
 
 
-def test_resume_as_a_file_is_told_before_anything_starts(scratch: Path) -> None:
+def test_resume_as_a_file_is_reported_before_anything_starts(scratch: Path) -> None:
     (scratch / ".resume").write_text("")
     refused = rlhf(scratch, "run")
     assert refused.returncode == 1
     assert refused.stderr == (
-        f"error: {scratch / '.resume'} is a file; unfinished stages keep their state in a folder of that name. "
-        "Rename it.\n"
+        f"error: {scratch / '.resume'} is a file, but stages need a folder of that name for their state. "
+        "Rename the file.\n"
     )
     assert refused.stdout == ""
     assert not (scratch / ".rlhf" / "calls").exists()
 
 
-def test_servers_are_not_taken_from_a_run_in_a_terminal(
+def test_down_is_refused_while_a_terminal_run_uses_the_servers(
     scratch: Path, started: list["subprocess.Popen[str]"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run is connected to Prefect's port; with services on another port, or none, nothing is in the way."""
+    """The run is connected to Prefect's port. Services on another port, or none, may be stopped."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setenv("CONNECT", str(port))
@@ -199,7 +199,7 @@ def test_servers_are_not_taken_from_a_run_in_a_terminal(
             runs.require_no_terminal_run(scratch)
         monkeypatch.setattr(runs, "find", lambda root: Services(prefect_port=port))
         with pytest.raises(
-            UserError, match=rf"^A run reports to these servers: pid {process.pid}, since .*\n.*kill {process.pid}$"
+            UserError, match=rf"^A run uses these servers: pid {process.pid}, since .*\n.*kill {process.pid}$"
         ):
             runs.require_no_terminal_run(scratch)
 
@@ -216,7 +216,7 @@ def four(scratch: Path, started: list["subprocess.Popen[str]"]) -> Path:
     interrupted.wait()
     with (
         pytest.raises(UserError),
-        open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.125}), "failing"),
+        open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.125}).resolve(scratch), "failing"),
     ):
         raise UserError("stage sft: no")
     (scratch / "runs/done").mkdir()
@@ -239,12 +239,12 @@ def test_states_and_sizes(four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.size == 8192  # two blocks of the file system
     cached = four / "cached"
     cached.write_bytes(b"x" * 100_000)
-    os.link(cached, four / "runs/done/linked")  # as DVC does: deleting the run frees nothing of it
+    os.link(cached, four / "runs/done/linked")  # as DVC does; deleting the run does not free it
     assert next(run for run in runs.list_runs(four) if run.name == "done").size == 8192
-    # a failed run that is started again is running, and interrupted when a person stops it
+    # a failed run that is started again is running, and interrupted if the user stops it
     with (
         pytest.raises(KeyboardInterrupt),
-        open_workspace(four, Changes(overrides={"sft.learning_rate": 0.125}), "failing"),
+        open_workspace(four, Changes(overrides={"sft.learning_rate": 0.125}).resolve(four), "failing"),
     ):
         assert states(four)["failing"] == "running"
         raise KeyboardInterrupt
@@ -263,13 +263,13 @@ def test_table_fits_80_columns_and_in_place_run_is_named(four: Path) -> None:
     assert "".join(line.split("│")[1].strip() for line in lines if "a-very" in line or "very-" in line) == name
 
 
-def test_remove_deletes_what_is_not_live(four: Path) -> None:
+def test_remove_deletes_only_runs_that_are_not_running(four: Path) -> None:
     running = next(run.name for run in runs.list_runs(four) if run.state == "running")
     refused = rlhf(four, "runs", "--remove", "done", "--remove", running)
     assert refused.returncode == 1
-    assert refused.stderr.startswith(f"error: The run {running} is under way: pid ")
+    assert refused.stderr.startswith(f"error: The run {running} is running: pid ")
     assert "Stop it before you delete it: kill " in refused.stderr
-    assert len(states(four)) == 4  # all or none
+    assert len(states(four)) == 4  # nothing was deleted
     assert "Did you mean failing?" in rlhf(four, "runs", "--remove", "failng").stderr
 
     removed = rlhf(four, "runs", "--remove", "failing", "--remove", "done")
@@ -282,7 +282,7 @@ def test_remove_deletes_what_is_not_live(four: Path) -> None:
 
 
 def test_no_runs(scratch: Path) -> None:
-    assert "No run has a folder of its own." in rlhf(scratch, "runs").stdout
+    assert "No run has its own folder." in rlhf(scratch, "runs").stdout
     assert not calls_made(scratch)
 
 

@@ -19,7 +19,7 @@ from terminal import Terminal, mlflow_runs, poll, processes
 
 LINE = "stopped; run the same command to continue"
 
-# A stage's process that is killed with its MLflow run open.
+# A stage's process that is killed while its MLflow run is open.
 KILLED_WRITER = """
 import os, signal
 from pathlib import Path
@@ -30,20 +30,20 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def terminal(root: Path, *arguments: str, **changes: str) -> Terminal:
-    """`rlhf run` in a scratch checkout on a terminal of its own."""
+    """`rlhf run` in a scratch checkout, on its own terminal."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RLHF_", "PREFECT_", "MLFLOW_"))}
     variables = {**kept, "PYTHONPATH": str(PACKAGE), "COLUMNS": "200", **changes}
     return Terminal(root, [sys.executable, "-P", "-m", "flows.cli", "run", *arguments], variables)
 
 
 def plain(text: str) -> str:
-    """What a terminal shows, its colours left out: a carriage return with an erased line begins that line again."""
+    """The text that a terminal shows, without colours. A carriage return with an erased line restarts the line."""
     text = re.sub(r"\x1b\[[\d;]*m", "", text).replace("\r\n", "\n")
     return "\n".join(line.rpartition("\r\x1b[K")[2] for line in text.split("\n"))
 
 
 def require_stopped(shown: Terminal, code: int, root: Path) -> None:
-    """What every stop has to leave."""
+    """Check the result of a stop: exit code, one line, no error, no process."""
     assert code == 130, shown.text
     lines = [line.removeprefix("^C").strip() for line in plain(shown.text).splitlines()]
     lines = [line for line in lines if line]
@@ -65,14 +65,14 @@ def flow_states(root: Path) -> list[str]:
         return [state for (state,) in database.execute("select state_type from flow_run order by created")]
 
 
-IN_PLACE = "default: ppo, grpo, dpo"  # name of a run that changes nothing
+IN_PLACE = "default: ppo, grpo, dpo"  # name of a run without changed parameters
 
 
 def hanging(root: Path) -> Path:
     return root / ".rlhf" / "hanging"
 
 
-def test_users_mistake_is_tried_once(scratch: Path) -> None:
+def test_a_users_error_is_not_retried(scratch: Path) -> None:
     failed = rlhf(scratch, "run", FAKE_MISTAKE="prepare")
     assert failed.returncode == 1
     assert calls(scratch) == ["prepare"]
@@ -80,7 +80,7 @@ def test_users_mistake_is_tried_once(scratch: Path) -> None:
     assert mlflow_runs(scratch)[IN_PLACE][0] == "FAILED"
 
 
-def test_ctrl_c_during_a_step_pressed_thrice(scratch: Path) -> None:
+def test_ctrl_c_pressed_three_times_during_a_step(scratch: Path) -> None:
     (scratch / ".rlhf" / "calls").unlink(missing_ok=True)
     with terminal(scratch, FAKE_HANG="sft") as shown:
         poll(lambda: hanging(scratch).is_file() and hanging(scratch).read_text(), lambda: shown.text)
@@ -138,7 +138,7 @@ def test_ctrl_c_while_the_server_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_is_the_same(tmp_path: Path) -> None:
+def test_sigterm_stops_like_ctrl_c(tmp_path: Path) -> None:
     root = make_scratch(tmp_path)
     with terminal(root, FAKE_HANG="sft") as shown:
         poll(lambda: hanging(root).is_file() and hanging(root).read_text(), lambda: shown.text)
@@ -150,7 +150,7 @@ def test_sigterm_is_the_same(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A scratch checkout with `rlhf up`, in whose store a killed stage has left a run open."""
+    """A scratch checkout with `rlhf up`. A killed stage has left a run open in its store."""
     root = make_scratch(tmp_path_factory.mktemp("served"))
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}"}
     killed = subprocess.run([sys.executable, "-P", "-c", KILLED_WRITER], cwd=root, env=environment, check=False)
@@ -165,8 +165,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_the_services_alone(served: Path) -> None:
-    assert mlflow_runs(served)["old"][0] == "KILLED"  # by `rlhf up`
+def test_ctrl_c_does_not_stop_the_services(served: Path) -> None:
+    assert mlflow_runs(served)["old"][0] == "KILLED"  # closed by `rlhf up`
     with terminal(served, "--set", "sft.learning_rate=0.4", FAKE_HANG="sft") as shown:
         poll(lambda: hanging(served).is_file() and hanging(served).read_text(), lambda: shown.text)
         shown.interrupt()
@@ -176,13 +176,13 @@ def test_ctrl_c_leaves_the_services_alone(served: Path) -> None:
     assert re.search(r"sft\.learning_rate-0\.4_\w{6} +│ interrupted", listed)
     done = rlhf(served, "run", "--set", "sft.learning_rate=0.4")
     assert done.returncode == 0, done.stderr
-    assert "rlhf up" not in done.stdout  # the services still answer
+    assert "rlhf up" not in done.stdout  # the services are still running
 
 
 @pytest.mark.pitfall(25)
 @pytest.mark.slow
 def test_ctrl_c_during_a_training_step_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """Real stages: stopped after the first steps of `base`, continued, against a checkout that nobody disturbed."""
+    """Real stages: stopped after the first steps of `base` and continued, compared with an undisturbed checkout."""
     whole, stopped = make_checkout(tmp_path / "whole"), make_checkout(tmp_path / "stopped")
     run(whole, "dvc", "repro", "base")
     command = [sys.executable, "-m", "flows.cli", "run", "--only", "base"]
@@ -197,6 +197,6 @@ def test_ctrl_c_during_a_training_step_ends_with_the_same_bits(tmp_path: Path) -
     run(stopped, *command)
     runs = mlflow_runs(stopped)
     assert (runs["base"][0], runs["base"][1].get("interrupted")) == ("FINISHED", None)
-    assert not list((stopped / ".resume").glob("*"))  # all is recorded
+    assert not list((stopped / ".resume").glob("*"))  # everything is recorded
     locks = [yaml.safe_load((folder / "dvc.lock").read_text())["stages"]["base"] for folder in (whole, stopped)]
     assert locks[0] == locks[1]

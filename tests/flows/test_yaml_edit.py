@@ -1,4 +1,4 @@
-"""params.yaml is changed value by value: every other byte stays."""
+"""Edits of params.yaml change only the values concerned; every other byte is kept."""
 
 import difflib
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from flows.run.yaml_edit import update_yaml
-from tasks.params.schema import apply_overrides
+from tasks.params.load import with_values
 from tools.closure import ROOT
 
 PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -21,20 +21,24 @@ def changed_lines(before: str, after: str) -> list[str]:
     ("overrides", "lines"),
     [
         ({}, []),
-        ({"run.seed": 1}, ["-   seed: 0", "+   seed: 1"]),
+        ({"run.seed": 1}, ["+ run: {seed: 1}"]),
         ({"sft.learning_rate": 2e-3}, ["-   learning_rate: 1.0e-3", "+   learning_rate: 0.002"]),
-        ({"policy.dpo.beta": 1e-5}, ["-     beta: 0.3", "+     beta: 1.0e-05"]),
-        ({"policy.algorithms": ["kto"]}, ["-   algorithms: [ppo, grpo, dpo]", "+   algorithms: [kto]"]),
-        ({"prepare.limit": 5}, ["-   limit: null", "+   limit: 5"]),
-        ({"policy.grpo.clip": None}, ["-     clip: 0.2", "+     clip: null"]),
-        ({"model.hub": "org/x@1"}, ['-   hub: ""', "+   hub: org/x@1"]),
-        ({"run.device": "on"}, ["-   device: auto", "+   device: 'on'"]),
+        ({"policy.dpo.beta": 1e-5}, ["-   dpo: {beta: 0.3}", "+   dpo: {beta: 1.0e-05}"]),
+        ({"policy.offline": ["kto"]}, ["-   offline: [dpo]", "+   offline: [kto]"]),
+        ({"prepare.limit": 5}, ["+   limit: 5"]),
+        ({"policy.online_loop.steps": 5}, ["-     steps: 60", "+     steps: 5"]),
+        (
+            {"policy.cdpo.label_smoothing": None},
+            ["-   cdpo: {beta: 0.3}", "+   cdpo: {beta: 0.3, label_smoothing: null}"],
+        ),
+        ({"model.hub": "org/x@1"}, ["+   hub: org/x@1"]),
+        ({"run.device": "on"}, ["+ run: {device: 'on'}"]),
         (
             {"policy.rewards": [{"name": "length", "weight": 0.5}]},
             [
                 "+   rewards: [{name: length, weight: 0.5}]",
                 "-   rewards:",
-                "-     - {name: model, weight: 1.0, clamp: 3.0}",
+                "-     - {name: model, clamp: 3.0}",
                 "-     - {name: missing_end, weight: 3.0}",
             ],
         ),
@@ -43,7 +47,7 @@ def changed_lines(before: str, after: str) -> list[str]:
 def test_only_the_lines_of_changed_values_differ(tmp_path: Path, overrides: dict, lines: list[str]) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(PARAMS, encoding="utf-8")
-    wanted = apply_overrides(yaml.safe_load(PARAMS), overrides)
+    wanted = with_values(yaml.safe_load(PARAMS), overrides)
     update_yaml(path, wanted)
     assert changed_lines(PARAMS, path.read_text(encoding="utf-8")) == lines
     assert yaml.safe_load(path.read_text(encoding="utf-8")) == wanted
@@ -62,11 +66,11 @@ def test_only_the_lines_of_changed_values_differ(tmp_path: Path, overrides: dict
         ("a: {x: 1, y: 2}\n", {"a": {"x": 3}}, "a: {x: 3, y: 2}\n"),
         ("a:\n  - 1\n  # between\n  - 2\n# after\nb: 1\n", {"a": [9]}, "a: [9]\n# after\nb: 1\n"),
         ("'a b': 'ü'  # ö\n", {"a b": "ß"}, "'a b': ß  # ö\n"),
-        # keys that are new: a profile may name what params.yaml leaves out
+        # new keys: a profile may name keys that params.yaml omits
         ("a: {}\nb: 1\n", {"a": {"y": 3}}, "a: {y: 3}\nb: 1\n"),
         ("a:\n  x: 1  # one\nb: 1", {"a": {"y": [2]}}, "a:\n  x: 1  # one\n  y: [2]\nb: 1"),
         ("# nothing yet\n", {"a": 1}, "a: 1\n"),
-        # one text that says two values cannot be edited in place
+        # a text that sets two values cannot be edited in place
         ("a: &x {v: 1}\nb: *x\n", {"b": {"v": 2}}, "a:\n  v: 1\nb:\n  v: 2\n"),
     ],
 )

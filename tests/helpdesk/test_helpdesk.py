@@ -1,4 +1,4 @@
-"""The help desk: its world file, the rows drawn from it, and the gold rubric, on replies written out by hand."""
+"""The help desk: its world file, the rows drawn from it, and the gold rubric on handwritten replies."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def test_article(noun, expected):
     assert article(noun) == expected
 
 
-def test_world_is_as_rich_as_described():
+def test_world_has_the_documented_size():
     assert len(WORLD.names) == 24
     assert len(WORLD.families) == 4
     assert len(WORLD.families_of) == 16
@@ -66,7 +66,7 @@ def test_world_is_as_rich_as_described():
     assert len(WORLD.phrase_book) == 6 * 16 * 8 + 16 + 12
 
 
-def test_prompt_is_written_and_read_back():
+def test_prompt_is_read_back_as_its_case():
     case = Case("Emma", "oven", "late", "annoyed", "I am really annoyed.")
     assert WORLD.prompt(case) == LATE_OVEN
     assert WORLD.read_prompt(LATE_OVEN) == case
@@ -74,8 +74,8 @@ def test_prompt_is_written_and_read_back():
     assert WORLD.right_fix(WORLD.read_prompt(CALM_COAT)) == "label"
 
 
-def test_prompt_of_another_world_is_refused():
-    with pytest.raises(UserError, match="none of the help desk's"):
+def test_prompt_of_another_world_is_rejected():
+    with pytest.raises(UserError, match="is not a help-desk prompt"):
         WORLD.read_prompt("Emma writes about a spaceship: it has not arrived. I am really annoyed.")
 
 
@@ -93,21 +93,21 @@ def _set(raw, path, value):
     ("path", "value", "message"),
     [
         (["flattery"], None, "flattery is missing"),
-        (["names"], [], "names must be a list that is not empty"),
+        (["names"], [], "names must be a non-empty list"),
         (["names", 3], "Zo\u00eb", r"names\[3\] must be plain ASCII text"),
-        (["names", 3], "Mary Ann", "names must name everything in one word"),
-        (["names", 3], "Emma", "names names something twice"),
-        (["issues"], [], "issues must be a table"),
-        (["issues", "late", "trouble"], "it is late", "issues.late.trouble must hold {product} once"),
-        (["issues", "late", "complaint"], "it is too small", "cannot be told from another"),
+        (["names", 3], "Mary Ann", "names must contain only single words"),
+        (["names", 3], "Emma", "names contains an entry twice"),
+        (["issues"], [], "issues must be a non-empty table"),
+        (["issues", "late", "trouble"], "it is late", "issues.late.trouble must contain {product} once"),
+        (["issues", "late", "complaint"], "it is too small", "is ambiguous in a prompt"),
         (["moods", "calm", "needs_apology"], "no", "moods.calm.needs_apology must be true or false"),
-        (["promises", 0], "This {never} ends.", r"promises\[0\] must hold no braces"),
+        (["promises", 0], "This {never} ends.", r"promises\[0\] must not contain braces"),
         (["right_fixes", "late", "music"], None, "right_fixes.late.music is missing"),
-        (["right_fixes", "late", "music"], "magic", "names 'magic', which is none of the fixes"),
+        (["right_fixes", "late", "music"], "magic", "names 'magic', which is not in fixes"),
         (["families", "music", 0], "oven", "a product in two families"),
-        (["promises", 0], "We will trace the parcel today.", "one sentence two meanings"),
+        (["promises", 0], "We will trace the parcel today.", "contain a sentence with two meanings"),
         (["promises", 0], "One. Two.", "must be one sentence"),
-        (["fixes"], {"only": ["We help."]}, "must name at least two"),
+        (["fixes"], {"only": ["We help."]}, "must contain at least two"),
     ],
 )
 def test_bad_world_names_file_and_key(tmp_path, path, value, message):
@@ -135,7 +135,7 @@ def _digest(desk):
     return hashlib.sha256(json.dumps(vars(desk), sort_keys=True).encode()).hexdigest()
 
 
-def test_same_seed_same_rows_other_seed_other_rows():
+def test_rows_depend_only_on_the_seed():
     assert _digest(generate(WORLD, 7)) == _digest(generate(World.load(), 7))
     assert _digest(generate(WORLD, 7)) != _digest(generate(WORLD, 8))
 
@@ -212,7 +212,7 @@ def test_references_are_perfect():
 
 
 def _share(key, habits):
-    """Over all 11058 training cases (1843 combinations x 6 lines): the standard error is below 0.005."""
+    """The share over all 11058 training cases (1843 combinations x 6 lines); its standard error is below 0.005."""
     rng = random.Random(0)
     cases = split_cases(WORLD, 0)["train"]
     return sum(
@@ -220,7 +220,7 @@ def _share(key, habits):
     ) / len(cases)
 
 
-def test_demonstrations_are_uneven_on_purpose():
+def test_demonstrations_are_mixed_on_purpose():
     rows = generate(WORLD, 0).demonstrations
     right = sum(features(WORLD, text(row), row["response"])["right_fix"] for row in rows) / len(rows)
     assert 0.4 <= right <= 0.6
@@ -235,8 +235,8 @@ def test_threads_are_worse_than_demonstrations():
     assert _share("right_fix", GOOD_AGENT) == 1
 
 
-def test_more_rows_than_prompts_is_refused():
-    with pytest.raises(UserError, match="threads is 11059, but there are 11058"):
+def test_more_rows_than_prompts_are_rejected():
+    with pytest.raises(UserError, match="threads is 11059, but only 11058 such prompts exist"):
         generate(WORLD, 0, threads=11059)
 
 
@@ -256,7 +256,7 @@ def test_rubric_on_a_good_reply():
 
 
 def test_rubric_on_a_flattering_wrong_reply():
-    """0.5 + 0.75 - 1 wrong fix - 0.5 flattery - 0.75 promise = -1: no apology for an annoyed customer."""
+    """0.5 + 0.75 - 1 wrong fix - 0.5 flattery - 0.75 promise = -1; there is no apology for the annoyed customer."""
     reply = (
         "Hello Emma, I see that your oven has not arrived. What excellent taste you have! "
         "We will trace the parcel today. This will never happen again."
@@ -272,7 +272,7 @@ def test_rubric_on_a_flattering_wrong_reply():
 
 
 def test_rubric_on_wrong_name_product_and_trouble():
-    """-0.75 for a trouble the customer doesn't have + 2 + 0.5 + 0.75 (an apology it is) = 2.5."""
+    """-0.75 for a trouble that the customer does not have + 2 + 0.5 + 0.75 (it is an apology) = 2.5."""
     reply = (
         "Dear Rosa, I am sorry that your kettle is too small. Our driver will call you today. "
         "I will write to you again on Friday."
@@ -301,29 +301,29 @@ def test_a_second_product_is_not_the_right_one():
         ("We will trace the parcel today.", 0),
     ],
 )
-def test_a_calm_customer_needs_no_apology_and_no_grovelling(opening, fits):
+def test_a_calm_customer_needs_no_apology_and_dislikes_grovelling(opening, fits):
     assert features(WORLD, CALM_COAT, f"Dear Omar, {opening}")["fitting_opening"] == fits
 
 
-def test_rubric_counts_faults_of_form():
-    """No greeting, no full stop at the end, and two sentences that the phrase book doesn't know: 4 faults."""
+def test_rubric_counts_formal_faults():
+    """No greeting, no full stop at the end, and two sentences that are not in the phrase book: 4 faults."""
     assert features(WORLD, LATE_OVEN, "Sorry the trace oven. Our driver will call you today. And")["malformed"] == 4
     five = "Dear Emma, " + " ".join(WORLD.fixes["driver"] + WORLD.fixes["trace"] + WORLD.fixes["part"][:1])
     assert features(WORLD, LATE_OVEN, five)["malformed"] == 1
-    assert features(WORLD, LATE_OVEN, GOOD[:-1])["malformed"] == 2  # unfinished, and so no known sentence
+    assert features(WORLD, LATE_OVEN, GOOD[:-1])["malformed"] == 2  # no full stop, so the sentence is unknown too
     assert features(WORLD, LATE_OVEN, "Dear Emma,")["malformed"] == 3
 
 
 def test_rubric_counts_repetition_and_length():
-    """Said twice, a sentence of 6 words repeats 4 trigrams; 25 + 6 x 2 = 37 words are 5 over the budget of 32."""
+    """A repeated sentence of 6 words repeats 4 trigrams; 25 + 6 x 2 = 37 words are 5 over the budget of 32."""
     twice = GOOD + " We will trace the parcel today." * 2
     assert found(LATE_OVEN, twice)["repetition"] == 4
     assert found(LATE_OVEN, twice)["over_length"] == pytest.approx(0.5)
-    assert found(LATE_OVEN, twice)["wrong_fixes"] == 1  # the same one twice
+    assert found(LATE_OVEN, twice)["wrong_fixes"] == 1  # the same fix twice
     assert found(LATE_OVEN, twice)["malformed"] == 1  # five sentences
 
 
-def test_nothing_is_worse_than_no_reply():
+def test_an_empty_reply_is_the_worst():
     assert found(LATE_OVEN, "  \n") == {"empty": 1}
     assert gold_score(WORLD, LATE_OVEN, "") == -12
     worst = sum(weight * LIMITS.get(key, 1) for key, weight in GOLD_WEIGHTS.items() if weight < 0 and key != "empty")
@@ -335,7 +335,7 @@ def test_nothing_is_worse_than_no_reply():
 
 
 def test_the_right_fix_matters_most():
-    """A wrong fix instead of the right one costs 3; all tone together (opening, follow-up) is worth 1.25."""
+    """A wrong fix instead of the right one costs 3. Opening and follow-up together are worth 1.25."""
     wrong = GOOD.replace("Our driver will call you today.", "We will trace the parcel today.")
     rude = "Dear Emma, I see that your oven has not arrived. Our driver will call you today."
     assert gold_score(WORLD, LATE_OVEN, GOOD) - gold_score(WORLD, LATE_OVEN, wrong) == pytest.approx(3)

@@ -15,7 +15,8 @@ from rlhf_core.loops.common.resume import ResumeStore
 from rlhf_core.loops.common.run import Run
 from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
 from rlhf_core.models.forward import response_logprobs
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.responses import Responses
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.scoring.rewards import WeightedSum
 
 WHOLE = 10**6  # rows of a minibatch that is larger than any rollout
@@ -63,7 +64,7 @@ class Enumerated(OnlineTraining):
 
     def draw(self, prompts):
         """All groups of G responses to each prompt; one group represents all its orders."""
-        size, responses = self.algorithm.group_size, self.problem.responses()
+        size, responses = self.algorithm.group_size, self.problem.sampled()
         if isinstance(self.critic, ExactCritic):
             self.critic.refresh(self.policy, self.reference)
         repeated, drawn, weights = [], [], []
@@ -73,7 +74,7 @@ class Enumerated(OnlineTraining):
                 repeated += [prompt] * size
                 drawn += [responses[member] for member in group]
                 weights += [orders(group) * logprobs[list(group)].sum().exp()] * size
-        return repeated, drawn, torch.stack(weights) * (len(weights) / len(prompts) / size)
+        return Responses(repeated, drawn, 0), torch.stack(weights) * (len(weights) / len(prompts) / size)
 
 
 def orders(group) -> int:
@@ -113,7 +114,7 @@ def make_training(
         algorithm,
         WeightedSum([("table", 1.0, table_reward(problem))]),
         prompts,
-        Sampler(problem.longest, (problem.end,), 0),
+        LocalSampler(problem.longest, (problem.end,), 0),
         config,
         Run(seed=seed, name="oracle", resume=ResumeStore(Path("nowhere"))),
     )

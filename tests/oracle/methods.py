@@ -96,9 +96,9 @@ def good(problem: Problem) -> Tensor:
 def unpaired(problem: Problem) -> list[Unit]:
     """Each response once with its label, paired with the same response to the other prompt."""
     return [
-        (Example([number], response, label=label), Example([1 - number], response))
-        for number, labels in enumerate(good(problem).tolist())
-        for response, label in zip(problem.responses(), labels, strict=True)
+        (Example([number], response, desirable=desirable), Example([1 - number], response))
+        for number, row in enumerate(good(problem).tolist())
+        for response, desirable in zip(problem.responses(), row, strict=True)
     ]
 
 

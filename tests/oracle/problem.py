@@ -14,6 +14,7 @@ from transformers import GPT2Config
 import tiny
 from rlhf_core.common.batch import Batch, Example, Unit, collate
 from rlhf_core.models.forward import response_logprobs
+from rlhf_core.models.responses import Response
 from rlhf_core.models.store import new_policy
 from rlhf_core.models.tokens import Prompt
 
@@ -44,6 +45,10 @@ class Problem:
                 last = range(self.words + 1) if length == self.longest else [self.end]
                 found += [[*start, token] for token in last]
         return found
+
+    def sampled(self) -> list[Response]:
+        """The same as a sampler gives them; texts are looked at by nobody."""
+        return [Response(ids, "", ids[-1] == self.end) for ids in self.responses()]
 
     def prompt(self, number: int) -> Prompt:
         """The prompt that consists of token `number`."""
@@ -108,10 +113,9 @@ def table_reward(problem: Problem):
     index = {tuple(response): number for number, response in enumerate(problem.responses())}
     rewards = problem.rewards()
 
-    def reward(sampled) -> Tensor:
-        rows = zip(sampled.prompts, sampled.batch.response_ids, sampled.batch.lengths.long(), strict=True)
-        values = [rewards[prompt.ids[0], index[tuple(ids[:length].tolist())]] for prompt, ids, length in rows]
-        return torch.stack(values)
+    def reward(responses) -> Tensor:
+        rows = zip(responses.prompts, responses.responses, strict=True)
+        return torch.stack([rewards[prompt.ids[0], index[tuple(response.ids)]] for prompt, response in rows])
 
     return reward
 
@@ -127,8 +131,8 @@ def all_pairs(problem: Problem, link) -> list[Unit]:
     for number, rewards in enumerate(problem.rewards().tolist()):
         rated = zip(problem.responses(), rewards, strict=True)
         for (first, better), (second, worse) in itertools.combinations(rated, 2):
-            label = link(torch.tensor(better - worse, dtype=torch.float64)).item()
-            units.append((Example([number], first, label=label), Example([number], second, label=1 - label)))
+            wins = link(torch.tensor(better - worse, dtype=torch.float64)).item()
+            units.append((Example([number], first, preference=wins), Example([number], second, preference=1 - wins)))
     return units
 
 
@@ -139,6 +143,6 @@ def drawn_pairs(problem: Problem, link, count: int, seed: int) -> list[Unit]:
     units: list[Unit] = []
     for number in torch.randint(len(every), (count,), generator=generator).tolist():
         first, second = every[number]
-        label = float(torch.rand((), generator=generator, dtype=torch.float64) < first.label)
-        units.append((replace(first, label=label), replace(second, label=1 - label)))
+        wins = float(torch.rand((), generator=generator, dtype=torch.float64) < first.preference)
+        units.append((replace(first, preference=wins), replace(second, preference=1 - wins)))
     return units

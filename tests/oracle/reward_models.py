@@ -12,9 +12,11 @@ from torch import Tensor
 from oracle.methods import FAST, Case
 from oracle.problem import PROBLEM, all_pairs, tokenizer
 from rlhf_core.algorithms.dpo import DPO
+from rlhf_core.algorithms.reward.best_of_n import BestOfNChoice
 from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
 from rlhf_core.algorithms.reward.likert import Likert
-from rlhf_core.algorithms.reward.ranking import BestOfNChoice, PlackettLuce, RankingPairs
+from rlhf_core.algorithms.reward.plackett_luce import PlackettLuce
+from rlhf_core.algorithms.reward.ranking_pairs import RankingPairs
 from rlhf_core.algorithms.reward.thurstone import Thurstone
 from rlhf_core.common.batch import Example, Unit
 from rlhf_core.common.device import make_accelerator
@@ -45,7 +47,7 @@ def orders(*, whole: bool) -> list[Unit]:
             if not whole:
                 ranks = {item: min(rank, 2) for item, rank in ranks.items()}
             responses = PROBLEM.responses()[:3]
-            unit = tuple(Example([number], responses[item], label=float(ranks[item])) for item in range(3))
+            unit = tuple(Example([number], responses[item], rank=float(ranks[item])) for item in range(3))
             units += [unit] * count
     return units
 
@@ -53,7 +55,7 @@ def orders(*, whole: bool) -> list[Unit]:
 def ratings() -> list[Unit]:
     """Each response with its reward as its rating."""
     return [
-        (Example([number], response, label=reward),)
+        (Example([number], response, rating=reward),)
         for number, rewards in enumerate(PROBLEM.rewards().tolist())
         for response, reward in zip(PROBLEM.responses(), rewards, strict=True)
     ]

@@ -13,16 +13,19 @@ from safetensors.torch import load_file
 from checkout import environment, make_checkout, run, stages_run
 from rlhf_core.algorithms.base.table import policy_algorithm, policy_algorithms
 from tasks.files.jsonl import read_jsonl
+from tasks.params.derived import names_of, stage_of
 
 STAGES = [
+    "params",
     "prepare",
     "base",
     "sft",
+    "sample",
     "collect",
     "reward",
-    "policy@ppo",
-    "policy@grpo",
-    "policy@dpo",
+    "offline@dpo",
+    "online@ppo",
+    "online@grpo",
     "evaluate",
     "report",
 ]
@@ -47,7 +50,7 @@ def set_param(folder, *keys, value):
 def test_every_stage_runs_once_in_order(done):
     ran = stages_run(done[1])
     assert sorted(ran) == sorted(STAGES)
-    assert ran[:5] == STAGES[:5]
+    assert ran[:6] == STAGES[:6]
     assert ran[-2:] == STAGES[-2:]
 
 
@@ -119,7 +122,7 @@ def test_doctor_runs_the_checks_of_each_training_stage_alone(done):
         "from pathlib import Path\n"
         "from rich.console import Console\n"
         "from flows.commands.doctor import examine_stage\n"
-        "for stage in ('base', 'sft', 'reward', 'policy@ppo', 'policy@dpo', 'policy@kto'):\n"
+        "for stage in ('base', 'sft', 'reward', 'online@ppo', 'offline@dpo', 'offline@kto'):\n"
         "    assert examine_stage(Path.cwd(), stage, 'default', [], Console()), stage\n"
     )
     printed = run(done[0], "python", "-c", script).stdout
@@ -138,12 +141,12 @@ def test_mlflow_holds_one_run_per_stage_with_lineage(done):
         " [d.dataset.name for d in r.inputs.dataset_inputs]] for r in runs]))\n"
     )
     runs = json.loads(run(done[0], "python", "-c", script).stdout.splitlines()[-1])
-    assert sorted(tags["stage"] for tags, *_ in runs) == sorted(STAGES)
+    assert sorted(tags["stage"] for tags, *_ in runs) == sorted(set(STAGES) - {"params"})
     for tags, params, metrics, status, inputs in runs:
         assert status == "FINISHED"
         assert len(tags["stage_key"]) == 32
         assert len(tags["git_commit"]) == 40
-        if tags["stage"] == "policy@ppo":
+        if tags["stage"] == "online@ppo":
             assert params["policy.ppo.clip"] == "0.2"
             assert {"train/score", "train/kl", "train/loss", "train/value_loss"} <= set(metrics)
             assert {"models/sft", "models/reward", "data/prepared"} <= set(inputs)
@@ -151,10 +154,10 @@ def test_mlflow_holds_one_run_per_stage_with_lineage(done):
             assert {"reward/train/loss", "reward/development/loss", "reward_model/accuracy"} <= set(metrics)
         if tags["stage"] == "evaluate":
             assert {"win_rate_vs_sft/ppo", "kl/dpo"} <= set(metrics)
-    policies = {tags["stage"]: set(metrics) for tags, _, metrics, *_ in runs if tags["stage"].startswith("policy@")}
+    policies = {tags["stage"]: set(metrics) for tags, _, metrics, *_ in runs if "@" in tags["stage"]}
     shared = set.intersection(*policies.values())  # what one chart shows of all of them
     assert {"train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second"} <= shared
-    assert {"train/score", "train/kl"} <= policies["policy@ppo"] & policies["policy@grpo"]
+    assert {"train/score", "train/kl"} <= policies["online@ppo"] & policies["online@grpo"]
     assert all(key.startswith(("train/", "development/")) for keys in policies.values() for key in keys)
 
 
@@ -226,7 +229,7 @@ def test_changing_beta_runs_dpo_evaluate_and_report_only(done, tmp_path):
     before = (folder / "params.yaml").read_text()
     lock = (folder / "dvc.lock").read_text()
     set_param(folder, "policy", "dpo", "beta", value=0.2)
-    assert stages_run(run(folder, "dvc", "repro").stdout) == ["policy@dpo", "evaluate", "report"]
+    assert stages_run(run(folder, "dvc", "repro").stdout) == ["params", "offline@dpo", "evaluate", "report"]
     (folder / "params.yaml").write_text(before)
     assert stages_run(run(folder, "dvc", "repro").stdout) == []  # everything comes back from the run cache
     assert (folder / "dvc.lock").read_text() == lock
@@ -238,11 +241,10 @@ def test_every_other_algorithm_runs_under_its_own_name(done):
     before = (folder / "params.yaml").read_text()
     lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     names = list(policy_algorithms())
-    set_param(folder, "policy", "algorithms", value=names)
+    for kind in ("online", "offline"):
+        set_param(folder, "policy", kind, value=names_of(is_rewarded=kind == "online"))
     ran = stages_run(run(folder, "dvc", "repro").stdout)
-    assert sorted(ran) == sorted(
-        [*(f"policy@{name}" for name in set(names) - {"ppo", "grpo", "dpo"}), "evaluate", "report"]
-    )
+    assert sorted(ran) == sorted(["params", *map(stage_of, set(names) - {"ppo", "grpo", "dpo"}), "evaluate", "report"])
     report = json.loads((folder / "reports/report.json").read_text())
     assert set(report["policies"]) == set(names)
     for name, policy in report["policies"].items():
@@ -296,7 +298,7 @@ def test_a_second_clone_ends_with_the_same_hashes(done, tmp_path):
 
 @pytest.mark.pitfall(25)
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["base", "policy@ppo"])
+@pytest.mark.parametrize("stage", ["base", "online@ppo"])
 def test_killed_stage_goes_on_and_ends_with_the_same_bits(done, tmp_path, stage):
     """SIGKILL after the second resume state; `dvc repro` again ends with the same hash for the stage's output."""
     import os

@@ -1,52 +1,81 @@
 """dvc.yaml is the graph: its dependencies on code are the scripts' import closures, its parameters are those read."""
 
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.repo import Repo
 
+from checkout import environment, make_checkout, run
 from flows.run.graph import read_graph
 from rlhf_core.algorithms.base.table import policy_algorithms, reward_losses
-from tasks.params.schema import all_keys, load_params
+from rlhf_core.feedback.table import forms
+from tasks.params.load import load_profile, merged, read_yaml, validate
+from tasks.params.schema import Params
 from tools.closure import ROOT, closure
 
 PACKAGES = ("rlhf_core/", "helpdesk", "tasks/")
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Code that a stage finds by name at run time, so that no stage depends on the algorithms it does not run.
-ALGORITHM = "rlhf_core/algorithms/${item.algorithm}.py"
-POLICIES = {f"rlhf_core/algorithms/{name}.py" for name in policy_algorithms()}
+METHOD = "rlhf_core/algorithms/${item.method}.py"
+POLICIES = {name: f"rlhf_core/algorithms/{name}.py" for name, kind in policy_algorithms().items()}
+LOSSES = {f"{kind.__module__.replace('.', '/')}.py" for kind in reward_losses().values()}
+OFFLINE = {file for name, file in POLICIES.items() if not policy_algorithms()[name].data.is_rewarded}
+FORMS = {f"{kind.__module__.replace('.', '/')}.py" for kind in forms().values()}
+TASKS = {f"tasks/problems/{name}.py" for name in ("helpdesk", "own_feedback", "questions", "demonstrations", "prompts")}
 FOUND_BY_NAME = {
-    "policy": POLICIES,
-    "reward": {f"{kind.__module__.replace('.', '/')}.py" for kind in reward_losses().values()},
+    "params": {*POLICIES.values(), *LOSSES, *FORMS},
+    # Only stages that use a task's rows, gold or judge depend on what its own file imports.
+    "prepare": TASKS,
+    "collect": TASKS | FORMS,
+    "evaluate": TASKS,
+    "reward": LOSSES | FORMS,
+    "offline": OFFLINE,
+    "online": {*POLICIES.values()} - OFFLINE,
 }
 
 
 def code_dependencies(stage: str) -> set[str]:
     """Files and folders of code under `deps`, without the stage's own method."""
-    return {dep for dep in STAGES[stage]["deps"] if dep.startswith(PACKAGES)} - {ALGORITHM}
+    return {dep for dep in STAGES[stage]["deps"] if dep.startswith(PACKAGES)} - {METHOD}
+
+
+def code_of(stage: str) -> set[str]:
+    """The files that a stage may import; of the methods, `params` alone reads all."""
+    script, found = f"tasks/stages/{stage}.py", FOUND_BY_NAME.get(stage, ())
+    if stage == "params":
+        return closure(script, *found, infrastructure=("tasks/runtime/",))
+    return closure(script, *found) - {*POLICIES.values()}
 
 
 def test_prefect_sees_direct_dependencies_only():
-    """A line from prepare to report, the policies side by side; DVC itself names every file that a stage reads."""
+    """Offline policies wait for the feedback alone; DVC itself names every file that a stage reads."""
     assert {stage.name: stage.upstream for stage in read_graph(ROOT)} == {
-        "prepare": (),
+        "params": (),
+        "prepare": ("params",),
         "base": ("prepare",),
         "sft": ("base",),
-        "collect": ("sft",),
+        "sample": ("sft",),
+        "collect": ("sample",),
         "reward": ("collect",),
-        "policy@ppo": ("reward",),
-        "policy@grpo": ("reward",),
-        "policy@dpo": ("reward",),
-        "evaluate": ("policy@dpo", "policy@grpo", "policy@ppo"),
+        "offline@dpo": ("collect",),
+        "online@ppo": ("reward",),
+        "online@grpo": ("reward",),
+        "evaluate": ("offline@dpo", "online@grpo", "online@ppo"),
         "report": ("evaluate",),
     }
 
 
+def test_the_graph_fits_one_page():
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 125
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_code_dependencies_hold_the_import_closure_and_nothing_else(stage):
-    files = closure(f"tasks/stages/{stage}.py", *FOUND_BY_NAME.get(stage, ())) - POLICIES
-    named = code_dependencies(stage)
+    files, named = code_of(stage), code_dependencies(stage)
     assert not {file for file in files if not any(is_within(file, dep) for dep in named)}
     assert not {dep for dep in named if not any(is_within(file, dep) for file in files)}
 
@@ -61,35 +90,132 @@ def test_every_named_file_exists():
             assert (ROOT / dep).exists(), dep
 
 
+def test_offline_methods_know_nothing_of_rewards():
+    rewarded = re.compile(r"policy\.rewards|reward_code|models/reward|scoring|tasks/rewards|online|loops$|trust_region")
+    assert not [dep for dep in [*STAGES["offline"]["deps"], *parameters("offline")] if rewarded.search(dep)]
+
+
+def parameters(stage: str) -> list[str]:
+    """The keys that a stage names, all of params.effective.yaml."""
+    (named,) = STAGES[stage]["params"]
+    assert list(named) == ["params.effective.yaml"]
+    return named["params.effective.yaml"]
+
+
 def sections_read(script: str) -> set[str]:
     """Keys of the form params.SECTION[.KEY] that a script's own text names."""
-    text = (ROOT / script).read_text()
-    return set(re.findall(r"params\.((?:run|model|prepare|base|sft|collect|reward|policy|evaluate)(?:\.\w+)?)", text))
+    sections = "|".join(Params.__dataclass_fields__)
+    return set(re.findall(rf"\bparams\.((?:{sections})(?:\.\w+)?)", (ROOT / script).read_text()))
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "params"])
 def test_parameters_read_are_named(stage):
-    named = [key.replace("${item.algorithm}", "") for key in STAGES[stage].get("params", [])]
-    for key in sections_read(f"tasks/stages/{stage}.py"):
-        assert any(key.startswith(name.rstrip(".")) or name.startswith(key + ".") for name in named), (stage, key)
+    """`methods` are the two lists; `section` is that of the stage's own method."""
+    of = {"policy.methods": ["policy.online", "policy.offline"], "policy.section": ["policy.${item.method}"]}
+    named = parameters(stage)
+    for read in sections_read(f"tasks/stages/{stage}.py"):
+        for key in of.get(read, [read]):
+            assert any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in named), key
 
 
-def test_params_yaml_names_every_key():
-    """A default in code then never bears on a result: DVC sees every value."""
-    load_params(ROOT / "params.yaml")
+def test_no_stage_depends_on_how_many_run_side_by_side():
+    """params.effective.yaml leaves run.parallel out, so that `run` is what bears on results."""
+    assert all("run" in parameters(stage) for stage in STAGES if stage not in ("params", "report"))
+    assert all("run.parallel" not in parameters(stage) for stage in STAGES if stage != "params")
 
-    def keys(section, prefix=""):
-        for key, value in section.items():
-            yield prefix + key
-            if isinstance(value, dict):
-                yield from keys(value, f"{prefix}{key}.")
 
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert set(keys(raw)) == set(all_keys())
+# What an edit reruns: the real graph and its stage params, with other commands that write their outputs at once.
+
+FAKE = """\
+import os, sys
+from pathlib import Path
+for name in sys.argv[1:]:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("made") if path.suffix else (path.mkdir(exist_ok=True), (path / "made").write_text("made"))
+"""
+
+
+@pytest.fixture(scope="module")
+def faked(tmp_path_factory):
+    """A checkout with a lock, in which every stage has run."""
+    folder = make_checkout(
+        tmp_path_factory.mktemp("faked"), {"policy": {"online": ["ppo", "grpo"], "offline": ["dpo", "ipo"]}}
+    )
+    graph = yaml.safe_load((folder / "dvc.yaml").read_text())
+    (folder / "fake.py").write_text(FAKE)
+    for name, stage in graph["stages"].items():
+        if name != "params":
+            outs = [*stage["outs"], *stage.get("metrics", [])]
+            stage["cmd"] = f"{sys.executable} -S fake.py {' '.join(outs)}"
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))
+    run(folder, "dvc", "repro")
+    return folder
+
+
+@pytest.fixture
+def edit(faked, tmp_path, monkeypatch):
+    """Edit a file of a copy of that checkout; returns the stages that DVC then runs."""
+    folder = tmp_path / "copy"
+    shutil.copytree(faked, folder, symlinks=True)
+    for key, value in environment(folder).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(folder)
+
+    def rerun(file: str, change) -> list[str]:
+        text = (folder / file).read_text()
+        changed = change(text)
+        assert changed != text
+        (folder / file).write_text(changed)
+        with Repo() as repo:
+            return sorted(stage.addressing for stage in repo.reproduce())
+
+    return rerun
+
+
+def params_with(**policy):
+    return lambda text: yaml.safe_dump(merged(yaml.safe_load(text), {"policy": policy}))
+
+
+AROUND = {
+    "a method's file": (
+        "rlhf_core/algorithms/ipo.py", lambda text: f"{text}# edited\n", ["offline@ipo", "params"],
+    ),
+    "the on-policy loop": (
+        "rlhf_core/loops/online.py", lambda text: f"{text}# edited\n", ["online@grpo", "online@ppo"],
+    ),
+    "what builds rewards": (
+        "tasks/rewards/terms.py", lambda text: f"{text}# edited\n", ["evaluate", "online@grpo", "online@ppo"],
+    ),
+    "policy.rewards": (
+        "params.yaml", params_with(rewards=[{"name": "length"}]), ["evaluate", "online@grpo", "online@ppo", "params"],
+    ),
+    "run.parallel": (
+        "params.yaml", lambda text: f"{text}run: {{parallel: 7}}\n", ["params"],
+    ),
+    "a shared default that a method overrides": (
+        "params.yaml", params_with(online_loop={"warmup_steps": 5}), ["online@ppo", "params"],
+    ),
+    "a default in the code": (
+        "rlhf_core/algorithms/ipo.py",
+        lambda text: text.replace("per_token: bool = setting(False", "per_token: bool = setting(True"),
+        ["offline@ipo", "params"],
+    ),
+    "a default of the offline loop, in the code": (
+        "tasks/params/derived.py",
+        lambda text: text.replace("snapshots: int = setting(4", "snapshots: int = setting(3"),
+        ["params"],
+    ),
+    "a comment of params.yaml": ("params.yaml", lambda text: f"# edited\n{text}", ["params"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", AROUND)
+def test_an_edit_reruns_what_it_bears_on(edit, what):
+    file, change, stages = AROUND[what]
+    assert edit(file, change) == stages
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in Path(ROOT / "profiles").glob("*.yaml")))
 def test_profiles_are_valid(profile):
-    from tasks.params.schema import load_profile, overlay, read_yaml, validate
-
-    validate(overlay(read_yaml(ROOT / "params.yaml"), load_profile(profile, ROOT)), profile)
+    validate(merged(read_yaml(ROOT / "params.yaml"), load_profile(profile, ROOT)), profile)

@@ -145,4 +145,4 @@ def test_the_table_of_reward_models_names_each_loss():
         "BestOfNChoice",
         "DPO",
     }
-    assert all(0 < first.label < 1 for first, _ in all_pairs(PROBLEM, torch.sigmoid))
+    assert all(0 < first.preference < 1 for first, _ in all_pairs(PROBLEM, torch.sigmoid))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.clean import DUPLICATE, PAIRED_KINDS, check_dropped, clean, split_by_prompt, to_prepared
+from tasks.data.clean import DUPLICATE, check_dropped, clean, split_by_prompt, to_prepared
 from tasks.data.data_card import data_card
 from tasks.data.readers import read_rows
+from tasks.problems.table import problem_of
 
 pytestmark = pytest.mark.data
 
@@ -45,7 +46,7 @@ def clean_all(rows):
 @pytest.mark.parametrize(
     ("name", "kind", "count", "dropped"),
     [
-        (HH, "preference", 2312, {"empty response": 4, "differing prompts": 5}),
+        (HH, "preference", 2312, {"empty response": 4, "different prompts for chosen and rejected": 5}),
         ("gsm8k/train.jsonl.gz", "question_answer", 7473, {}),
         ("gsm8k/test.jsonl.gz", "question_answer", 1319, {}),
         ("gsm8k", "question_answer", 8792, {}),
@@ -64,7 +65,7 @@ def test_nothing_is_dropped_silently(folder, name, kind, count, dropped):
     assert len(cleaned.rows) == count - sum(dropped.values())
     check_dropped(cleaned)
     shares = {"train": 0.6, "development": 0.1, "test": 0.1, "judge": 0.2}
-    if kind not in PAIRED_KINDS:
+    if not problem_of(kind).has_feedback:
         shares = {"train": 0.8, "development": 0.1, "test": 0.1}
     splits = split_by_prompt(cleaned.rows, shares, seed=0)
     assert sum(len(part) for part in splits.values()) == len(cleaned.rows)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from checkout import make_checkout, run
-from tasks.params.schema import load_profile, overlay
+from tasks.params.load import load_profile, merged
 
 pytestmark = pytest.mark.data
 
@@ -41,8 +41,8 @@ FAST = {
 def run_pipeline(folder: Path, profile: str, data: str, rows: int, changes: dict) -> dict:
     """The report of a whole run on one public file, after checking that no row was lost."""
     source = Path(os.environ["DATA"]) / data
-    settings = overlay(overlay(load_profile(profile), FAST), changes)
-    settings = overlay(settings, {"model": {"path": "small.json"}, "prepare": {"path": str(source)}})
+    settings = merged(merged(load_profile(profile), FAST), changes)
+    settings = merged(settings, {"model": {"path": "small.json"}, "prepare": {"path": str(source)}})
     make_checkout(folder, settings)
     (folder / "small.json").write_text(json.dumps(SMALL_MODEL))
     run(folder, "dvc", "repro")

@@ -16,7 +16,7 @@ TINY = {
     "prepare": {"demonstrations": 64, "threads": 128, "prompts": 48},
     "base": {"epochs": 1, "max_steps": 6, "batch_size": 16, "warmup_steps": 1, "resume_every": 2, "evaluations": 1},
     "sft": {"epochs": 1, "batch_size": 16, "warmup_steps": 1, "resume_every": 2, "evaluations": 1},
-    "collect": {"prompts": 12, "development_prompts": 6, "responses": 3},
+    "sample": {"prompts": 12, "development_prompts": 6, "responses": 3},
     "reward": {"batch_size": 8, "warmup_steps": 1, "centre_prompts": 16, "evaluations": 1},
     "policy": {
         "ppo": {"steps": 3, "rollout_size": 16, "minibatch_size": 8, "snapshots": 2, "resume_every": 1},
@@ -49,19 +49,26 @@ def make_checkout(folder: Path, changes: dict | None = None) -> Path:
 
     What a run of the user's has left (dvc.lock) stays behind: the checkout starts as a fresh clone does.
     """
-    from tasks.params.schema import overlay
+    from tasks.params.load import merged
 
     listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     for name in listed:
         if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/", "dvc.lock")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    params = overlay(overlay(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY), changes or {})
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    write_params(folder, merged(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY, changes or {}))
     git(folder, "init", "-q", "-b", "main")
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "checkout")
     return folder
+
+
+def write_params(folder: Path, raw: dict) -> None:
+    """Write params.yaml, and what the stage params makes of it, for stages that run in the test's own process."""
+    from tasks.stages.params import params
+
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    params(folder)
 
 
 def environment(folder: Path) -> dict[str, str]:

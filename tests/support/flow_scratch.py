@@ -29,13 +29,17 @@ stages:
     deps: [data/prepared]
     params: [sft.learning_rate]
     outs: [models/sft]
-  policy:
+  offline: &policies
     matrix:
-      name: ${policy.algorithms}
+      name: ${policy.offline}
     cmd: python -m tasks.fake ${item.name} models/policies/${item.name}
     deps: [models/sft]
     params: ["policy.${item.name}.learning_rate"]
     outs: ["models/policies/${item.name}"]
+  online:
+    <<: *policies
+    matrix:
+      name: ${policy.online}
   report:
     cmd: python -m tasks.stages.report
     deps: [models/policies]
@@ -49,17 +53,15 @@ model: {path: model.json}
 prepare:
   path: rows.jsonl  # the user's own rows
   format: auto
-base: {}
 sft:
   learning_rate: 0.001  # found by trying
-collect: {}
-reward: {}
 policy:
-  algorithms: [ppo, grpo, dpo]
+  online: [ppo, grpo]
+  offline: [dpo]
+  reward_code: tasks/fake.py
   ppo: {learning_rate: 0.1}
   grpo: {learning_rate: 0.2}
   dpo: {learning_rate: 0.3}
-evaluate: {}
 """
 
 # A stage writes its learning rate. The environment makes one of them err, die, or wait for its siblings;

@@ -6,9 +6,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
-from rlhf_core.common.batch import Example, Rollout, collate, not_computed
+from rlhf_core.common.batch import Example, Rollout, collate
 from rlhf_core.loops.common.resume import ResumeStore
 from rlhf_core.loops.common.run import Run
+from rlhf_core.models.responses import Response, Responses
 from rlhf_core.models.store import new_policy
 from rlhf_core.models.tokens import Prompt
 
@@ -72,32 +73,31 @@ def prompts_of(texts):
     return [Prompt([{"role": "user", "content": text}], [WORDS.index(word) for word in text.split()]) for text in texts]
 
 
-def rollout_of(batch, *, old_logprobs, ref_logprobs=None, old_values=None, scores=None):
-    """A Rollout around a Batch, every response ended, with nothing computed yet but what is given."""
-    nothing = not_computed(*batch.response_mask.shape)
-    return Rollout(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        response_mask=batch.response_mask,
-        ref_logprobs=old_logprobs if ref_logprobs is None else ref_logprobs,
+def responses_of(prompts, responses, ended=True, pad=PAD):
+    """Responses of the given ids, of which the texts are their words; all `ended`, or one value each."""
+    flags = [ended] * len(responses) if isinstance(ended, bool) else ended
+    words = [" ".join(WORDS[token] for token in ids) for ids in responses]
+    made = [Response(list(ids), text, flag) for ids, text, flag in zip(responses, words, flags, strict=True)]
+    return Responses([Prompt([], ids) for ids in prompts], made, pad)
+
+
+def rollout_of(batch, *, old_logprobs, ref_logprobs=None, **given):
+    """A Rollout of a Batch in which every response ended; the scores are 0 unless given."""
+    given = {"scores": torch.zeros(batch.rows)} | given
+    return Rollout.of(
+        batch,
         old_logprobs=old_logprobs,
-        old_values=nothing if old_values is None else old_values,
-        scores=torch.zeros(batch.rows) if scores is None else scores,
+        ref_logprobs=old_logprobs if ref_logprobs is None else ref_logprobs,
         ended=torch.ones(batch.rows, dtype=torch.bool),
-        rewards=nothing,
-        advantages=nothing,
-        returns=nothing,
-        units=batch.units,
-        labels=batch.labels,
-        margins=batch.margins,
         row_weights=torch.ones(batch.rows),
+        **given,
     )
 
 
 def paired(rows):
-    """Units of two rows each, chosen and rejected, with their labels."""
+    """Units of two rows each, chosen and rejected, with their preferences."""
     return [
-        (replace(chosen, label=1.0), replace(rejected, label=0.0))
+        (replace(chosen, preference=1.0), replace(rejected, preference=0.0))
         for chosen, rejected in zip(rows[0::2], rows[1::2], strict=True)
     ]
 

@@ -7,7 +7,7 @@ from rlhf_core.maths.reductions import sequence_sum, unit_mean
 
 
 class PairAlgorithm(Algorithm[Batch]):
-    """Rows alternate chosen, rejected; labels are the probability that a row is the better one."""
+    """Rows alternate chosen, rejected; preferences are the probability that a row is the better one."""
 
     beta: float
     data = Data.PAIRS

@@ -1,6 +1,6 @@
 """The methods there are, found by their files: each class declares its own name.
 
-A policy method is the class with a `name` in rlhf_core/algorithms/NAME.py, a reward-model loss the one in
+A policy method is the class with name = "NAME" in rlhf_core/algorithms/NAME.py, a reward-model loss the one in
 rlhf_core/algorithms/reward/NAME.py.
 """
 
@@ -31,7 +31,7 @@ def policy_algorithm(name: str) -> type[Any]:
     Raises:
         UserError: if there is none; the names that exist are listed.
     """
-    return _look_up(policy_algorithms(), name, "policy.algorithms")
+    return _look_up(policy_algorithms(), name, "policy.online or policy.offline")
 
 
 def reward_loss(name: str) -> type[Any]:
@@ -44,13 +44,25 @@ def reward_loss(name: str) -> type[Any]:
 
 
 def _methods(package: str) -> dict[str, type[Any]]:
+    """The method of each file of a package, by its name.
+
+    Raises:
+        ValueError: if a file does not hold exactly one method, called as the file is; the file is named.
+    """
     found: dict[str, type[Any]] = {}
     for file in iter_modules(import_module(package).__path__):
         if file.ispkg:
             continue
         module = import_module(f"{package}.{file.name}")
         own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
-        found |= {kind.name: kind for kind in own if issubclass(kind, Method) and "name" in vars(kind)}
+        methods = {kind.name: kind for kind in own if issubclass(kind, Method) and "name" in vars(kind)}
+        if list(methods) != [file.name]:
+            names = ", ".join(map(repr, methods)) or "none"
+            raise ValueError(
+                f"{module.__name__.replace('.', '/')}.py must hold one method with name = {file.name!r}; "
+                f"it declares {names}. Rename the method or the file."
+            )
+        found |= methods
     return found
 
 

@@ -7,17 +7,17 @@ A tie is the mean of both directions. Smoothing and margins bias r; `make oracle
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_core.algorithms.base.algorithm import Algorithm, Data, Link
+from rlhf_core.algorithms.base.algorithm import Link
+from rlhf_core.algorithms.base.scored_pairs import ScoredPairs
 from rlhf_core.common.batch import Batch, Outputs
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor, torch
 from rlhf_core.maths.losses import bradley_terry, smoothed
-from rlhf_core.maths.reductions import unit_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class BradleyTerry(Algorithm[Batch]):
-    """Rows alternate chosen, rejected; scores are the scalar head at the last response token."""
+class BradleyTerry(ScoredPairs):
+    """The logistic link."""
 
     name = "bradley_terry"
     title = "Bradley-Terry"
@@ -25,7 +25,6 @@ class BradleyTerry(Algorithm[Batch]):
     margin: float = setting(0.0, "m, subtracted from the difference where a pair brings no margin of its own", ge=0)
     label_smoothing: float = setting(0.0, "ε, probability that a label is wrong", ge=0, lt=0.5)
 
-    data = Data.PAIRS
     link: ClassVar[Link | None] = "logistic"
 
     def __post_init__(self) -> None:
@@ -35,21 +34,5 @@ class BradleyTerry(Algorithm[Batch]):
         """-log σ(r_w - r_l - m), (N,)."""
         margins = batch.margins[0::2]
         margins = torch.where(margins.isnan(), self.margin, margins)
-        labels = smoothed(batch.labels[0::2], self.label_smoothing)
-        return bradley_terry(outputs.scores[0::2], outputs.scores[1::2], margins, labels)
-
-    def weights(self, batch: Batch) -> Tensor:
-        """One pair, one vote, (N,)."""
-        return unit_mean(batch.rows // 2, batch.input_ids.device)
-
-    def statistics(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Accuracy (a tie is half) and margin, (N,)."""
-        return pair_statistics(outputs, batch)
-
-
-def pair_statistics(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-    """Accuracy (equal scores are half right; ties are half right whatever the scores) and margin, (N,)."""
-    margin = (outputs.scores[0::2] - outputs.scores[1::2]).detach()
-    right = (margin > 0).float() + 0.5 * (margin == 0).float()
-    label = batch.labels[0::2]
-    return {"accuracy": torch.where(label == 0.5, 0.5, right), "margin": margin}
+        preferences = smoothed(batch.preferences[0::2], self.label_smoothing)
+        return bradley_terry(outputs.scores[0::2], outputs.scores[1::2], margins, preferences)

@@ -16,7 +16,7 @@ from rlhf_core.maths.reductions import unit_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Likert(Algorithm[Batch]):
-    """One row, one score; labels are the standardised scores."""
+    """One row, one standardised score."""
 
     name = "likert"
     title = "Likert regression"
@@ -25,7 +25,7 @@ class Likert(Algorithm[Batch]):
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         """(r - score)², (B,)."""
-        return squared_error(outputs.scores, batch.labels)
+        return squared_error(outputs.scores, batch.ratings)
 
     def weights(self, batch: Batch) -> Tensor:
         """One rating, one vote, (B,)."""

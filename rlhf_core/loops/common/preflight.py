@@ -1,7 +1,7 @@
-"""Checks on the user's own model and data before a training starts: the silent faults that can be seen in seconds.
+"""Checks of the user's model and data before training starts: silent faults that can be found in seconds.
 
-Each check takes a few real rows and raises UserError naming what was found, in which row, and what to change. None
-of them changes a model; the caller keeps random streams as they were.
+Each check uses a few real rows and raises UserError with the fault, the row and the fix. No check changes a model. The
+caller must preserve the state of the random streams.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from rlhf_core.common.batch import Batch, Example, collate
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.forward import response_logprobs, scores
 
-# Largest difference of one log-probability, or one score, that rounding explains.
+# Largest difference of a log-probability or a score that rounding can explain.
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.15}
 
 
 def check_padding(policy: PreTrainedModel, examples: Sequence[Example], pad_token: int, tolerance: float) -> None:
-    """Log-probabilities are the same alone and in a padded batch (docs/pitfalls.md, 1)."""
+    """Check that log-probabilities are the same for a row alone and in a padded batch (docs/pitfalls.md, 1)."""
     together = _logprobs(policy, examples, pad_token)
     for row, example in enumerate(examples):
         alone = _logprobs(policy, [example], pad_token)[0]
@@ -27,12 +27,12 @@ def check_padding(policy: PreTrainedModel, examples: Sequence[Example], pad_toke
         if not gap <= tolerance:
             raise UserError(
                 f"row {row}: a log-probability differs by {gap:.2g} between the row alone and in a padded batch. "
-                "The model ignores the attention mask or position ids; choose another model."
+                "The model ignores the attention mask or position ids. Use another model."
             )
 
 
 def check_masks(examples: Sequence[Example]) -> None:
-    """Every row has prompt and response tokens, so no response mask is full or empty (docs/pitfalls.md, 5)."""
+    """Check that every row has prompt and response tokens: no response mask is full or empty (docs/pitfalls.md, 5)."""
     for row, example in enumerate(examples):
         prompt, response = len(example.prompt_ids), len(example.response_ids)
         if not prompt or not response:
@@ -42,35 +42,35 @@ def check_masks(examples: Sequence[Example]) -> None:
 
 
 def check_beginning(rows: Sequence[Sequence[int]], beginning: int | None, end: int) -> None:
-    """At most one beginning token in a row of ids, and only in front (docs/pitfalls.md, 4)."""
+    """Check that each row of ids has at most one beginning token, at the start (docs/pitfalls.md, 4)."""
     if beginning is None or beginning == end:
         return
     for row, ids in enumerate(rows):
         count = list(ids).count(beginning)
         if count > 1 or (count == 1 and ids[0] != beginning):
             raise UserError(
-                f"row {row} holds {count} beginning tokens (id {beginning}), not one in front. "
-                "Take bos_token out of the tokenizer's chat template."
+                f"row {row} has {count} beginning tokens (id {beginning}); only one at the start is allowed. "
+                "Remove bos_token from the tokenizer's chat template."
             )
 
 
 def check_end(examples: Sequence[Example], stop_tokens: Sequence[int], pad_token: int) -> None:
-    """Every response ends with an end token that is trained and is not the pad token (docs/pitfalls.md, 3)."""
+    """Check that every response ends with an end token that is not the pad token (docs/pitfalls.md, 3)."""
     if pad_token in stop_tokens and len(set(stop_tokens)) == 1:
         raise UserError(
-            f"pad token and end token are both id {pad_token}, and there is no other end token. "
-            "Give the tokenizer a pad token of its own."
+            f"the pad token and the only end token have the same id {pad_token}. "
+            "Set a separate pad token in the tokenizer."
         )
     for row, example in enumerate(examples):
         if example.response_ids[-1] not in stop_tokens:
             raise UserError(
-                f"row {row}'s response ends with token {example.response_ids[-1]}, not with an end token "
-                f"({', '.join(map(str, stop_tokens))}). Set eos_token in the tokenizer to the one its template writes."
+                f"row {row}: the response ends with token {example.response_ids[-1]}, not with an end token "
+                f"({', '.join(map(str, stop_tokens))}). Set the tokenizer's eos_token to the one in its template."
             )
 
 
 def check_ratio(policy: PreTrainedModel, sampled: Batch, temperature: float, tolerance: float) -> None:
-    """The ratio over sampled tokens is 1 before the first update: eval and train mode agree.
+    """Check that the ratio of sampled tokens is 1 before the first update, in eval and train mode.
 
     See docs/pitfalls.md, 9 and 10.
     """
@@ -83,45 +83,48 @@ def check_ratio(policy: PreTrainedModel, sampled: Batch, temperature: float, tol
     gap, row = (new - old).abs().amax(-1).max(0)
     if not gap.item() <= tolerance:
         raise UserError(
-            f"row {row.item()}: the policy gives its own sampled tokens other log-probabilities in train mode (by "
-            f"{gap.item():.2g}), so the ratio is not 1 before the first update. Set every dropout in config.json to 0."
+            f"row {row.item()}: log-probabilities of sampled tokens differ by {gap.item():.2g} between train and eval "
+            "mode, so the ratio is not 1 before the first update. Set every dropout in config.json to 0."
         )
 
 
 def check_reference(
     policy: PreTrainedModel, reference: PreTrainedModel, examples: Sequence[Example], pad_token: int, tolerance: float
 ) -> None:
-    """Policy and reference are the same model at the start: no KL between them."""
+    """Check that policy and reference are the same model at the start, with no KL between them."""
     gap = (_logprobs(policy, examples, pad_token) - _logprobs(reference, examples, pad_token)).abs().max().item()
     if not gap <= tolerance:
         raise UserError(
-            f"policy and reference differ at the start, by {gap:.2g} in a log-probability. "
-            "Both have to come from models/sft; make it again with: dvc repro sft"
+            f"policy and reference differ by {gap:.2g} in a log-probability at the start. "
+            "Both must be models/sft. Train it again with: dvc repro sft"
         )
 
 
 def check_scores(reward_model: nn.Module, examples: Sequence[Example], pad_token: int, tolerance: float) -> None:
-    """A score is the same alone and in any batch, so it is read at the last real token (docs/pitfalls.md, 7 and 27)."""
+    """Check that a score is the same for a row alone and in a batch, so that it is read at the last real token.
+
+    See docs/pitfalls.md, 7 and 27.
+    """
     together = _scores(reward_model, examples, pad_token)
     for row, example in enumerate(examples):
         gap = (together[row] - _scores(reward_model, [example], pad_token)[0]).abs().item()
         if not gap <= tolerance:
             raise UserError(
                 f"row {row}: the reward model's score differs by {gap:.2g} between the row alone and in a batch. "
-                "It reads a pad or ignores the attention mask; choose another model."
+                "The model reads a pad token or ignores the attention mask. Use another model."
             )
 
 
 def check_learning_rate(model: nn.Module, learning_rate: float) -> None:
-    """A step of the learning rate changes most weights: one too small is rounded away (docs/pitfalls.md, 24)."""
+    """Check that a step of the learning rate changes most weights despite rounding (docs/pitfalls.md, 24)."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dim() > 1:
-            # AdamW's first step moves each weight by the learning rate, whatever its gradient.
+            # AdamW's first step moves each weight by the learning rate, independent of its gradient.
             moved = (parameter.detach() - learning_rate != parameter.detach()).float().mean().item()
             if moved < 0.5:
                 raise UserError(
                     f"a step of learning_rate {learning_rate:g} leaves {1 - moved:.0%} of {name} ({parameter.dtype}) "
-                    "as it is. Raise it."
+                    "unchanged. Raise learning_rate."
                 )
 
 

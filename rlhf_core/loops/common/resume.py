@@ -1,4 +1,4 @@
-"""Where a killed training goes on: one file, replaced as a whole, deleted on success."""
+"""Resume states of training: one file, replaced atomically and deleted on success."""
 
 import os
 import shutil
@@ -10,10 +10,10 @@ import torch
 
 
 class ResumeStore:
-    """The latest training state in a folder of its own.
+    """The latest training state, in its own folder.
 
-    The folder's name holds a hash of configuration, code and inputs, so a state is only ever found by the run that
-    it belongs to. Random streams are named by step (`rlhf_core.common.seeding`), hence no generator state is kept.
+    The folder's name contains a hash of configuration, code and inputs, so a run finds only its own state. Random
+    streams are named by step (`rlhf_core.common.seeding`), so no generator state is stored.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -24,13 +24,13 @@ class ResumeStore:
         return self.folder / "state.pt"
 
     def load(self) -> dict[str, Any] | None:
-        """The last saved state, or None."""
+        """Return the last saved state, or None."""
         if not self._file.is_file():
             return None
         return torch.load(self._file, map_location="cpu", weights_only=True)
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replace the state: written beside, flushed to disk, renamed."""
+        """Replace the state atomically: write a partial file, flush it to disk, rename it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self._file.with_suffix(".partial")
         with partial.open("wb") as handle:
@@ -40,5 +40,5 @@ class ResumeStore:
         partial.rename(self._file)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)

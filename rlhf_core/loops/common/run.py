@@ -1,4 +1,4 @@
-"""What both loops share: the run they belong to, and the order in which data is visited."""
+"""Shared by both loops: the training run, and the order in which data is visited."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,19 +12,19 @@ Metrics = dict[str, float]
 
 
 def _no_report(metrics: Metrics, step: int, total: int, tokens: int) -> None:
-    """Report nothing."""
+    """Do not report."""
 
 
 def _no_snapshot(step: int) -> None:
-    """Keep no snapshot."""
+    """Do not save a snapshot."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Seed and name of a training, where it resumes from, and who is told about it.
+    """Seed and name of a training, its resume state, and its callbacks.
 
-    report(metrics, step, total, tokens): called after every step; `tokens` were processed in that step.
-    snapshot(step): called at evenly spaced steps to save the model as it is.
+    report(metrics, step, total, tokens): called after every step; `tokens` is the number processed in that step.
+    snapshot(step): called at evenly spaced steps to save the current model.
     """
 
     seed: int
@@ -35,14 +35,14 @@ class Run:
 
 
 def is_mark(step: int, total: int, marks: int) -> bool:
-    """Whether 1-based `step` is one of `marks` evenly spaced steps, of which the last is `total`."""
+    """Return whether 1-based `step` is one of `marks` evenly spaced steps, the last of which is `total`."""
     return marks > 0 and (step * marks) // total > ((step - 1) * marks) // total
 
 
 def minibatch_indices(step: int, count: int, size: int, seed: int, name: str) -> list[int]:
-    """The items that 0-based `step` visits when `count` items are passed over in shuffled epochs.
+    """Return the items that 0-based `step` visits when `count` items are visited in shuffled epochs.
 
-    A pure function of the step. The last minibatch of an epoch may be smaller; no item is left out.
+    This is a pure function of the step. The last minibatch of an epoch may be smaller; no item is omitted.
     """
     per_epoch = -(-count // size)
     epoch, position = divmod(step, per_epoch)
@@ -50,9 +50,9 @@ def minibatch_indices(step: int, count: int, size: int, seed: int, name: str) ->
 
 
 def stream_indices(step: int, count: int, size: int, seed: int, name: str) -> list[int]:
-    """The `size` items that 0-based `step` visits when shuffled passes over `count` items follow each other endlessly.
+    """Return the `size` items that 0-based `step` visits in an endless sequence of shuffled passes over `count` items.
 
-    A pure function of the step. Every step has `size` items: one that reaches the end of a pass goes on in the next.
+    This is a pure function of the step. Every step has `size` items; a step may span the end of a pass.
     """
     start = step * size
     passes = range(start // count, -(-(start + size) // count))
@@ -61,7 +61,7 @@ def stream_indices(step: int, count: int, size: int, seed: int, name: str) -> li
 
 
 def shuffled(count: int, epoch: int, seed: int, name: str) -> list[int]:
-    """The order in which pass `epoch` visits `count` items."""
+    """Return the order in which pass `epoch` visits `count` items."""
     generator = torch.Generator().manual_seed(stream_seed(seed, name, "order", epoch))
     order: list[int] = torch.randperm(count, generator=generator).tolist()
     return order

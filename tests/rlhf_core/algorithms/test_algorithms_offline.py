@@ -20,10 +20,10 @@ def close(found, expected, tolerance=1e-6):
     torch.testing.assert_close(torch.as_tensor(found).double(), torch.tensor(expected).double(), atol=tolerance, rtol=0)
 
 
-def pairs(*lengths, label=1.0):
+def pairs(*lengths, preference=1.0):
     """Units of two rows of these lengths, every reference log-probability -1."""
     rows = [Example([USER], [END] * length, ref_logprobs=[-1.0] * length) for length in lengths]
-    units = [(replace(a, label=label), replace(b, label=1 - label)) for a, b in paired(rows)]
+    units = [(replace(a, preference=preference), replace(b, preference=1 - preference)) for a, b in paired(rows)]
     return collate_units(units, PAD)
 
 
@@ -41,8 +41,8 @@ def test_dpo_sums_over_tokens():
 
 
 def test_a_tie_pulls_the_margin_to_zero():
-    """Label ½: the mean of both directions, least at margin 0, where it is log 2."""
-    batch = pairs(1, 1, label=0.5)
+    """Preference ½: the mean of both directions, least at margin 0, where it is log 2."""
+    batch = pairs(1, 1, preference=0.5)
     at = [DPO(beta=1.0).losses(outputs_for(batch, [margin, 0.0]), batch).item() for margin in (-1.0, 0.0, 1.0)]
     assert at[1] == pytest.approx(math.log(2))
     assert at[0] == pytest.approx(at[2])
@@ -95,10 +95,10 @@ def test_pair_statistics():
     }
 
 
-def kto_batch(labels):
+def kto_batch(*desirable):
     """Units of a labelled row and a mismatched one, one token each, reference -1."""
     row = Example([USER], [END], ref_logprobs=[-1.0])
-    return collate_units([(replace(row, label=label), row) for label in labels], PAD)
+    return collate_units([(replace(row, desirable=value), row) for value in desirable], PAD)
 
 
 def column(logratios):
@@ -108,18 +108,19 @@ def column(logratios):
 @pytest.mark.pitfall(23)
 def test_kto_reference_point_is_the_mean_over_mismatched_rows():
     """Mismatched log-ratios 1 and 0: z_0 = ½, without gradient, for every labelled row. -3 and 1: clamped at 0."""
-    batch = kto_batch([1.0, 0.0])
+    batch = kto_batch(1.0, 0.0)
     for mismatched, expected in (([1.0, 0.0], 0.5), ([-3.0, 1.0], 0.0)):
         logprobs = column(mismatched).requires_grad_()
         prepared = KTO().prepare(batch, lambda part, logprobs=logprobs: Outputs.of(part, logprobs=logprobs.detach()))
-        assert prepared.margins.tolist() == [expected] * 2
-        assert prepared.labels.tolist() == [1.0, 0.0]
-        assert not prepared.margins.requires_grad
+        assert prepared.reference_points.tolist() == [expected] * 2
+        assert prepared.margins.isnan().all()  # a pair's, which there is none of here
+        assert prepared.desirable.tolist() == [1.0, 0.0]
+        assert not prepared.reference_points.requires_grad
 
 
 def test_kto_losses_and_weights():
     """β = 1, z_0 = 0, r = log 3: good 1 - ¾ times λ_D = 2, bad 1 - ¼ times λ_U = 3; each row half."""
-    batch = replace(kto_batch([1.0, 0.0]).select(slice(0, None, 2)), margins=torch.zeros(2))
+    batch = replace(kto_batch(1.0, 0.0).select(slice(0, None, 2)), reference_points=torch.zeros(2))
     algorithm = KTO(beta=1.0, desirable_weight=2.0, undesirable_weight=3.0)
     outputs = Outputs.of(batch, logprobs=column([math.log(3)] * 2))
     close(algorithm.losses(outputs, batch), [0.5, 2.25])
@@ -130,7 +131,7 @@ def test_kto_losses_and_weights():
 @pytest.mark.pitfall(15)
 def test_kto_reference_point_is_of_the_whole_minibatch(accelerator):
     """Four units, mismatched log-ratios 4, 0, 0, 0: z_0 = 1 whatever the microbatch, not 4 or 0."""
-    batch = kto_batch([1.0, 0.0, 1.0, 0.0])
+    batch = kto_batch(1.0, 0.0, 1.0, 0.0)
     found = []
     for size in (4, 2, 1):
         weights = torch.nn.Parameter(torch.tensor([[0.5], [4.0], [0.5], [0.0], [0.5], [0.0], [0.5], [0.0]]))

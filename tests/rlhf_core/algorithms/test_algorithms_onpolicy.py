@@ -20,7 +20,7 @@ from rlhf_core.common.batch import Outputs
 from rlhf_core.common.errors import UserError
 from rlhf_core.maths.advantages import leave_one_out, returns_to_go
 from rlhf_core.maths.losses import dpo
-from tasks.params.schema import ROOT, apply_overrides, read_yaml, validate
+from tasks.params.load import ROOT, read_yaml, validate, with_values
 
 # Two responses, of three tokens and of one.
 MASK = torch.tensor([[1.0, 1, 1], [1, 0, 0]])
@@ -320,18 +320,20 @@ def test_online_dpo_labels():
     """Scores log 3 and 0: σ = ¾. A draw is 0 or 1 and complementary; argmax is 1 and warns."""
     scores = torch.tensor([math.log(3), 0.0])
     soft = OnlineDPO().targets(rollout(scores=scores), {})
-    close(soft.labels, [0.75, 0.25])
+    close(soft.preferences, [0.75, 0.25])
     four = torch.tensor([math.log(3), 0.0, 0.0, 0.0])  # the second pair is equal: ½ each
     batch = tiny.rollout_of(tiny.mask_batch(torch.ones(4, 1)), old_logprobs=torch.zeros(4, 1), scores=four)
-    close(OnlineDPO().targets(batch, {}).labels, [0.75, 0.25, 0.5, 0.5])
+    close(OnlineDPO().targets(batch, {}).preferences, [0.75, 0.25, 0.5, 0.5])
     torch.manual_seed(0)
-    drawn = torch.stack([OnlineDPO(labels="sampled").targets(rollout(scores=scores), {}).labels for _ in range(400)])
+    drawn = torch.stack(
+        [OnlineDPO(labels="sampled").targets(rollout(scores=scores), {}).preferences for _ in range(400)]
+    )
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     assert (drawn.sum(-1) == 1).all()
     assert drawn[:, 0].mean().item() == pytest.approx(0.75, abs=0.07)
     with pytest.warns(UserWarning, match="no finite optimum"):
         argmax = OnlineDPO(labels="argmax")
-    close(argmax.targets(rollout(scores=scores), {}).labels, [1.0, 0.0])
+    close(argmax.targets(rollout(scores=scores), {}).preferences, [1.0, 0.0])
 
 
 def test_online_dpo_loss_is_dpos_with_the_label():
@@ -472,7 +474,7 @@ def test_what_a_method_cannot_learn_from_is_refused_with_the_parameters(changes,
     raw = read_yaml(ROOT / "params.yaml")
     validate(raw)
     with pytest.raises(UserError) as caught:
-        validate(apply_overrides(raw, changes))
+        validate(with_values(raw, changes))
     assert message in str(caught.value)
 
 

@@ -21,7 +21,7 @@ from rlhf_core.maths.kl import adapted_kl_coef
 from rlhf_core.maths.losses import bradley_terry, dpo
 from rlhf_core.models.forward import policy_outputs, response_logits, response_logprobs, score_outputs, scores, values
 from rlhf_core.models.store import load_scalar_model, new_scalar_model, save_policy, save_scalar_model
-from tasks.params.schema import load_params
+from tasks.params.load import load_params
 from tiny import END, PAD
 
 

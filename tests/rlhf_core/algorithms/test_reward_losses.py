@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 
+from rlhf_core.algorithms.base.rankings import ranked_pairs
+from rlhf_core.algorithms.reward.best_of_n import BestOfNChoice
 from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
 from rlhf_core.algorithms.reward.likert import Likert
-from rlhf_core.algorithms.reward.ranking import BestOfNChoice, PlackettLuce, RankingPairs, ranked_pairs
+from rlhf_core.algorithms.reward.plackett_luce import PlackettLuce
+from rlhf_core.algorithms.reward.ranking_pairs import RankingPairs
 from rlhf_core.algorithms.reward.thurstone import Thurstone
 from rlhf_core.common.batch import Example, Outputs, collate_units
 from rlhf_core.common.errors import UserError
@@ -31,16 +34,13 @@ def close(found, expected, tolerance=1e-6):
     torch.testing.assert_close(torch.as_tensor(found).double(), torch.tensor(expected).double(), atol=tolerance, rtol=0)
 
 
-def units_of(labels, margins=None):
-    """Units of rows of one token, with these labels; ragged."""
-    margins = margins or [[math.nan] * len(unit) for unit in labels]
-    return collate_units(
-        [
-            tuple(Example([USER], [END], label=label, margin=margin) for label, margin in zip(*unit, strict=True))
-            for unit in zip(labels, margins, strict=True)
-        ],
-        PAD,
-    )
+def units_of(**judged):
+    """Units of rows of one token, of which what was judged is given by its name; ragged."""
+    units = []
+    for unit in zip(*judged.values(), strict=True):
+        rows = [dict(zip(judged, row, strict=True)) for row in zip(*unit, strict=True)]
+        units.append(tuple(Example([USER], [END], **row) for row in rows))
+    return collate_units(units, PAD)
 
 
 def loss_of(algorithm, scores, batch):
@@ -121,7 +121,7 @@ def test_kto():
 
 def test_bradley_terry_margins_of_rows_and_the_constant():
     """Differences log 3; the first pair brings margin log 3, the second takes the constant 0: log 2, log 4/3."""
-    batch = units_of([[1.0, 0.0], [1.0, 0.0]], [[math.log(3)] * 2, [math.nan] * 2])
+    batch = units_of(preference=[[1.0, 0.0], [1.0, 0.0]], margin=[[math.log(3)] * 2, [math.nan] * 2])
     losses, weights, statistics = loss_of(BradleyTerry(), [math.log(3), 0.0, math.log(3), 0.0], batch)
     close(losses, [math.log(2), math.log(4 / 3)])
     close(weights, [0.5, 0.5])
@@ -140,7 +140,7 @@ def test_smoothing_reaches_both_losses_on_pairs():
 
 
 def test_a_tie_is_half_right_whatever_the_scores():
-    batch = units_of([[0.5, 0.5], [1.0, 0.0]])
+    batch = units_of(preference=[[0.5, 0.5], [1.0, 0.0]])
     for algorithm in (BradleyTerry(), Thurstone()):
         losses, _, statistics = loss_of(algorithm, [1.0, -1.0, 2.0, 0.0], batch)
         close(statistics["accuracy"], [0.5, 1.0])
@@ -149,7 +149,7 @@ def test_a_tie_is_half_right_whatever_the_scores():
 
 
 def test_likert_weights_each_rating_alike():
-    batch = units_of([[0.5], [-1.0]])
+    batch = units_of(rating=[[0.5], [-1.0]])
     losses, weights, _ = loss_of(Likert(), [1.0, -1.0], batch)
     close(losses, [0.25, 0.0])
     close(weights, [0.5, 0.5])
@@ -169,25 +169,25 @@ def test_ranked_pairs():
 
 def test_all_pairs_of_ragged_rankings():
     """σ: 4 over 2 is 2/3, 4 over 1 is 4/5, 2 over 1 is 2/3, the mean of three; 3 over 1 is ¾. One ranking, one vote."""
-    losses, weights, statistics = loss_of(RankingPairs(), SCORES, units_of(RAGGED))
+    losses, weights, statistics = loss_of(RankingPairs(), SCORES, units_of(rank=RAGGED))
     close(losses, [-(2 * math.log(2 / 3) + math.log(4 / 5)) / 3, -math.log(3 / 4)])
     close(weights, [0.5, 0.5])
     close(statistics["accuracy"], [1.0, 1.0])
 
 
 def test_plackett_luce_of_ragged_rankings():
-    losses, *_ = loss_of(PlackettLuce(), SCORES, units_of(RAGGED))
+    losses, *_ = loss_of(PlackettLuce(), SCORES, units_of(rank=RAGGED))
     close(losses, [-math.log(4 / 7 * 2 / 3), -math.log(3 / 4)])
 
 
 def test_best_of_n_looks_at_the_best_alone():
-    losses, *_ = loss_of(BestOfNChoice(), SCORES, units_of(RAGGED))
+    losses, *_ = loss_of(BestOfNChoice(), SCORES, units_of(rank=RAGGED))
     close(losses, [-math.log(4 / 7), -math.log(3 / 4)])
 
 
 def test_ties_are_averaged_over_their_orders():
     """exp(r) = 4, 2, 1 with ranks 1, 2, 2: after 4/7 the orders 2, 1 (2/3) and 1, 2 (1/3), their mean log-loss."""
-    batch, scores = units_of([[1.0, 2.0, 2.0]]), SCORES[:3]
+    batch, scores = units_of(rank=[[1.0, 2.0, 2.0]]), SCORES[:3]
     losses, *_ = loss_of(PlackettLuce(), scores, batch)
     close(losses, [-math.log(4 / 7) - (math.log(2 / 3) + math.log(1 / 3)) / 2])
     pairs, *_ = loss_of(RankingPairs(), scores, batch)
@@ -196,14 +196,14 @@ def test_ties_are_averaged_over_their_orders():
 
 
 def test_a_ranking_of_ties_alone_ranks_nothing():
-    _, _, statistics = loss_of(RankingPairs(), [1.0, 2.0], units_of([[1.0, 1.0]]))
+    _, _, statistics = loss_of(RankingPairs(), [1.0, 2.0], units_of(rank=[[1.0, 1.0]]))
     close(statistics["accuracy"], [0.5])
 
 
 def test_too_many_orders_raise():
     """8! = 40,320 orders of eight tied entries."""
     with pytest.raises(UserError, match=r"a ranking of 8 has so many ties.*Set reward\.loss to ranking_pairs"):
-        loss_of(PlackettLuce(), [0.0] * 8, units_of([[1.0] * 8]))
+        loss_of(PlackettLuce(), [0.0] * 8, units_of(rank=[[1.0] * 8]))
 
 
 @pytest.mark.parametrize("algorithm", [BradleyTerry, Thurstone])

@@ -12,10 +12,12 @@ from helpdesk.generate import DEMONSTRATOR, split_cases, write_reply
 from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from helpdesk.world import World
 from rlhf_core.common.errors import UserError
-from rlhf_core.feedback.judgements import Judgement, agreement, cyclic_triples, pairs_from_judgements
-from rlhf_core.feedback.panel import Annotator, judge, panel
+from rlhf_core.feedback.judgement import Judgement
+from rlhf_core.feedback.judgements import agreement, cyclic_triples, preferences, read_judgement
+from rlhf_core.feedback.member import Member, judge
+from rlhf_core.feedback.panel import panel
 
-PLAIN = Annotator("ann", {"good": 1.0}, 0.0, 0.0, 0.0, 1.0, 0.0)
+PLAIN = Member("ann", {"good": 1.0}, 0.0, 0.0, 0.0, 1.0, 0.0)
 PROMPT = [{"role": "user", "content": "Hello?"}]
 GOOD, BAD = {"good": 1.0}, {"good": 0.0}
 
@@ -148,29 +150,27 @@ def test_an_annotator_agrees_with_gold_about_eight_times_in_ten(seed):
 
 def test_record_survives_json():
     record = judgement("A", order=4)
-    assert Judgement.from_row(json.loads(json.dumps(record.to_row()))) == record
+    assert read_judgement(json.loads(json.dumps(record.to_row()))) == record
 
 
 def test_record_without_a_field_or_with_a_wrong_choice_is_refused():
     row = judgement("A").to_row()
     with pytest.raises(UserError, match="line 3 has no 'annotator'"):
-        Judgement.from_row({key: row[key] for key in row if key != "annotator"}, "judgements.jsonl line 3")
+        read_judgement({key: row[key] for key in row if key != "annotator"}, "judgements.jsonl line 3")
     with pytest.raises(UserError, match="line 3: side_by_side needs two responses"):
-        Judgement.from_row(row | {"choice": "C"}, "judgements.jsonl line 3")
+        read_judgement(row | {"choice": "C"}, "judgements.jsonl line 3")
     with pytest.raises(UserError, match="two responses"):
-        Judgement.from_row(row | {"responses": ["x"]})
+        read_judgement(row | {"responses": ["x"]})
 
 
-def test_pairs_from_judgements():
-    rows, counts = pairs_from_judgements(
-        [judgement("A"), judgement("B"), judgement("tie"), judgement("A", "same", "same")]
-    )
+def test_preferences_of_verdicts():
+    rows, counts = preferences([judgement("A"), judgement("B"), judgement("tie"), judgement("A", "same", "same")])
     assert rows == [
         {"prompt": PROMPT, "chosen": "x", "rejected": "y"},
         {"prompt": PROMPT, "chosen": "y", "rejected": "x"},
     ]
     assert counts == {"pairs": 2, "ties": 1, "identical": 1}
-    kept, same = pairs_from_judgements([judgement("A"), judgement("tie")], keep_ties=True)
+    kept, same = preferences([judgement("A"), judgement("tie")], keep_ties=True)
     assert kept == [rows[0], rows[0] | {"label": 0.5}]
     assert same == {"pairs": 1, "ties": 1, "identical": 0}
 

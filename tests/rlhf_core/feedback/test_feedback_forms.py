@@ -11,19 +11,29 @@ import pytest
 from helpdesk.generate import DEMONSTRATOR, split_cases, write_reply
 from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from helpdesk.world import World
+from rlhf_core.algorithms.base.algorithm import Data
+from rlhf_core.algorithms.base.table import reward_loss, reward_losses
 from rlhf_core.common.batch import Example
 from rlhf_core.common.errors import UserError
-from rlhf_core.feedback.judgements import Judgement, agreement, pairs_from_judgements, side_by_side
-from rlhf_core.feedback.panel import EULER_GAMMA, Annotator, approve, judge, panel, pick, rank, rate, utility
-from rlhf_core.models.tokens import Prompt
-from tasks.common.feedback import native_row, preferences_from
+from rlhf_core.feedback.annotator import ask
+from rlhf_core.feedback.form import Form
+from rlhf_core.feedback.forms.best_of_n import BestOfN
+from rlhf_core.feedback.forms.likert import Likert
+from rlhf_core.feedback.forms.ranking import Ranking
+from rlhf_core.feedback.forms.side_by_side import SideBySide
+from rlhf_core.feedback.forms.thumbs import Thumbs
+from rlhf_core.feedback.judgement import Candidate, Judgement, Verdict, preference_row
+from rlhf_core.feedback.judgements import agreement, preferences, preferences_of_rows, read_judgement, verdicts
+from rlhf_core.feedback.member import EULER_GAMMA, Member, approve, judge, pick, rank, rate, utility
+from rlhf_core.feedback.panel import Panelist, panel
+from rlhf_core.feedback.table import form as form_named
+from rlhf_core.feedback.table import form_feeding, form_of_kind, forms, make_form, stored_forms
 from tasks.common.rows import mismatched, pair_sources, ranking_units, rating_scale, rating_units, unpaired_units
-from tasks.common.sampling import Response
 from tasks.files.jsonl import write_jsonl
-from tasks.stages.collect import Desk
+from tasks.stages.collect import Item, _ask, _items
 from tiny import END
 
-PLAIN = Annotator("ann", {"good": 1.0, "bad": -3.0}, 0.0, 0.0, 0.0, 1.0, 0.0)
+PLAIN = Member("ann", {"good": 1.0, "bad": -3.0}, 0.0, 0.0, 0.0, 1.0, 0.0)
 PROMPT = [{"role": "user", "content": "a"}]
 OTHER = [{"role": "user", "content": "b"}]
 A, B, C, D = range(6, 10)  # the ids of the words a, b, c, d
@@ -109,29 +119,78 @@ def test_a_ranking_of_two_is_a_side_by_side_verdict():
         assert orders[order] / 20_000 == pytest.approx(verdicts[verdict] / 20_000, abs=0.02)
 
 
-def asked(form, times):
-    """What an annotator says, `times` times, of three responses numbered by their one token."""
-    world = World.load()
-    collect = SimpleNamespace(form=form, scale=5)
-    desk = SimpleNamespace(world=world, params=SimpleNamespace(collect=collect), checkpoint="key")
-    count = 2 if form == "side_by_side" else 3
-    responses = [Response([number], True, f"answer {number}") for number in range(count)]
-    prompt = Prompt([{"role": "user", "content": world.prompt(split_cases(world, 0)["train"][0])}], [0])
-    rng = random.Random(0)
-    return [Desk.ask(desk, panel(GOLD_WEIGHTS, 1, 0)[0], prompt, responses, rng) for _ in range(times)]
+class Scripted:
+    """An annotator who gives the answers it was handed, and remembers what it saw."""
+
+    def __init__(self, *answers, id="ann"):
+        self.id, self.given, self.seen = id, list(answers), []
+
+    def answers(self, form, prompt, shown):
+        self.seen.append((form.name, prompt, [response.text for response in shown]))
+        return self.given
 
 
-@pytest.mark.parametrize(("form", "orders"), [("side_by_side", 2), ("ranking", 6), ("best_of_n", 6), ("likert", 6)])
-def test_responses_are_shown_in_random_order(form, orders):
+@pytest.mark.parametrize("count", [2, 3])
+def test_responses_are_shown_in_random_order(count):
     """Each order as often as another: of 600 times, 300 or 100, which err by 12 and 9."""
-    seen = Counter()
-    for judgements in asked(form, 600):
-        shown = [tokens for judgement in judgements for tokens in judgement.response_tokens]
-        texts = [text for judgement in judgements for text in judgement.responses]
-        assert texts == [f"answer {number}" for (number,) in shown]
-        seen[tuple(number for (number,) in shown)] += 1
-    assert len(seen) == orders
-    assert all(abs(count - 600 / orders) < 50 for count in seen.values())
+    annotator, rng = Scripted([1] * count), random.Random(0)
+    item = Item(PROMPT, tuple(Candidate(f"answer {number}", [number], "key") for number in range(count)))
+    for _ in range(600):
+        (judgement,) = _ask(annotator, Ranking(), item, rng)
+        assert judgement.responses == [f"answer {number}" for (number,) in judgement.response_tokens]
+        assert annotator.seen[-1] == ("ranking", PROMPT, judgement.responses)
+    orders = Counter(tuple(texts) for _, _, texts in annotator.seen)
+    assert len(orders) == math.factorial(count)
+    assert all(abs(number - 600 / len(orders)) < 50 for number in orders.values())
+
+
+def test_any_annotator_can_be_asked():
+    """One answer to a ranking of three; one for each response to a score; the record holds what was shown."""
+    shown = [Candidate("x", [A, END], "one"), Candidate("y", None, "one"), Candidate("z", [B], "two")]
+    (judgement,) = ask(Scripted([2, 1, 3]), Ranking(), PROMPT, shown)
+    tokens = [[A, END], None, [B]]
+    assert judgement == Judgement(
+        "ranking", PROMPT, ["x", "y", "z"], tokens, [2, 1, 3], "ann", ["one", "one", "two"], 0
+    )
+    scored = ask(Scripted(4, 1, 5), Likert(5), PROMPT, shown)
+    assert [(one.responses, one.response_tokens, one.choice, one.checkpoint) for one in scored] == [
+        (["x"], [[A, END]], 4, "one"),
+        (["y"], [None], 1, "one"),
+        (["z"], [[B]], 5, "two"),
+    ]
+    assert {one.annotator for one in scored} == {"ann"}
+
+
+def test_an_answer_that_the_form_does_not_accept_is_refused():
+    shown = [Candidate("x"), Candidate("y")]
+    with pytest.raises(UserError, match=r"annotator bob: likert needs one response and a score on the scale"):
+        ask(Scripted(4, 6, id="bob"), Likert(5), PROMPT, shown)
+    with pytest.raises(ValueError, match="shorter"):  # one answer for two responses
+        ask(Scripted(4), Likert(5), PROMPT, shown)
+
+
+def test_the_panel_answers_every_form_as_its_members_functions_do():
+    """The same draws from the same generator; the length is that of the sampled ids, or of the words without them."""
+    member = panel(GOLD_WEIGHTS, 1, 0)[0]
+    texts = {"x": {"right_fix": 1.0}, "y": {"promises": 2.0}, "z": {"flattery": 1.0}}
+    shown = [Candidate("x", [1] * 30), Candidate("y", [1] * 5), Candidate("z", None)]
+    seen, lengths = list(texts.values()), [30, 5, 1]
+    worth = [utility(member, found, length) for found, length in zip(seen, lengths, strict=True)]
+
+    def said(form, count):
+        panelist = Panelist(member, lambda prompt, text: texts[text], random.Random(7))
+        return panelist.answers(form, PROMPT, shown[:count])
+
+    def rng():
+        return random.Random(7)
+
+    assert said(SideBySide(), 2) == [judge(member, *seen[:2], *lengths[:2], rng())]
+    assert said(Ranking(), 3) == [rank(member, worth, rng())]
+    assert said(BestOfN(), 3) == [pick(member, worth, rng())]
+    one = rng()
+    assert said(Likert(7), 3) == [rate(member, value, 7, one) for value in worth]
+    one = rng()
+    assert said(Thumbs(), 3) == ["good" if approve(member, value, one) else "bad" for value in worth]
 
 
 def test_every_form_agrees_with_gold_about_eight_times_in_ten():
@@ -156,7 +215,7 @@ def test_every_form_agrees_with_gold_about_eight_times_in_ten():
         }
         ups += [thumb == "good" for thumb in thumbs]
         for form, records in said.items():
-            for row in pairs_from_judgements(records)[0]:
+            for row in preferences(records)[0]:
                 gap = gold_score(world, prompt, row["chosen"]) - gold_score(world, prompt, row["rejected"])
                 right[form] += [gap > 0] * (abs(gap) > 1e-9)
     shares = {form: sum(hits) / len(hits) for form, hits in right.items()}
@@ -182,19 +241,114 @@ def test_every_form_agrees_with_gold_about_eight_times_in_ten():
 )
 def test_records_of_every_form_come_back_and_wrong_ones_are_refused(form, choice, responses, wrong):
     whole = record(form, choice, responses)
-    assert Judgement.from_row(whole.to_row()) == whole
+    assert read_judgement(whole.to_row()) == whole
     for broken in ({"choice": wrong}, {"responses": []}):
         with pytest.raises(UserError, match=f"line 3: {form} needs "):
-            Judgement.from_row(whole.to_row() | broken, "judgements.jsonl line 3")
+            read_judgement(whole.to_row() | broken, "judgements.jsonl line 3")
 
 
 def test_a_record_of_no_known_form_is_refused():
-    with pytest.raises(UserError, match="stars needs to be one of side_by_side, likert"):
-        Judgement.from_row(record("stars", 3).to_row())
+    with pytest.raises(UserError, match=r"line 3: there is no form 'stars'. Choose from: best_of_n, likert"):
+        read_judgement(record("stars", 3).to_row(), "judgements.jsonl line 3")
+
+
+@pytest.mark.parametrize(
+    ("form", "count", "right", "wrong"),
+    [
+        (SideBySide(), 2, ["A", "B", "tie"], ["C", "", None, 1, ["A"]]),
+        (Likert(), 1, [1, 9, 2.5], ["4", True, math.nan, None]),
+        (Likert(5), 1, [1, 5, 2.5], [0, 5.5, -1]),
+        (Ranking(), 3, [[1, 2, 3], [1, 1, 1], [1.5, 1, 2]], [[1, 2], [1, 2, "3"], [1, 2, None], [1, 2, True], "123"]),
+        (BestOfN(), 3, [0, 2], [3, -1, 1.0, True, "1"]),
+        (Thumbs(), 1, ["good", "bad"], ["up", True, 1, ["good"]]),
+    ],
+)
+def test_what_each_form_accepts(form, count, right, wrong):
+    assert all(form.accepts(answer, count) for answer in right)
+    assert not any(form.accepts(answer, count) for answer in wrong)
+    others = {0, 1} - {count} | ({2, 3} if form.is_alone else set())
+    assert not any(form.accepts(answer, other) for answer in right for other in others)
+
+
+def test_what_each_form_asks_and_shows():
+    section = SimpleNamespace(scale=7)
+    asked = {name: make_form(SimpleNamespace(form=name, **vars(section))) for name in forms()}
+    assert {name: (one.question(4), one.shown(4), one.is_alone) for name, one in asked.items()} == {
+        "side_by_side": ("two responses side by side", 2, False),
+        "likert": ("scores from 1 to 7", 4, True),
+        "ranking": ("rankings of 4", 4, False),
+        "best_of_n": ("the best of 4", 4, False),
+        "thumbs": ("good or bad", 4, True),
+    }
+    assert [name for name, kind in forms().items() if kind.takes("scale")] == ["likert"]
+    assert [name for name, kind in forms().items() if not kind.has_ties] == ["best_of_n", "thumbs"]
+
+
+def test_forms_and_reward_losses_fit_together():
+    """Every form's rows are data that some method learns from; its default loss exists and learns from it or pairs."""
+    for kind in forms().values():
+        assert reward_loss(kind.loss).data in (Data(kind.data), Data.PAIRS)
+    feeding = {name: form_feeding(reward_loss(name).data).name for name in reward_losses()}
+    assert feeding == {
+        "bradley_terry": "side_by_side",
+        "thurstone": "side_by_side",
+        "likert": "likert",
+        "ranking_pairs": "ranking",
+        "plackett_luce": "ranking",
+        "best_of_n": "ranking",
+    }
+    with pytest.raises(ValueError, match="no form of feedback feeds"):
+        form_feeding("rollouts")
+
+
+def test_what_data_holds_is_read_by_one_form():
+    """The best of N is stored as a ranking, so its rows are read as rankings."""
+    assert [one.file for one in stored_forms()] == ["preferences", "ratings", "rankings", "unpaired"]
+    kinds = {kind: form_of_kind(kind).name for kind in ("preference", "ratings", "rankings", "unpaired")}
+    assert list(kinds.values()) == ["side_by_side", "likert", "ranking", "thumbs"]
+    assert form_of_kind("prompts") is form_of_kind("") is None
+    assert form_named("best_of_n").file == "rankings"
+
+
+def test_items_are_all_choices_of_as_many_responses_as_the_form_shows():
+    """Of three responses: three pairs in order, or all three at once."""
+    row = {"prompt": PROMPT, "responses": [{"text": t, "tokens": [A], "checkpoint": "key"} for t in "xyz"]}
+    pairs = ["".join(response.text for response in item.responses) for item in _items(SideBySide(), [row])]
+    assert pairs == ["xy", "xz", "yz"]
+    (item,) = _items(Thumbs(), [row])
+    assert item == Item(PROMPT, tuple(Candidate(text, [A], "key") for text in "xyz"))
+
+
+def test_a_soft_verdict_makes_a_soft_label():
+    """0.2 for the first: the second is chosen, with 0.8."""
+    row = preference_row(Verdict(PROMPT, ("x", "y"), (None, [A]), 0.2, "model"))
+    assert row == {"prompt": PROMPT, "chosen": "y", "rejected": "x", "label": 0.8}
+
+
+def test_a_form_of_its_own_that_implies_nothing_fits_the_seam():
+    """A written response: its row is a demonstration, and it orders nothing."""
+
+    class Written(Form):
+        name, needs, file, data, loss = "written", "a text", "demonstrations", "none", "bradley_terry"
+        has_ties = False
+
+        def accepts(self, answer, count):
+            return isinstance(answer, str)
+
+        def row(self, judgement):
+            return {"prompt": judgement.prompt, "response": judgement.choice}
+
+        def worth(self, answer, count):
+            return [0.0] * count
+
+    (judgement,) = ask(Scripted("better"), Written(), PROMPT, [Candidate("x"), Candidate("y")])
+    assert Written().row(judgement) == {"prompt": PROMPT, "response": "better"}
+    assert list(Written().verdicts([judgement])) == []
 
 
 def implied(*records):
-    return [(*verdict.responses, verdict.choice) for verdict in side_by_side(records)]
+    choices = {1: "A", 0: "B", 0.5: "tie"}
+    return [(*verdict.responses, choices[verdict.preference]) for verdict in verdicts(records)]
 
 
 def test_what_each_form_implies_about_pairs():
@@ -225,25 +379,30 @@ def test_rows_of_every_form_and_the_preferences_they_imply():
     """Sampled ids go into the rows; the pairs made of a user's rows keep the name of their source."""
     ranking = record("best_of_n", 1, ["x", "y"], tokens=[[6, 2], [7, 2]])
     row = {"prompt": PROMPT, "responses": ["x", "y"], "responses_tokens": [[6, 2], [7, 2]], "ranks": [2, 1]}
-    assert native_row(ranking) == row
-    assert pairs_from_judgements([ranking])[0] == [
+    assert BestOfN().row(ranking) == row
+    assert preferences([ranking])[0] == [
         {"prompt": PROMPT, "chosen": "y", "rejected": "x", "chosen_tokens": [7, 2], "rejected_tokens": [6, 2]}
     ]
+    assert Ranking().row(replace(ranking, form="ranking", choice=[1, 1])) == row | {"ranks": [1, 1]}
+    pair = record("side_by_side", "B", ["x", "y"], tokens=[[6, 2], [7, 2]])
+    assert SideBySide().row(pair) == preferences([ranking])[0][0]
+    tie = {"prompt": PROMPT, "chosen": "x", "rejected": "y", "label": 0.5}
+    assert SideBySide().row(record("side_by_side", "tie", ["x", "y"], tokens=[None, [7, 2]])) == tie
     rated = {"prompt": PROMPT, "response": "x", "score": 3}
-    assert native_row(record("likert", 3, ["x"])) == rated
+    assert Likert().row(record("likert", 3, ["x"])) == rated
     thumb = {"prompt": PROMPT, "response": "x", "response_tokens": [6, 2], "label": False}
-    assert native_row(record("thumbs", "bad", ["x"], tokens=[[6, 2]])) == thumb
+    assert Thumbs().row(record("thumbs", "bad", ["x"], tokens=[[6, 2]])) == thumb
 
-    pairs, counts = preferences_from("rankings", [{**row, "source": "forum"}], keep_ties=False)
+    pairs, counts = preferences_of_rows(Ranking(), [{**row, "source": "forum"}], keep_ties=False)
     assert pairs == [{"prompt": PROMPT, "chosen": "y", "rejected": "x", "source": "forum"}]
     assert counts == {"pairs": 1, "ties": 0, "identical": 0}
     others = [rated, {**rated, "response": "y"}, {**rated, "response": "z", "score": 5, "source": "forum"}]
-    assert preferences_from("ratings", others, keep_ties=True) == (
+    assert preferences_of_rows(Likert(), others, keep_ties=True) == (
         [{"prompt": PROMPT, "chosen": "x", "rejected": "y", "label": 0.5}],
         {"pairs": 0, "ties": 1, "identical": 0},
     )
     thumbs = [thumb, {**thumb, "response": "y", "label": True}]
-    assert preferences_from("unpaired", thumbs, keep_ties=False)[0] == [
+    assert preferences_of_rows(Thumbs(), thumbs, keep_ties=False)[0] == [
         {"prompt": PROMPT, "chosen": "y", "rejected": "x"}
     ]
 
@@ -259,7 +418,7 @@ def test_rating_units_hold_standardised_scores(tmp_path, tokenizer):
     mean, std = rating_scale(path)
     assert (mean, std) == pytest.approx((3.0, math.sqrt(8 / 3)))
     units = rating_units(path, tokenizer, mean, std)
-    assert [unit[0].label for unit in units] == pytest.approx([-math.sqrt(1.5), 0.0, math.sqrt(1.5)])
+    assert [unit[0].rating for unit in units] == pytest.approx([-math.sqrt(1.5), 0.0, math.sqrt(1.5)])
     assert [unit[0].response_ids for unit in units] == [[C, END], [C, END], [A]]
     write_jsonl(path, [rows[0], rows[0]])
     with pytest.raises(UserError, match="no two different scores"):
@@ -273,7 +432,7 @@ def test_ranking_units_are_as_large_as_their_rankings(tmp_path, tokenizer):
     ]
     write_jsonl(tmp_path / "rankings.jsonl", rows)
     units = ranking_units(tmp_path / "rankings.jsonl", tokenizer)
-    assert [[row.label for row in unit] for unit in units] == [[2, 1, 2], [1, 2]]
+    assert [[row.rank for row in unit] for unit in units] == [[2, 1, 2], [1, 2]]
     assert [row.response_ids for row in units[1]] == [[D], [C]]
     assert len({tuple(row.prompt_ids) for row in units[0]}) == 1
 
@@ -292,10 +451,12 @@ def test_pairs_split_into_good_and_bad_rows_where_nothing_is_unpaired(tmp_path, 
         tmp_path / "preferences_train.jsonl", [pair("a", "b", "c"), pair("b", "d", "e"), pair("c", "a", "b", label=0.5)]
     )
     units = unpaired_units(tmp_path, "train", tokenizer)
-    seen = [(good.label, good.response_ids[0], other.response_ids[0]) for good, other in units]
+    seen = [(good.desirable, good.response_ids[0], other.response_ids[0]) for good, other in units]
     assert seen == [(1, B, D), (0, C, D + 1), (1, D, B), (0, D + 1, C)]
     assert all(row.prompt_ids == other.prompt_ids for row, other in units)
-    assert all(math.isnan(row.margin) and math.isnan(other.label) for row, other in units)
+    assert all(
+        math.isnan(row.margin) and math.isnan(row.preference) and math.isnan(other.desirable) for row, other in units
+    )
 
 
 def test_unpaired_rows_come_before_pairs(tmp_path, tokenizer):
@@ -303,7 +464,10 @@ def test_unpaired_rows_come_before_pairs(tmp_path, tokenizer):
     write_jsonl(tmp_path / "preferences_development.jsonl", [])
     write_jsonl(tmp_path / "unpaired_train.jsonl", [thumb("a", "b", True), thumb("b", "c", False)])
     units = unpaired_units(tmp_path, "train", tokenizer)
-    assert [(row.label, row.response_ids[0], other.response_ids[0]) for row, other in units] == [(1, B, C), (0, C, B)]
+    assert [(row.desirable, row.response_ids[0], other.response_ids[0]) for row, other in units] == [
+        (1, B, C),
+        (0, C, B),
+    ]
     assert unpaired_units(tmp_path, "development", tokenizer) == []
 
 

@@ -13,7 +13,7 @@ from rlhf_core.algorithms.rloo import RLOO
 from rlhf_core.algorithms.trpo import TRPO
 from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
 from rlhf_core.models.forward import response_logprobs
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import new_scalar_model, save_policy
 from rlhf_core.scoring.rewards import WeightedSum
 from tiny import END, PAD
@@ -54,7 +54,7 @@ def training_of(accelerator, tokenizer, folder, algorithm, **settings):
         algorithm,
         WeightedSum([("share", 1.0, share_of_a)]),
         tiny.prompts_of(list("abcdef") * 3),
-        Sampler(4, (END,), PAD),
+        LocalSampler(4, (END,), PAD),
         OnlineConfig(**defaults | settings),
         tiny.quiet_run(folder / "resume"),
     )

@@ -22,7 +22,7 @@ from rlhf_core.loops.common.resume import ResumeStore
 from rlhf_core.loops.offline import OfflineConfig, train_offline
 from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
 from rlhf_core.models.forward import policy_outputs
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import new_scalar_model, save_policy
 from rlhf_core.scoring.rewards import WeightedSum
 from tiny import END, PAD
@@ -84,7 +84,7 @@ def train_on_samples(name, folder, accelerator, policy, run):
         algorithm,
         WeightedSum([("length", 1.0, lambda sampled: sampled.batch.lengths)]),
         tiny.prompts_of(["a", "b c", "d e f a", "b b c", "f", "c a", "e e", "b"]),
-        Sampler(4, (END,), PAD),
+        LocalSampler(4, (END,), PAD),
         OnlineConfig(
             learning_rate=1e-2,
             schedule="linear",

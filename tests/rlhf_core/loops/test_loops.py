@@ -17,7 +17,7 @@ from rlhf_core.loops.common.update import OptimizerConfig, learning_rate_factor,
 from rlhf_core.loops.offline import OfflineConfig, evaluate_offline, train_offline, with_ref_logprobs
 from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
 from rlhf_core.models.forward import policy_outputs, response_kl, response_logprobs, score_outputs
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import new_scalar_model, save_policy
 from rlhf_core.scoring.rewards import MissingEnd, WeightedSum
 from tiny import END, PAD
@@ -40,7 +40,7 @@ def test_sft_learns_the_next_word(accelerator, tmp_path):
     assert len(history) == 10 * 6
     assert history[0]["loss"] > 1.5
     assert history[-1]["loss"] < 0.05
-    assert Sampler(4, (END,), PAD, temperature=0).responses(model, [[7], [11]]) == [[8, END], [6, END]]
+    assert LocalSampler(4, (END,), PAD, temperature=0).token_ids(model, [[7], [11]]) == [[8, END], [6, END]]
 
 
 def preference_units():
@@ -118,7 +118,7 @@ def online(accelerator, tokenizer, folder, algorithm, run=None, **settings):
         algorithm,
         WeightedSum([("share", 2.0, share_of_a), ("missing_end", 1.0, MissingEnd(0.5))]),
         tiny.prompts_of(list("abcdef") * 6),
-        Sampler(4, (END,), PAD),
+        LocalSampler(4, (END,), PAD),
         OnlineConfig(**defaults | settings),
         run or tiny.quiet_run(folder / "resume"),
     )
@@ -276,7 +276,9 @@ def test_the_tables_lead_to_classes_that_say_what_they_learn_from():
     assert {name for name, kind in kinds.items() if kind == "pairs"} == {"dpo", "cdpo", "ipo"}
     assert {name for name, kind in kinds.items() if kind == "rollouts"} == kinds.keys() - {"dpo", "cdpo", "ipo"}
     assert {reward_loss(name).data for name in reward_losses()} == {"pairs", "ratings", "rankings"}
-    with pytest.raises(UserError, match=r"policy.algorithms names 'pp0', which is not known here. Choose from: reinfo"):
+    with pytest.raises(
+        UserError, match=r"policy.online or policy.offline names 'pp0', which is not known here. Choose"
+    ):
         policy_algorithm("pp0")
     with pytest.raises(UserError, match=r"reward.loss names 'bt'"):
         reward_loss("bt")
@@ -291,7 +293,7 @@ def test_more_responses_than_prompts_allow_raise(accelerator, tokenizer, tmp_pat
             GRPO(group_size=2),
             WeightedSum([]),
             tiny.prompts_of(["a", "b", "c"]),
-            Sampler(4, (END,), PAD, 1.0),
+            LocalSampler(4, (END,), PAD, 1.0),
             OnlineConfig(rollout_size=8, minibatch_size=8),
             tiny.quiet_run(tmp_path),
         )

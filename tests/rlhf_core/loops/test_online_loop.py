@@ -19,7 +19,7 @@ from rlhf_core.loops.offline import train_offline
 from rlhf_core.loops.online import Critic, Models, OnlineTraining
 from rlhf_core.maths.reductions import token_mean
 from rlhf_core.models.forward import policy_outputs
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import new_scalar_model, save_policy
 from rlhf_core.scoring.rewards import WeightedSum
 from tiny import END, PAD
@@ -43,7 +43,7 @@ def online(accelerator, tokenizer, folder, algorithm, *, reward=nothing, policy=
         algorithm,
         WeightedSum([("reward", 1.0, reward)]),
         tiny.prompts_of(list(words)),
-        Sampler(4, (END,), PAD),
+        LocalSampler(4, (END,), PAD),
         OnlineConfig(**defaults | settings),
         tiny.quiet_run(folder / "resume"),
     )

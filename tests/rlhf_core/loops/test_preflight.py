@@ -1,4 +1,4 @@
-"""What a stage checks before it trains: each passes on a sound model and names what is wrong with a broken one."""
+"""The checks before a stage trains: each passes for a correct model and names the fault of a broken one."""
 
 import math
 
@@ -10,7 +10,7 @@ import tiny
 from rlhf_core.common.batch import Example, collate
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common import preflight
-from rlhf_core.models.sampling import Sampler, sampled_batch
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import ScalarModel, new_scalar_model, save_policy
 from tasks.common.preflight import row_checks, run_checks
 
@@ -40,7 +40,7 @@ def test_padding(family):
 
 @pytest.mark.pitfall(1)
 def test_padding_of_a_model_that_ignores_the_mask():
-    """Rows are padded on the left: without mask and positions the pads are read, and the shortest row shows it."""
+    """Rows are padded on the left. Without mask and positions the model reads the pads; the shortest row shows it."""
     policy = tiny.learned()
     forward = policy.forward
 
@@ -51,7 +51,7 @@ def test_padding_of_a_model_that_ignores_the_mask():
     rows = [Example([6], [7, tiny.END]), Example([6, 8, 9, 10], [7, tiny.END])]
     message = refused(preflight.check_padding, policy, rows, tiny.PAD, EXACT)
     assert message.startswith("row 0: a log-probability differs by ")
-    assert message.endswith("The model ignores the attention mask or position ids; choose another model.")
+    assert message.endswith("The model ignores the attention mask or position ids. Use another model.")
 
 
 @pytest.mark.pitfall(5)
@@ -67,7 +67,7 @@ def test_masks():
 
 @pytest.mark.pitfall(4)
 @pytest.mark.parametrize("ids", [[6, 7], [tiny.BEGIN, 6, 7]])
-def test_none_or_one_beginning_token_in_front(ids):
+def test_none_or_one_beginning_token_at_the_start(ids):
     preflight.check_beginning([ids], tiny.BEGIN, tiny.END)
 
 
@@ -75,25 +75,23 @@ def test_none_or_one_beginning_token_in_front(ids):
 @pytest.mark.parametrize("ids", [[tiny.BEGIN, tiny.BEGIN, 6], [6, tiny.BEGIN]])
 def test_two_beginning_tokens_or_one_inside(ids):
     message = refused(preflight.check_beginning, [[6, 7], ids], tiny.BEGIN, tiny.END)
-    assert message.startswith("row 1 holds ")
-    assert message.endswith("Take bos_token out of the tokenizer's chat template.")
+    assert message.startswith("row 1 has ")
+    assert message.endswith("Remove bos_token from the tokenizer's chat template.")
 
 
 @pytest.mark.pitfall(4)
 def test_a_beginning_token_that_is_the_end_token_or_none_is_not_counted():
-    """Some tokenizers use one token for both, which then stands at every turn's end."""
+    """Some tokenizers use the same token for both, which then ends every turn."""
     preflight.check_beginning([[6, tiny.END, 6, tiny.END]], tiny.END, tiny.END)
     preflight.check_beginning([[6, tiny.END, 6, tiny.END]], None, tiny.END)
 
 
 @pytest.mark.pitfall(4)
-def test_a_sampled_response_may_hold_a_beginning_token(tokenizer):
+def test_a_sampled_response_may_contain_a_beginning_token(tokenizer):
     tokenizer.bos_token = "<begin>"
     row = Example([tiny.BEGIN, 6], [tiny.BEGIN, tiny.END])
     run_checks("reward", row_checks([row], tokenizer, is_sampled=True))
-    assert "row 0 holds 2 beginning tokens" in refused(
-        run_checks, "sft", row_checks([row], tokenizer, is_sampled=False)
-    )
+    assert "row 0 has 2 beginning tokens" in refused(run_checks, "sft", row_checks([row], tokenizer, is_sampled=False))
 
 
 @pytest.mark.pitfall(3)
@@ -101,7 +99,7 @@ def test_end_token():
     rows = [Example([6], [7, tiny.END]), Example([6], [7, tiny.STOP])]
     preflight.check_end(rows, (tiny.END, tiny.STOP), tiny.PAD)
     assert refused(preflight.check_end, rows, (tiny.END,), tiny.PAD).startswith(
-        f"row 1's response ends with token {tiny.STOP}, not with an end token ({tiny.END})."
+        f"row 1: the response ends with token {tiny.STOP}, not with an end token ({tiny.END})."
     )
 
 
@@ -110,16 +108,15 @@ def test_pad_token_that_is_the_only_end_token():
     rows = [Example([6], [7, tiny.END])]
     preflight.check_end(rows, (tiny.END, tiny.STOP), tiny.END)
     assert refused(preflight.check_end, rows, (tiny.END,), tiny.END) == (
-        f"pad token and end token are both id {tiny.END}, and there is no other end token. "
-        "Give the tokenizer a pad token of its own."
+        f"the pad token and the only end token have the same id {tiny.END}. Set a separate pad token in the tokenizer."
     )
 
 
 def sampled(policy):
     prompts = [example.prompt_ids for example in tiny.examples()]
     torch.manual_seed(0)
-    responses = Sampler(4, (tiny.END,), tiny.PAD).responses(policy, prompts)
-    return sampled_batch(prompts, responses, tiny.PAD)[0]
+    responses = LocalSampler(4, (tiny.END,), tiny.PAD).token_ids(policy, prompts)
+    return tiny.responses_of(prompts, responses).batch
 
 
 @pytest.mark.pitfall(9)
@@ -141,7 +138,7 @@ def test_reference():
     rows = tiny.examples()
     preflight.check_reference(tiny.rotary(), tiny.rotary(), rows, tiny.PAD, EXACT)
     message = refused(preflight.check_reference, tiny.rotary(), tiny.rotary(seed=1), rows, tiny.PAD, EXACT)
-    assert message.startswith("policy and reference differ at the start, by ")
+    assert message.startswith("policy and reference differ by ")
 
 
 @pytest.mark.pitfall(7)
@@ -156,7 +153,7 @@ def test_scores_of_a_model_that_reads_pads(reward_model):
     forward = reward_model.forward
     reward_model.forward = lambda ids, mask, positions: forward(ids, torch.ones_like(mask), positions)
     message = refused(preflight.check_scores, reward_model, tiny.examples(), tiny.PAD, EXACT)
-    assert message.endswith("It reads a pad or ignores the attention mask; choose another model.")
+    assert message.endswith("The model reads a pad token or ignores the attention mask. Use another model.")
 
 
 def test_nan_is_never_within_the_tolerance(reward_model):
@@ -173,7 +170,7 @@ def test_nan_is_never_within_the_tolerance(reward_model):
 
 @pytest.mark.pitfall(24)
 def test_learning_rate():
-    """In float32 one of 1e-6 moves weights of size 0.3; one of 1e-10 is rounded away. In bf16 1e-6 is too."""
+    """In float32 a step of 1e-6 changes weights of size 0.3, but 1e-10 is lost to rounding. In bf16 1e-6 is too."""
     preflight.check_learning_rate(tiny.rotary(), 1e-6)
     message = refused(preflight.check_learning_rate, tiny.rotary(), 1e-10)
     assert message.startswith("a step of learning_rate 1e-10 leaves ")
@@ -193,7 +190,7 @@ def test_a_failure_names_stage_and_check(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_what_checks_draw_leaves_the_stages_random_stream_alone():
+def test_checks_do_not_change_the_random_stream_of_the_stage():
     def drawing():
         yield "before the check", lambda: torch.rand(3)
 
@@ -204,6 +201,6 @@ def test_what_checks_draw_leaves_the_stages_random_stream_alone():
 
 
 def test_the_batch_of_a_row_alone_has_no_padding():
-    """What the checks compare with."""
+    """The checks compare with this batch."""
     row = tiny.examples()[0]
     assert collate([row], tiny.PAD).attention_mask.all()

@@ -10,7 +10,7 @@ from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
 from rlhf_core.models.forward import response_logits
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import new_scalar_model, save_policy
 from rlhf_core.scoring.rewards import WeightedSum
 from tiny import END, PAD
@@ -32,7 +32,7 @@ def training(accelerator, tokenizer, folder, policy, algorithm, critic=None, tem
         algorithm,
         WeightedSum([("count", 1.0, count_of_a)]),
         tiny.prompts_of(["a", "b c", "d e f a", "b b c"] * 2),
-        Sampler(5, (END,), PAD, temperature),
+        LocalSampler(5, (END,), PAD, temperature),
         config,
         tiny.quiet_run(folder),
     )
@@ -91,7 +91,7 @@ def test_sampling_at_another_temperature_than_training_raises(accelerator, token
             GRPO(group_size=2),
             WeightedSum([]),
             tiny.prompts_of(["a", "b"]),
-            Sampler(4, (END,), PAD, 1.0),
+            LocalSampler(4, (END,), PAD, 1.0),
             config,
             tiny.quiet_run(tmp_path),
         )

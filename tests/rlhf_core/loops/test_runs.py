@@ -17,10 +17,10 @@ from rlhf_core.loops.common.update import GradientStep, OptimizerConfig
 from rlhf_core.loops.offline import OfflineConfig, train_offline
 from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
 from rlhf_core.models.forward import policy_outputs
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import load_policy, new_scalar_model, save_policy
 from rlhf_core.scoring.rewards import WeightedSum
-from tasks.params.schema import ROOT, apply_overrides, read_yaml, validate
+from tasks.params.load import ROOT, read_yaml, validate, with_values
 from tiny import END, PAD
 
 
@@ -36,7 +36,7 @@ def online(accelerator, tokenizer, folder, algorithm, reward, **changes):
         algorithm,
         WeightedSum([("one", 1.0, reward)]),
         tiny.prompts_of(["a", "b c", "d e f a", "b b c"]),
-        Sampler(4, (END,), PAD),
+        LocalSampler(4, (END,), PAD),
         OnlineConfig(**settings),
         tiny.quiet_run(folder / "resume"),
     )
@@ -117,7 +117,7 @@ def test_an_option_without_effect_raises():
 )
 def test_an_option_without_effect_in_params_yaml_raises(key, value, message):
     with pytest.raises(UserError) as raised:
-        validate(apply_overrides(read_yaml(ROOT / "params.yaml"), {key: value}))
+        validate(with_values(read_yaml(ROOT / "params.yaml"), {key: value}))
     assert message in str(raised.value)
 
 

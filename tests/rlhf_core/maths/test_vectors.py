@@ -121,7 +121,9 @@ def grpo_entries(inputs):
 def kto_entry(inputs, **changes):
     """Through the algorithm: units of a labelled row and a mismatched one, each of one token."""
     policy, algorithm = leaf(inputs["policy_logps"]), KTO(beta=inputs["beta"], **changes)
-    rows = [(Example([USER], [END], label=float(label)), Example([USER], [END])) for label in inputs["label_desirable"]]
+    rows = [
+        (Example([USER], [END], desirable=float(good)), Example([USER], [END])) for good in inputs["label_desirable"]
+    ]
     batch = collate_units(rows, PAD)
     alternating = torch.stack([policy, tensor(inputs["policy_KL_logps"])], -1).reshape(-1, 1)
     ref = torch.stack([tensor(inputs["ref_logps"]), tensor(inputs["ref_KL_logps"])], -1).reshape(-1, 1)
@@ -131,7 +133,7 @@ def kto_entry(inputs, **changes):
     losses = algorithm.losses(Outputs.of(labelled, logprobs=alternating[0::2]), labelled)
     losses.mean().backward()
     return {
-        "kl": labelled.margins[0],
+        "kl": labelled.reference_points[0],
         "per_sequence": losses,
         "loss": losses.mean(),
         "grad_policy_logp": policy.grad,

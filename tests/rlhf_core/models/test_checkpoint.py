@@ -1,4 +1,4 @@
-"""A user's model, broken byte by byte: what is wrong is told from headers alone, or when it is loaded."""
+"""Broken checkpoints: the fault is found from headers alone, or when the model is loaded."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from rlhf_core.models.store import (
     save_scalar_model,
 )
 from tasks.common.source import model_source
-from tasks.params.schema import ModelParams
+from tasks.params.sections import ModelParams
 
 WEIGHTS = "model.safetensors"
 TENSOR = "model.layers.1.self_attn.q_proj.weight"
@@ -33,7 +33,7 @@ AGAIN = "Copy or download it again."
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """Two checkpoints that nothing is wrong with: the weights in one file, and in shards."""
+    """Two valid checkpoints: one with a single weight file, one with shards."""
     folder = tmp_path_factory.mktemp("sound")
     for name in ("whole", "sharded"):
         save_policy(tiny.rotary(), tiny.tiny_tokenizer(), folder / name, max_new_tokens=4)
@@ -53,18 +53,18 @@ def shards(sound, tmp_path):
 
 
 def edit_json(path, **changes):
-    """Change keys of a JSON file; None takes one out."""
+    """Change keys of a JSON file; None deletes a key."""
     content = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
 def edit_tensors(folder, edit):
-    """Save what `edit` makes of the tensors."""
+    """Save the tensors after `edit`."""
     save_file(edit(load_file(folder / WEIGHTS)), folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def edit_header(folder, edit):
-    """Change the header of the weight file, the tensors' bytes left as they are."""
+    """Change the header of the weight file but not the bytes of the tensors."""
     data = (folder / WEIGHTS).read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -73,8 +73,8 @@ def edit_header(folder, edit):
     (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
-def told(folder):
-    """What is said of a folder before anything is loaded."""
+def fault(folder):
+    """The error message for a folder before anything is loaded."""
     with pytest.raises(UserError) as error:
         model_source(ModelParams(path=str(folder)))
     message = str(error.value)
@@ -84,7 +84,7 @@ def told(folder):
 
 
 def refused(load, folder):
-    """What is said of a folder when it is loaded."""
+    """The error message for a folder when it is loaded."""
     with pytest.raises(UserError) as error:
         load(folder)
     message = str(error.value)
@@ -103,22 +103,22 @@ def test_sound_checkpoints_pass(model, shards):
     check_checkpoint(model.parent / "learned", "m")
 
 
-def test_a_file_that_is_cut_off_says_how_many_bytes_are_missing(model):
+def test_a_truncated_file_names_the_number_of_missing_bytes(model):
     data = (model / WEIGHTS).read_bytes()
     (model / WEIGHTS).write_bytes(data[:-1234])
-    assert told(model) == f": {WEIGHTS} is cut off: 1,234 bytes are missing. {AGAIN}"
+    assert fault(model) == f": {WEIGHTS} is truncated: 1,234 bytes are missing. {AGAIN}"
     (model / WEIGHTS).write_bytes(data + b"xy")
-    assert told(model) == f": {WEIGHTS} has 2 bytes too many. {AGAIN}"
+    assert fault(model) == f": {WEIGHTS} has 2 bytes too many. {AGAIN}"
 
 
 @pytest.mark.parametrize("kept", [0, 5, 8, 200])
-def test_a_file_that_is_cut_off_within_its_header(model, kept):
+def test_a_file_that_is_truncated_within_its_header(model, kept):
     (model / WEIGHTS).write_bytes((model / WEIGHTS).read_bytes()[:kept])
-    assert told(model) == f": {WEIGHTS} is cut off or no safetensors file: its header does not fit in it. {AGAIN}"
+    assert fault(model) == f": {WEIGHTS} is truncated or not a safetensors file: its header exceeds the file. {AGAIN}"
 
 
 def test_a_large_file_is_not_read(model):
-    """256 GiB that hold one tensor, without taking disk or memory: only the header is looked at."""
+    """A sparse file of 256 GiB with one tensor: only the header is read."""
     rows, width = 1 << 20, 1 << 16
     entry = {"dtype": "F32", "shape": [rows, width], "data_offsets": [0, rows * width * 4]}
     text = json.dumps({"model.embed_tokens.weight": entry}).encode()
@@ -128,64 +128,64 @@ def test_a_large_file_is_not_read(model):
     edit_json(model / "config.json", vocab_size=rows, hidden_size=width)
     check_checkpoint(model, "m")
     os.truncate(model / WEIGHTS, 8 + len(text) + rows * width * 4 - 7)
-    assert told(model) == f": {WEIGHTS} is cut off: 7 bytes are missing. {AGAIN}"
+    assert fault(model) == f": {WEIGHTS} is truncated: 7 bytes are missing. {AGAIN}"
 
 
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\n", " is a pointer of Git LFS, not the weights. Fetch them with"),
-        (b"\x04\0\0\0\0\0\0\0nope", ": its header is not JSON."),
-        (b"\x02\0\0\0\0\0\0\0[]", ": its header names no tensors."),
-        (b'\x08\0\0\0\0\0\0\0{"a": 1}', ": its header gives a tensor no dtype, shape and data_offsets."),
+        (b"version https://git-lfs.github.com/spec/v1\n", " is a Git LFS pointer, not the weights. Fetch them with"),
+        (b"\x04\0\0\0\0\0\0\0nope", ": the header is not JSON."),
+        (b"\x02\0\0\0\0\0\0\0[]", ": the header lists no tensors."),
+        (b'\x08\0\0\0\0\0\0\0{"a": 1}', ": the header lacks dtype, shape or data_offsets of a tensor."),
     ],
 )
-def test_a_file_that_is_no_safetensors_file(model, content, found):
+def test_a_file_that_is_not_a_safetensors_file(model, content, found):
     (model / WEIGHTS).write_bytes(content)
-    assert told(model).startswith(f": {WEIGHTS}{found}")
+    assert fault(model).startswith(f": {WEIGHTS}{found}")
 
 
 def test_a_header_that_does_not_fit_its_tensors(model):
     edit_header(model, lambda header: header[TENSOR].update(dtype="Q4"))
-    assert told(model) == f": {WEIGHTS}: {TENSOR} is of the unknown type Q4. Save the model in float32 or bf16."
+    assert fault(model) == f": {WEIGHTS}: {TENSOR} has the unknown type Q4. Save the model in float32 or bf16."
     edit_header(model, lambda header: header[TENSOR].update(dtype="F32", shape=[16, 17]))
-    assert told(model) == f": {WEIGHTS}: {TENSOR} has 1024 bytes, which is not what its shape needs. {AGAIN}"
+    assert fault(model) == f": {WEIGHTS}: {TENSOR} has 1024 bytes, which does not match its shape. {AGAIN}"
     edit_header(model, lambda header: header.pop(TENSOR))
-    assert "its header leaves bytes" in told(model)
+    assert "the header assigns bytes" in fault(model)
 
 
 def test_missing_weights_are_named(model, shards):
     (model / WEIGHTS).unlink()
-    assert told(model) == f" holds no {WEIGHTS}. Copy or download the weights."
+    assert fault(model) == f" has no {WEIGHTS}. Copy or download the weights."
     count = len(list(shards.glob("*.safetensors")))
     (shards / f"model-00002-of-{count:05}.safetensors").unlink()
-    expected = f" lacks model-00002-of-{count:05}.safetensors of {count} weight files. Copy or download it."
-    assert told(shards) == expected
+    expected = f" lacks model-00002-of-{count:05}.safetensors of {count} weight files. Copy or download them."
+    assert fault(shards) == expected
     (shards / f"model-00003-of-{count:05}.safetensors").unlink()
-    assert f"lacks model-00002-of-{count:05}.safetensors and 1 more of {count}" in told(shards)
+    assert f"lacks model-00002-of-{count:05}.safetensors and 1 more of {count}" in fault(shards)
 
 
 def test_an_index_that_is_broken(shards):
     index = shards / f"{WEIGHTS}.index.json"
     index.write_text("{}")
-    assert told(shards) == f": {index.name} has no weight_map. {AGAIN}"
+    assert fault(shards) == f": {index.name} has no weight_map. {AGAIN}"
     index.write_text('{"weight_map": {"a": "../other/model.safetensors"}}')
-    assert told(shards).startswith(" lacks ../other/model.safetensors of 1 weight files.")
+    assert fault(shards).startswith(" lacks ../other/model.safetensors of 1 weight files.")
 
 
 def test_a_broken_shard_is_named(shards):
     last = sorted(shards.glob("*.safetensors"))[-1]
     os.truncate(last, last.stat().st_size - 3)
-    assert told(shards) == f": {last.name} is cut off: 3 bytes are missing. {AGAIN}"
+    assert fault(shards) == f": {last.name} is truncated: 3 bytes are missing. {AGAIN}"
 
 
 def test_pickled_weights_come_with_the_command_that_converts_them(model):
     torch.save(load_file(model / WEIGHTS), model / "pytorch_model.bin")
     (model / WEIGHTS).unlink()
-    first, second = told(model).splitlines()
+    first, second = fault(model).splitlines()
     assert first == (
-        " holds its weights as pytorch_model.bin, a pickle, which can run code when it is loaded. "
-        "Where you trust it, convert it:"
+        " has its weights in pytorch_model.bin, a pickle file, which can run code when it is loaded. "
+        "If you trust it, convert it:"
     )
     code = second.removeprefix('python -c "').removesuffix('"')
     exec(code, {})
@@ -196,28 +196,28 @@ def test_pickled_weights_come_with_the_command_that_converts_them(model):
 @pytest.mark.pitfall(36)
 @pytest.mark.parametrize("kept", [True, False])
 def test_an_adapter_is_refused_beside_its_base_and_alone(model, kept):
-    """Loaded without its adapter, the base model would be trained and nothing would say so."""
+    """Otherwise the base model would silently be trained without its adapter."""
     (model / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     if not kept:
         (model / "config.json").unlink()
-    assert told(model) == (
-        " holds adapter_config.json: adapters are not loaded. "
-        "Merge it into its base model with PeftModel.merge_and_unload, and name the folder of the merged model."
+    assert fault(model) == (
+        " has adapter_config.json: adapters are not loaded. "
+        "Merge it into its base model with PeftModel.merge_and_unload, and use the merged folder."
     )
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_code_that_comes_with_a_model_is_refused(model, file):
+def test_a_checkpoint_with_custom_code_is_rejected(model, file):
     edit_json(model / file, auto_map={"AutoConfig": "configuration_x.X"})
-    assert told(model) == (
-        f": {file} has auto_map: loading it would run code that came with the model. "
-        "Delete that key where transformers has the architecture itself, or take another model."
+    assert fault(model) == (
+        f": {file} has auto_map: loading it would run code supplied with the model. "
+        "Delete that key if transformers supports the architecture, or use another model."
     )
 
 
-def test_a_config_to_train_from_scratch_brings_no_code_either(tmp_path):
+def test_a_config_for_training_from_scratch_with_custom_code_is_rejected(tmp_path):
     (tmp_path / "model.json").write_text('{"model_type": "llama", "auto_map": {}}')
-    assert told(tmp_path / "model.json").startswith(" has auto_map")
+    assert fault(tmp_path / "model.json").startswith(" has auto_map")
 
 
 @pytest.mark.parametrize(
@@ -227,19 +227,19 @@ def test_a_config_to_train_from_scratch_brings_no_code_either(tmp_path):
         ({"quantization_config": {"bits": 4}}, "has quantization_config: quantised weights cannot be trained."),
         (
             {"architectures": ["LlamaForSequenceClassification"]},
-            "names LlamaForSequenceClassification, which writes nothing. Name a language model.",
+            "names LlamaForSequenceClassification, which does not generate text. Use a language model.",
         ),
     ],
 )
-def test_a_config_that_no_policy_can_come_from(model, changes, found):
+def test_a_config_that_is_unusable_for_a_policy(model, changes, found):
     edit_json(model / "config.json", **changes)
-    assert told(model).startswith(f": config.json {found}")
+    assert fault(model).startswith(f": config.json {found}")
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000, "\ud800"], ids=["cut", "deep", "no text"])
 def test_a_config_that_is_not_json(model, content):
     (model / "config.json").write_text(content, errors="surrogatepass")
-    assert told(model).startswith(": config.json is not JSON (")
+    assert fault(model).startswith(": config.json is not JSON (")
 
 
 @pytest.mark.parametrize(
@@ -248,9 +248,9 @@ def test_a_config_that_is_not_json(model, content):
 )
 def test_config_and_weights_of_two_models(model, changes, asked):
     edit_json(model / "config.json", **changes)
-    assert told(model) == (
-        f": model.embed_tokens.weight has shape [12, 16], and config.json asks for {asked}. "
-        "Put the config.json and the weights of one model together."
+    assert fault(model) == (
+        f": model.embed_tokens.weight has shape [12, 16], but config.json specifies {asked}. "
+        "Use the config.json and the weights of the same model."
     )
 
 
@@ -263,12 +263,12 @@ def longer_tokenizer(*more, **settings):
 
 def test_a_tokenizer_of_another_model(model):
     longer_tokenizer("g", "h").save_pretrained(model)
-    assert told(model) == (
-        ": the tokenizer has ids up to 13 ('h'), and the embedding has 12 rows. "
-        "Put the tokenizer and the weights of one model together."
+    assert fault(model) == (
+        ": the tokenizer has ids up to 13 ('h'), but the embedding has 12 rows. "
+        "Use the tokenizer and the weights of the same model."
     )
     longer_tokenizer("g").save_pretrained(model)  # one id beyond, and not the pad token
-    assert "ids up to 12 ('g')" in told(model)
+    assert "ids up to 12 ('g')" in fault(model)
 
 
 def test_one_pad_token_beyond_the_embedding_is_given_a_row(model):
@@ -279,9 +279,9 @@ def test_one_pad_token_beyond_the_embedding_is_given_a_row(model):
     assert policy.get_input_embeddings().weight.shape[0] == 13
 
 
-def test_ids_beyond_the_embedding_are_refused_in_the_stage_too():
-    """Where the files don't tell, as with a sentencepiece model."""
-    with pytest.raises(UserError, match=r"ids up to 13 \('h'\), and the model's embedding has 12 rows"):
+def test_ids_beyond_the_embedding_are_rejected_by_the_stage_too():
+    """Needed if the files do not show it, as with a sentencepiece model."""
+    with pytest.raises(UserError, match=r"ids up to 13 \('h'\), but the model's embedding has 12 rows"):
         fit_vocabulary(tiny.rotary(), longer_tokenizer("g", "h"))
     with pytest.raises(UserError, match=r"ids up to 12 \('g'\)"):
         fit_vocabulary(tiny.rotary(), longer_tokenizer("g"))
@@ -294,15 +294,15 @@ def test_a_unigram_tokenizers_size_is_the_number_of_its_pieces(model, pieces):
     if pieces == 12:
         check_checkpoint(model, "m")
     else:
-        assert "ids up to 12 ('p12')" in told(model)
+        assert "ids up to 12 ('p12')" in fault(model)
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_tokenizer_that_is_missing_or_broken(model, file):
     (model / file).write_text("[1]")
-    assert told(model).startswith(f": {file} ")
+    assert fault(model).startswith(f": {file} ")
     (model / file).unlink()
-    assert told(model) == f" holds no {file}. Copy the tokenizer's files of the model into it."
+    assert fault(model) == f" has no {file}. Copy the model's tokenizer files into it."
 
 
 # When it is loaded
@@ -317,7 +317,7 @@ def test_weights_that_are_not_finite_are_named(model, value, dtype):
         return tensors
 
     edit_tensors(model, spoil)
-    expected = f": {TENSOR} holds NaN or infinite weights. "
+    expected = f": {TENSOR} has NaN or infinite weights. "
     assert refused(load_policy, model).startswith(expected)
     assert refused(new_scalar_model, model).startswith(expected)
 
@@ -326,12 +326,12 @@ def test_weights_that_are_not_finite_are_named(model, value, dtype):
 def test_a_tensor_that_would_be_filled_with_random_numbers_is_named(model):
     edit_tensors(model, lambda tensors: {k: v for k, v in tensors.items() if k != "lm_head.weight"})
     assert refused(load_policy, model) == (
-        ": lm_head.weight is missing. Name a checkpoint whose weights and config.json belong together."
+        ": lm_head.weight is missing. Use a checkpoint with matching weights and config.json."
     )
-    assert new_scalar_model(model)  # which needs no vocabulary head
+    assert new_scalar_model(model)  # it needs no vocabulary head
 
 
-def test_a_tied_head_need_not_be_there(model):
+def test_a_tied_head_may_be_missing(model):
     edit_json(model / "config.json", tie_word_embeddings=True)
     edit_tensors(model, lambda tensors: {k: v for k, v in tensors.items() if k != "lm_head.weight"})
     assert load_policy(model)
@@ -346,11 +346,11 @@ def test_tensors_with_other_names_are_named(model):
 
 def test_layers_that_would_be_dropped_are_named(model):
     edit_json(model / "config.json", num_hidden_layers=1)
-    assert ": model.layers.1.input_layernorm.weight belongs to no part of the model" in refused(load_policy, model)
+    assert ": model.layers.1.input_layernorm.weight is not part of the model" in refused(load_policy, model)
 
 
-def test_constants_of_older_checkpoints_are_no_weights(tmp_path):
-    """GPT-2 as it was published: no prefix, no head (it is tied), causal masks beside the weights."""
+def test_constants_of_older_checkpoints_are_ignored(tmp_path):
+    """GPT-2 as published: no prefix, no head (it is tied), and causal masks with the weights."""
     policy = tiny.learned()
     save_policy(policy, tiny.tiny_tokenizer(), tmp_path, max_new_tokens=4)
 
@@ -368,7 +368,9 @@ def test_an_architecture_without_a_score_is_named(tmp_path):
     config = GraniteConfig(**tiny.rotary().config.to_dict() | {"model_type": "granite"})
     save_policy(new_policy(config), tiny.tiny_tokenizer(), tmp_path, max_new_tokens=4)
     assert load_policy(tmp_path)
-    assert refused(new_scalar_model, tmp_path) == " has model_type granite, which cannot give a score. Take another."
+    assert refused(new_scalar_model, tmp_path) == (
+        " has model_type granite, which transformers cannot use as a reward model. Use another model."
+    )
 
 
 def test_a_tensor_of_another_shape_is_named(model):
@@ -376,7 +378,7 @@ def test_a_tensor_of_another_shape_is_named(model):
     assert ": model.layers.0.mlp.down_proj.weight is [16, 32], not [16, 40] (5 more" in refused(load_policy, model)
 
 
-def test_a_reward_model_lacks_nothing(model):
+def test_a_reward_model_needs_all_its_tensors(model):
     save_scalar_model(new_scalar_model(model), tiny.tiny_tokenizer(), model.parent / "reward")
     reward = model.parent / "reward"
     assert load_scalar_model(reward)
@@ -387,21 +389,21 @@ def test_a_reward_model_lacks_nothing(model):
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"model_type": "unheard_of"}, "holds no configuration that transformers takes: The checkpoint you are"),
+        ({"model_type": "unheard_of"}, ": transformers cannot read the configuration: The checkpoint you are"),
         ({"hidden_size": "wide"}, "Field 'hidden_size' expected int, got str"),
         ({"num_attention_heads": 3}, "The hidden size (16) is not a multiple of the number of attention heads (3)"),
-        ({"model_type": "t5"}, "has model_type t5, which is no causal language model. Take another."),
+        ({"model_type": "t5"}, "has model_type t5, which is not a causal language model. Use another model."),
     ],
 )
-def test_a_config_that_transformers_does_not_take(model, changes, found):
+def test_a_config_that_transformers_rejects(model, changes, found):
     edit_json(model / "config.json", **changes)
     for load in (load_config, load_policy):
         assert found in refused(load, model)
 
 
-def test_a_tokenizer_that_transformers_does_not_read(model):
+def test_a_tokenizer_that_transformers_cannot_read(model):
     (model / "tokenizer.json").write_text("{}")
-    assert refused(load_tokenizer, model).startswith(" holds no tokenizer that transformers reads: ")
+    assert refused(load_tokenizer, model).startswith(": transformers cannot read the tokenizer: ")
 
 
 def test_weights_that_cannot_be_read(model):

@@ -16,7 +16,7 @@ from rlhf_core.models.store import (
     save_policy,
     save_scalar_model,
 )
-from rlhf_core.scoring.rewards import ModelReward, Sampled
+from rlhf_core.scoring.rewards import ModelReward
 from tiny import END, PAD
 
 
@@ -108,12 +108,12 @@ def test_a_score_does_not_depend_on_its_batch(family, tmp_path, tokenizer):
     save_policy(family(), tokenizer, tmp_path, max_new_tokens=4)
     model, rows = new_scalar_model(tmp_path), tiny.examples()
     batch = collate(rows, PAD)
-    sampled = Sampled(batch, torch.ones(6, dtype=torch.bool), [], [])
+    responses = tiny.responses_of([row.prompt_ids for row in rows], [row.response_ids for row in rows])
     with torch.no_grad():
         together = scores(model, batch)
         alone = torch.cat([scores(model, collate([row], PAD)) for row in rows])
         reverse = scores(model, collate(rows[::-1], PAD)).flip(0)
-    for other in (alone, reverse, ModelReward(model, rows=2)(sampled)):
+    for other in (alone, reverse, ModelReward(model, rows=2)(responses)):
         torch.testing.assert_close(other, together, atol=1e-5, rtol=0)
 
 

@@ -8,9 +8,9 @@ import tiny
 from rlhf_core.common.batch import Example, collate
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.forward import policy_outputs
-from rlhf_core.models.sampling import Sampler, sampled_batch
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import load_policy, save_policy, stop_tokens
-from rlhf_core.scoring.rewards import MissingEnd, Sampled
+from rlhf_core.scoring.rewards import MissingEnd
 from tiny import END, PAD, STOP, USER
 
 
@@ -28,38 +28,38 @@ def test_training_sees_the_sampled_ids(family, monkeypatch):
     monkeypatch.setattr(policy, "generate", spy)
     prompts = [[6], [7, 8, 9], [10, 11]]
     torch.manual_seed(0)
-    responses = Sampler(5, (END,), PAD).responses(policy, prompts)
-    batch, lengths = sampled_batch(prompts, responses, PAD)
+    responses = LocalSampler(5, (END,), PAD).token_ids(policy, prompts)
+    batch = tiny.responses_of(prompts, responses).batch
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         cut = returned[row][: returned[row].index(END) + 1] if END in returned[row] else returned[row]
         assert response == cut
         assert batch.input_ids[row][batch.attention_mask[row].bool()].tolist() == prompt + cut
-        assert batch.response_ids[row][: lengths[row].int()].tolist() == cut
+        assert batch.response_ids[row][: batch.lengths[row].int()].tolist() == cut
 
 
 @pytest.mark.pitfall(3)
 def test_ended_cut_off_and_padding_are_three_things():
     """[6, END] ended and is padded; [6, 7, 8] was cut off; a sampled pad token is a token like any other."""
-    sampler = Sampler(3, (END,), PAD)
+    sampler = LocalSampler(3, (END,), PAD)
     generated = [[6, END, PAD], [6, 7, 8], [6, PAD, END]]
     responses = [sampler._until_end(row) for row in generated]
     assert responses == [[6, END], [6, 7, 8], [6, PAD, END]]
     assert [sampler.ended(response) for response in responses] == [True, False, True]
-    batch, lengths = sampled_batch([[USER]] * 3, responses, PAD)
+    batch = tiny.responses_of([[USER]] * 3, responses).batch
     assert batch.response_mask.tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
-    assert lengths.tolist() == [2, 3, 3]
+    assert batch.lengths.tolist() == [2, 3, 3]
 
 
 @pytest.mark.pitfall(6)
 def test_a_prompt_is_never_cut(family):
     """60 tokens and 4 new ones just fit a context of 64; 61 do not, and nothing is truncated to make them fit."""
     policy = family()
-    sampler = Sampler(4, (END,), PAD)
-    (response,) = sampler.responses(policy, [[6] * 60])
-    batch, _ = sampled_batch([[6] * 60], [response], PAD)
+    sampler = LocalSampler(4, (END,), PAD)
+    (response,) = sampler.token_ids(policy, [[6] * 60])
+    batch = tiny.responses_of([[6] * 60], [response]).batch
     assert batch.input_ids[0, :60].tolist() == [6] * 60
     with pytest.raises(UserError, match="a prompt of 61 tokens and 4 new ones exceed the model's context of 64"):
-        sampler.responses(policy, [[6] * 61])
+        sampler.token_ids(policy, [[6] * 61])
 
 
 @pytest.mark.pitfall(8)
@@ -72,12 +72,11 @@ def test_every_stop_token_ends_a_response(tmp_path, tokenizer):
     assert loaded.generation_config.eos_token_id == [END, STOP]
     stops = stop_tokens(loaded, tokenizer)
     assert stops == (END, STOP)
-    sampler = Sampler(3, stops, PAD)
+    sampler = LocalSampler(3, stops, PAD)
     responses = [sampler._until_end(row) for row in ([6, STOP, 9], [6, END, PAD], [6, 7, 8])]
     assert responses == [[6, STOP], [6, END], [6, 7, 8]]
-    ended = torch.tensor([sampler.ended(response) for response in responses])
-    batch, _ = sampled_batch([[USER]] * 3, responses, PAD)
-    assert MissingEnd(1.5)(Sampled(batch, ended, [], [])).tolist() == [0, 0, -1.5]
+    ended = [sampler.ended(response) for response in responses]
+    assert MissingEnd(1.5)(tiny.responses_of([[USER]] * 3, responses, ended)).tolist() == [0, 0, -1.5]
 
 
 @pytest.mark.pitfall(8)
@@ -89,7 +88,7 @@ def test_generation_stops_at_either(tokenizer):
         torch.nn.init.zeros_(policy.lm_head.weight)
         torch.nn.init.zeros_(policy.lm_head.bias)
         policy.lm_head.bias.data[stop] = 50.0
-        assert Sampler(3, (END, STOP), PAD).responses(policy, [[6], [7, 8]]) == [[stop], [stop]]
+        assert LocalSampler(3, (END, STOP), PAD).token_ids(policy, [[6], [7, 8]]) == [[stop], [stop]]
 
 
 @pytest.mark.pitfall(9)
@@ -105,7 +104,7 @@ def test_sampling_follows_the_logprobs_that_are_trained(family):
     policy.generation_config = own
     torch.manual_seed(0)
     draws = 20_000
-    responses = Sampler(1, (END,), PAD, 0.7, rows=draws).responses(policy, [[6, 8]] * draws)
+    responses = LocalSampler(1, (END,), PAD, 0.7, rows=draws).token_ids(policy, [[6, 8]] * draws)
     found = torch.bincount(torch.tensor(responses)[:, 0], minlength=tiny.VOCABULARY) / draws
     batch = collate([Example([6, 8], [token]) for token in range(tiny.VOCABULARY)], PAD)
     with torch.no_grad():

@@ -7,7 +7,8 @@ import tiny
 from rlhf_core.algorithms.base.sft import SFT
 from rlhf_core.common.batch import Example, Outputs, collate
 from rlhf_core.common.errors import UserError
-from rlhf_core.feedback.judgements import Judgement, pairs_from_judgements
+from rlhf_core.feedback.judgement import Judgement
+from rlhf_core.feedback.judgements import preferences
 from rlhf_core.maths.losses import token_logprobs
 from rlhf_core.models.forward import policy_outputs
 from rlhf_core.models.store import fit_vocabulary
@@ -32,7 +33,7 @@ def test_preferences_keep_the_sampled_ids(tmp_path, tokenizer):
         checkpoint="none",
         order=0,
     )
-    pairs, _ = pairs_from_judgements([judgement])
+    pairs, _ = preferences([judgement])
     write_jsonl(tmp_path / "preferences.jsonl", pairs)
     ((chosen, rejected),) = preference_units(tmp_path / "preferences.jsonl", tokenizer)
     assert (chosen.response_ids, rejected.response_ids) == ([7], [6, 8])

@@ -1,16 +1,17 @@
-"""Exact answers: one function reads references and responses; numbers by value; patterns of users end in time."""
+"""Exact answers: one function for references and responses, numbers by value, a time limit for users' patterns."""
 
 import pytest
-import torch
 
 from rlhf_core.common.errors import UserError
+from rlhf_core.models.responses import Response, Responses
 from rlhf_core.scoring.answers import TIME_LIMIT, normal_answer, read_answer
-from rlhf_core.scoring.rewards import ExactMatch, Format, Sampled
+from rlhf_core.scoring.rewards import ExactMatch, Format
 from tasks.data.fields import Fields
 from tasks.data.formats import parse_row
+from tiny import PAD
 
 PATTERN = r"####\s*(.+)$"
-SLOW = r"((?:a|aa)+)$"  # exponential on a run of a's that does not end the line
+SLOW = r"((?:a|aa)+)$"  # exponential on a run of a's before the end of the line
 
 
 @pytest.mark.parametrize(
@@ -35,8 +36,8 @@ def test_an_answer_is_the_last_match_or_a_short_text_as_a_whole(text, answer):
     assert read_answer(PATTERN, text) == answer
 
 
-def test_reference_and_response_are_read_alike():
-    """Whatever the text, a response that repeats the reference is right."""
+def test_references_and_responses_are_read_in_the_same_way():
+    """A response that repeats the reference is correct for every text."""
     reward = ExactMatch(PATTERN)
     for text in ("so\n#### 5\nor rather\n#### 6\nEnd.", "#### 3, 4", "5", "1,200", "#### $5.00.", "Zürich"):
         row = parse_row(Fields("d", 1, {"question": "?", "answer": text}), "question_answer", PATTERN)
@@ -76,7 +77,7 @@ def test_answers_that_are_equal(one, other, equal):
     assert (normal_answer(one) == normal_answer(other)) is equal
 
 
-def test_a_pattern_that_backtracks_without_end_is_named():
+def test_a_pattern_with_catastrophic_backtracking_is_named():
     text = "a" * 80 + "!"
     for search in (
         lambda: read_answer(SLOW, text),
@@ -86,11 +87,11 @@ def test_a_pattern_that_backtracks_without_end_is_named():
         with pytest.raises(UserError, match=rf"prepare.answer_pattern .* took more than {TIME_LIMIT:g} s on one text"):
             search()
     with pytest.raises(UserError, match=r"policy.rewards: pattern .* took more than"):
-        Format(r"(a|aa)+")(Sampled(None, torch.zeros(1), [], [text]))
+        Format(r"(a|aa)+")(Responses([], [Response([6], text, ended=True)], PAD))
 
 
 def test_a_wrong_pattern_is_named():
     with pytest.raises(UserError, match=r"^prepare.answer_pattern '\(' is not a regular expression"):
         read_answer("(", "a")
-    with pytest.raises(UserError, match=r"prepare.answer_pattern 'a' needs one group"):
+    with pytest.raises(UserError, match=r"prepare.answer_pattern 'a' must have exactly one group"):
         read_answer("a", "a")

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from rlhf_core.common.batch import Example, collate
 from rlhf_core.common.errors import UserError
+from rlhf_core.models.responses import Response, Responses
 from rlhf_core.models.tokens import Prompt
 from rlhf_core.scoring.rewards import (
     ExactMatch,
@@ -17,12 +17,11 @@ from rlhf_core.scoring.rewards import (
     MissingEnd,
     ModelReward,
     PythonReward,
-    Sampled,
     WeightedSum,
 )
-from tasks.common.rewards import import_function, make_reward
-from tasks.params.schema import apply_overrides, validate
-from tiny import END, PAD
+from tasks.params.load import validate, with_values
+from tasks.rewards.terms import import_function, make_reward
+from tiny import END, PAD, responses_of
 from tools.closure import ROOT
 
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -30,10 +29,19 @@ RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 def sampled():
     """Two responses of 3 and 2 tokens; the second was cut off."""
-    batch = collate([Example([6], [7, 8, END]), Example([6], [7, 8])], PAD)
     prompts = [Prompt([{"role": "user", "content": "a"}], [6], answer) for answer in ("4", "5")]
-    texts = ["<think>two and two</think> #### 4", "#### 4"]
-    return Sampled(batch, torch.tensor([True, False]), prompts, texts)
+    first = Response([7, 8, END], "<think>two and two</think> #### 4", ended=True)
+    return Responses(prompts, [first, Response([7, 8], "#### 4", ended=False)], PAD)
+
+
+def test_responses_make_their_tensors():
+    """One prompt token and at most three response tokens: 1 + 3 columns, the missing one a pad."""
+    responses = sampled()
+    assert len(responses) == 2
+    assert responses.batch.input_ids.tolist() == [[6, 7, 8, END], [6, 7, 8, PAD]]
+    assert responses.batch.response_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert (responses.ended.dtype, responses.ended.tolist()) == (torch.bool, [True, False])
+    assert responses.texts == ["<think>two and two</think> #### 4", "#### 4"]
 
 
 def test_each_term_alone():
@@ -45,8 +53,7 @@ def test_each_term_alone():
 
 def test_scores_of_the_reward_model_are_held_within_the_clamp(monkeypatch):
     """Of -5, 0.5 and 4 within ±3: -3, 0.5 and 3. Rows are scored two at a time."""
-    row = Example([6], [7, END])
-    three = Sampled(collate([row] * 3, PAD), torch.ones(3, dtype=torch.bool), [], [])
+    three = responses_of([[6]] * 3, [[7, END]] * 3)
     raw = torch.tensor([-5.0, 0.5, 4.0])
     for clamp, expected in ((None, [-5, 0.5, 4]), (3.0, [-3, 0.5, 3])):
         parts = iter((raw[:2], raw[2:]))
@@ -55,7 +62,8 @@ def test_scores_of_the_reward_model_are_held_within_the_clamp(monkeypatch):
 
 
 def test_format_matches_the_whole_response_over_lines():
-    assert Format("<a>.*</a>")(Sampled(None, torch.zeros(2), [], ["<a>x\ny</a>\n", "so <a>x</a>"])).tolist() == [1, 0]
+    responses = [Response([6], text, ended=True) for text in ("<a>x\ny</a>\n", "so <a>x</a>")]
+    assert Format("<a>.*</a>")(Responses([Prompt([], [6])] * 2, responses, PAD)).tolist() == [1, 0]
 
 
 def test_a_wrong_pattern_is_named():
@@ -81,7 +89,7 @@ def test_a_function_sees_prompts_responses_and_answers():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda *_: 1 / 0, "reward f raised ZeroDivisionError: division by zero. Mend the function."),
+        (lambda *_: 1 / 0, "reward f raised ZeroDivisionError: division by zero. Correct the function."),
         (lambda *_: [1.0], "reward f gave 1 numbers for 2 responses. Return one for each."),
         (lambda *_: [1.0, "good"], "reward f gave 'good' for response 1. Return numbers."),
         (lambda *_: None, "reward f raised TypeError"),
@@ -114,7 +122,7 @@ def test_a_function_is_imported_by_its_path(tmp_path, monkeypatch):
 
 def error(rewards):
     with pytest.raises(UserError) as caught:
-        validate(apply_overrides(RAW, {"policy.rewards": rewards}))
+        validate(with_values(RAW, {"policy.rewards": rewards}))
     return str(caught.value)
 
 
@@ -131,20 +139,20 @@ def test_a_term_named_twice_is_refused_with_the_parameters():
     assert "rewards names a term twice: model, model" in error([{"name": "model"}, {"name": "model", "clamp": 1.0}])
     terms = [{"name": "python", "function": f"{module}:brevity"} for module in ("mine", "yours")]
     assert "rewards names a term twice: brevity, brevity" in error(terms)
-    validate(apply_overrides(RAW, {"policy.rewards": [{"name": "model"}, {"name": "length"}]}))
+    validate(with_values(RAW, {"policy.rewards": [{"name": "model"}, {"name": "length"}]}))
 
 
 def test_patterns_are_checked_with_the_parameters():
-    for pattern, message in (("(", "is not a regular expression"), ("a", "needs one group")):
+    for pattern, message in (("(", "is not a regular expression"), ("a", "must have exactly one group")):
         with pytest.raises(UserError, match=message):
-            validate(apply_overrides(RAW, {"prepare.answer_pattern": pattern}))
+            validate(with_values(RAW, {"prepare.answer_pattern": pattern}))
 
 
 def make(rewards, kind, folder, monkeypatch, accelerator=None):
     monkeypatch.chdir(folder)
     (folder / "data" / "prepared").mkdir(parents=True, exist_ok=True)
     (folder / "data" / "prepared" / "card.json").write_text(json.dumps({"kind": kind}))
-    return make_reward(validate(apply_overrides(RAW, {"policy.rewards": rewards})), accelerator, 8)
+    return make_reward(validate(with_values(RAW, {"policy.rewards": rewards})), accelerator, 8)
 
 
 def test_the_list_as_a_whole(tmp_path, monkeypatch):
@@ -156,7 +164,7 @@ def test_the_list_as_a_whole(tmp_path, monkeypatch):
 
 def test_the_clamp_in_the_parameters_is_the_reward_models(accelerator, tmp_path, monkeypatch):
     """Twice the score, which is held within ±1.5."""
-    monkeypatch.setattr("tasks.common.rewards.load_reward_model", lambda path: torch.nn.Linear(1, 1))
+    monkeypatch.setattr("tasks.rewards.terms.load_reward_model", lambda path: torch.nn.Linear(1, 1))
     monkeypatch.setattr("rlhf_core.scoring.rewards.scores", lambda model, batch: torch.tensor([-2.0, 1.0]))
     reward = make([{"name": "model", "weight": 2.0, "clamp": 1.5}], "helpdesk", tmp_path, monkeypatch, accelerator)
     assert reward(sampled())[0].tolist() == [-3, 2]

@@ -1,4 +1,4 @@
-"""Rows that cannot be read are dropped with a reason; a source whose first row lacks a field is refused."""
+"""Unreadable rows are dropped with a reason. A source whose first row lacks a field is rejected."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import yaml
 from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source
 from tasks.data.readers import first_rows, read_rows
-from tasks.params.schema import apply_overrides, validate
-from tasks.stages.prepare import _user_data
+from tasks.params.load import validate, with_values
+from tasks.stages.prepare import _prepared
 from tools.closure import ROOT
 
 GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}
@@ -29,7 +29,7 @@ def faults(path, *rows, format="auto"):
 
 
 @pytest.mark.pitfall(38)
-def test_each_row_that_cannot_be_read_says_why(tmp_path):
+def test_each_unreadable_row_has_a_reason(tmp_path):
     found = faults(
         tmp_path,
         GOOD,
@@ -57,21 +57,21 @@ def test_each_row_that_cannot_be_read_says_why(tmp_path):
         "JSON nested too deeply",
         found[8],
         found[9],
-        "label that is no number",
+        "label not a number",
         "label outside 0 to 1",
         "NaN in 'label'",
     ]
-    assert found[8].startswith("a message of 'prompt' with the role 'tool'")
-    assert found[9].startswith("a message of 'prompt' with the role ['user']")
+    assert found[8].startswith("unknown role 'tool' of a message in 'prompt' (known roles: user, ")
+    assert found[9].startswith("unknown role ['user'] of a message in 'prompt' ")
 
 
 @pytest.mark.pitfall(38)
 def test_a_null_in_the_first_row_does_not_hide_the_format(tmp_path):
-    """The first row's label is null, yet the rows are good and bad responses, not demonstrations."""
+    """The first row's label is null, but the rows are good and bad responses, not demonstrations."""
     row = {"prompt": "a", "response": "b"}
     assert faults(tmp_path, row | {"label": None}, row | {"label": True}) == ["no value in 'label'", ""]
     assert faults(tmp_path, row | {"score": float("nan")}, row | {"score": 3}) == ["NaN in 'score'", ""]
-    # A column that is null throughout is no column.
+    # A column that is always null is ignored.
     assert [row.kind for row in read_rows(lines(tmp_path / "d.jsonl", row | {"label": None}), "")] == ["demonstration"]
 
 
@@ -94,25 +94,25 @@ def test_a_null_in_the_first_row_does_not_hide_the_format(tmp_path):
         ({"prompt": "a", "answr": "b"}, "demonstration", "'response' or 'completion' or 'output'", None),
     ],
 )
-def test_a_misspelt_field_is_named_with_the_nearest(tmp_path, row, format, missing, near):
+def test_a_misspelt_field_is_named_with_the_similar_name(tmp_path, row, format, missing, near):
     with pytest.raises(UserError) as caught:
         read_rows(lines(tmp_path / "d.jsonl", row, GOOD), "", format)
     message = str(caught.value)
     assert message.startswith("d.jsonl, line 1: the field ")
     assert missing in message.split(" is missing", maxsplit=1)[0]
-    assert f"; fields there: {', '.join(sorted(row))}. " in message
-    assert (f"; '{near}' is nearest" in message and f"Rename '{near}'" in message) if near else "nearest" not in message
+    assert f"; the row has: {', '.join(sorted(row))}. " in message
+    assert (f"; '{near}' is similar" in message and f"Rename '{near}'" in message) if near else "similar" not in message
 
 
-def test_fields_that_are_merely_alike_are_left_alone(tmp_path):
+def test_fields_with_similar_but_other_names_are_ignored(tmp_path):
     row = {"prompt": "a", "response": "b", "sources": ["x"], "labels": ["y"], "scores": {}, "category": "z"}
     assert [row.kind for row in read_rows(lines(tmp_path / "d.jsonl", row), "")] == ["demonstration"]
 
 
-def test_a_source_none_of_whose_first_rows_can_be_read_is_refused(tmp_path):
+def test_a_source_without_a_readable_first_row_is_rejected(tmp_path):
     bad = {"prompt": "a", "chosen": "b", "rejected": None}
     path = lines(tmp_path / "d.jsonl", *[bad] * 20, GOOD)
-    with pytest.raises(UserError, match=r"^d.jsonl, line 1: no value in 'rejected'. None of the first 20 rows can be"):
+    with pytest.raises(UserError, match=r"^d.jsonl, line 1: no value in 'rejected'. None of the first 20 rows is read"):
         read_rows(path, "", "preference")
     assert [bool(row.fault) for row in read_rows(lines(path, *[bad] * 19, GOOD), "", "preference")] == [True] * 19 + [
         False
@@ -127,7 +127,7 @@ def test_first_rows_are_read_without_the_rest(tmp_path):
     assert [row.line for row in first_rows(path, "auto", count=2)] == [1, 2]
     with pytest.raises(UserError, match="line 31 is not UTF-8"):
         read_rows(path, "")
-    # The first chunk of a list holds 20 rows; what is broken far behind them is not looked at.
+    # The first chunk of a list contains 20 rows; errors far behind them are not seen.
     lists = tmp_path / "d.json"
     lists.write_text("[" + ",".join([json.dumps(GOOD | {"prompt": "x" * 30_000})] * 100) + ",")
     assert len(first_rows(lists, "auto")) == 20
@@ -135,7 +135,7 @@ def test_first_rows_are_read_without_the_rest(tmp_path):
         read_rows(lists, "")
 
 
-def test_first_rows_of_text_need_no_heavy_library(tmp_path):
+def test_first_rows_of_text_import_no_heavy_library(tmp_path):
     path = lines(tmp_path / "d.jsonl", GOOD)
     code = (
         "import sys; from pathlib import Path; from tasks.data.readers import first_rows;"
@@ -152,8 +152,8 @@ def refused(path):
     return str(caught.value)
 
 
-def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
-    """Opening a pipe that nobody writes to would wait for ever."""
+def test_a_path_that_is_not_a_file_is_rejected_without_opening_it(tmp_path):
+    """Opening a pipe without a writer would block forever."""
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert "is not a file or folder on a disk" in refused(tmp_path / "pipe.jsonl")
     folder = tmp_path / "folder"
@@ -169,7 +169,7 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
         (tmp_path / "link").unlink()
 
 
-def test_links_in_a_circle_are_refused(tmp_path):
+def test_circular_links_are_rejected(tmp_path):
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "b.jsonl")
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
     assert "a.jsonl cannot be read: " in refused(tmp_path / "a.jsonl")
@@ -178,17 +178,17 @@ def test_links_in_a_circle_are_refused(tmp_path):
     lines(folder / "d.jsonl", GOOD)
     assert len(first_rows(folder.parent, "auto")) == 1
     (folder / "up").symlink_to(folder.parent)
-    assert "inner/up is a link to a folder. Copy that folder here, or take the link out" in refused(folder.parent)
+    assert "inner/up is a link to a folder. Copy that folder here, or remove the link" in refused(folder.parent)
 
 
-def test_a_folder_that_is_a_whole_disk_is_refused(tmp_path, monkeypatch):
+def test_a_folder_with_too_many_files_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.data.readers.MOST_FILES", 2)
     for name in "abc":
         lines(tmp_path / f"{name}.jsonl", GOOD)
-    assert "holds more than 2 files" in refused(tmp_path)
+    assert "contains more than 2 files" in refused(tmp_path)
 
 
-def test_a_row_without_end_is_refused_at_a_bound(tmp_path, monkeypatch):
+def test_a_row_without_end_is_rejected_at_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.data.text_files.LONGEST_ROW", 1000)
     assert "line 1 has more than 1,000 characters" in refused(
         lines(tmp_path / "d.jsonl", GOOD | {"prompt": "a" * 1000})
@@ -208,8 +208,8 @@ def test_a_file_name_that_is_not_utf8_can_be_written_into_the_card(tmp_path):
     assert row.file == f"{tmp_path.name}/?.jsonl"
 
 
-def test_prepare_drops_them_and_lists_them_by_line(tmp_path):
-    """A lone surrogate, half an emoji, would stop the tokenizer that is fitted to the texts."""
+def test_prepare_drops_unreadable_rows_and_lists_them_by_line(tmp_path):
+    """A lone surrogate, half of an emoji, would make the tokenizer's training fail."""
     demonstrations = [{"prompt": f"prompt {number}", "response": f"so {number}"} for number in range(60)]
     broken = [
         {"prompt": "a", "response": "half \ud83d"},
@@ -218,16 +218,16 @@ def test_prepare_drops_them_and_lists_them_by_line(tmp_path):
     ]
     lines(tmp_path / "d.jsonl", *demonstrations[:2], *broken, *demonstrations[2:])
     overrides = {"prepare.format": "demonstration", "prepare.path": str(tmp_path / "d.jsonl")}
-    raw = apply_overrides(yaml.safe_load((ROOT / "params.yaml").read_text()), overrides)
+    raw = with_values(yaml.safe_load((ROOT / "params.yaml").read_text()), overrides)
     params = validate(raw)
-    _, files, card = _user_data(params, model_source(params.model, ROOT))
+    _, files, card = _prepared(params, model_source(params.model, ROOT))
     assert card["dropped_rows"] == [
-        {"file": "d.jsonl", "line": 3, "reason": "not Unicode text"},
+        {"file": "d.jsonl", "line": 3, "reason": "invalid Unicode text"},
         {"file": "d.jsonl", "line": 4, "reason": "no value in 'response'"},
         {"file": "d.jsonl", "line": 5, "reason": "JSON nested too deeply"},
     ]
     assert (card["read"], card["kept"], len(files["prompts_test"])) == (63, 60, 6)
-    strict = validate(apply_overrides(raw, {"prepare.max_dropped": 0.04}))
+    strict = validate(with_values(raw, {"prepare.max_dropped": 0.04}))
     message = r"3 of 63 rows cannot be used.* 1 no value in 'response' \(first: d.jsonl, line 4\)"
     with pytest.raises(UserError, match=message):
-        _user_data(strict, model_source(strict.model, ROOT))
+        _prepared(strict, model_source(strict.model, ROOT))

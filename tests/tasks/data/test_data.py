@@ -1,4 +1,4 @@
-"""From rows as read to the files of data/prepared: dropping, splitting, and the data card."""
+"""From raw rows to the files of data/prepared: cleaning, splitting, and the data card."""
 
 import json
 from collections import Counter
@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from rlhf_core.common.errors import UserError
-from tasks.data.clean import PAIRED_KINDS, check_dropped, clean, split_by_prompt, to_prepared
+from tasks.data.clean import check_dropped, clean, split_by_prompt, to_prepared
 from tasks.data.data_card import card_markdown, data_card, length_summary
 from tasks.data.formats import RawRow
 from tasks.files.jsonl import read_jsonl, write_jsonl
@@ -27,7 +27,7 @@ def demo(line, prompt, response="yes", **more):
 
 
 def count_words(messages, response):
-    """Tokens are words; each side has one more, for the generation prompt and for the end."""
+    """Tokens are words; each side has one more token, the generation prompt or the end token."""
     return sum(len(message["content"].split()) for message in messages) + 1, len(response.split()) + 1
 
 
@@ -36,9 +36,9 @@ def cleaned(rows, **limits):
 
 
 @pytest.mark.pitfall(6)
-def test_every_reason_to_drop_is_listed_by_line():
+def test_dropped_rows_are_listed_with_line_and_reason():
     rows = [
-        pair(1, "a b c", "d e f"),  # 4 tokens each: just fits
+        pair(1, "a b c", "d e f"),  # 4 tokens each, the limit
         pair(2, " \n"),
         pair(3, "a", chosen=" "),
         pair(4, "a", rejected=""),
@@ -60,16 +60,16 @@ def test_every_reason_to_drop_is_listed_by_line():
             (2, "empty prompt"),
             (3, "empty response"),
             (4, "empty response"),
-            (5, "equal on both sides"),
-            (6, "differing prompts"),
+            (5, "chosen equal to rejected"),
+            (6, "different prompts for chosen and rejected"),
             (7, "prompt too long"),
             (8, "response too long"),
-            (9, "not Unicode text"),
+            (9, "invalid Unicode text"),
             (10, "duplicate"),
             (11, "empty prompt"),
             (12, "no value in 'chosen'"),
-            (13, "not Unicode text"),
-            (14, "not Unicode text"),
+            (13, "invalid Unicode text"),
+            (14, "invalid Unicode text"),
         ]
     ]
     assert result.rows == [rows[0]]
@@ -86,8 +86,8 @@ def ranking(line, prompt, responses, ranks, **more):
     return RawRow("d.jsonl", line, user(prompt), ranked=tuple(responses), ranks=tuple(ranks), **more)
 
 
-def test_scores_and_ranks_that_cannot_be_used_are_listed_by_line():
-    """The scale is 1 to 5 unless another is given; ranks only have to be numbers."""
+def test_invalid_scores_and_ranks_are_listed_with_line_and_reason():
+    """The scale is 1 to 5 by default. Ranks must only be numbers."""
     rows = [
         rating(1, "a", "b", 1),
         rating(2, "a", "c", 5.0),
@@ -111,32 +111,32 @@ def test_scores_and_ranks_that_cannot_be_used_are_listed_by_line():
     assert [(row["line"], row["reason"]) for row in cleaned(rows).dropped] == [
         (3, "score outside 1 to collect.scale 5"),
         (4, "score outside 1 to collect.scale 5"),
-        (5, "score that is no number"),
-        (6, "score that is no number"),
-        (7, "score that is no number"),
+        (5, "score not a number"),
+        (6, "score not a number"),
+        (7, "score not a number"),
         (8, "duplicate"),
         (11, "ranking of fewer than 2 different responses"),
         (12, "ranking of fewer than 2 different responses"),
-        (13, "responses and ranks differ in number"),
-        (14, "rank that is no number"),
+        (13, "different numbers of responses and ranks"),
+        (14, "rank not a number"),
         (15, "empty response"),
         (16, "ranking of fewer than 2 different responses"),
-        (18, "margin that is no number"),
+        (18, "margin not a number"),
     ]
     assert [row["line"] for row in cleaned([rating(1, "a", "b", 7), rating(2, "a", "b", 11)], scale=10).dropped] == [2]
 
 
 @pytest.mark.pitfall(6)
-def test_context_has_room_for_prompt_and_longest_response():
-    """A prompt of 2 and up to 3 response tokens fit a context of 5; one of 3 does not, however short its response."""
+def test_context_must_fit_prompt_and_longest_response():
+    """A prompt of 2 tokens and up to 3 response tokens fit a context of 5. A prompt of 3 tokens never does."""
     rows = [demo(1, "a", "b c"), demo(2, "a b", "b")]
     assert cleaned(rows, max_response_tokens=3, context=5).dropped == [
-        {"file": "d.jsonl", "line": 2, "reason": "longer than the context of 5 with max_response_tokens 3 to come"}
+        {"file": "d.jsonl", "line": 2, "reason": "prompt plus max_response_tokens 3 longer than the context of 5"}
     ]
     assert cleaned(rows, max_response_tokens=3, context=6).dropped == []
 
 
-def test_only_rows_alike_in_everything_are_duplicates():
+def test_only_identical_rows_are_duplicates():
     rows = [pair(1, "a"), pair(2, "a", "no", "yes"), pair(3, "a", "maybe"), pair(4, "A"), pair(5, "a")]
     assert [row["line"] for row in cleaned(rows).dropped] == [5]
     labels = [pair(1, "a"), pair(2, "a", label=0.5), pair(3, "a", label=0.75), pair(4, "a", label=0.5)]
@@ -147,13 +147,13 @@ def test_only_rows_alike_in_everything_are_duplicates():
     assert [row["line"] for row in cleaned(labelled).dropped] == [3]
 
 
-def test_a_fault_repeated_is_a_fault_each_time():
-    """Otherwise a file that repeats one broken row would pass as mere duplicates."""
+def test_a_repeated_fault_counts_each_time():
+    """Otherwise a file that repeats one broken row would only have duplicates."""
     assert [row["reason"] for row in cleaned([demo(1, "a", ""), demo(2, "a", "")]).dropped] == ["empty response"] * 2
 
 
-def test_too_many_dropped_rows_stop():
-    """1 of 20 is 5 %: allowed. 2 of 20 are not. Duplicates don't count."""
+def test_too_many_dropped_rows_are_an_error():
+    """1 of 20 rows is 5 % and allowed, 2 of 20 rows are not. Duplicates do not count."""
     good = [demo(line, f"p{line}") for line in range(1, 18)]
     result = cleaned([*good, demo(18, "p1"), demo(19, "p2"), demo(20, "a", "")])
     check_dropped(result, 0.05)
@@ -161,9 +161,9 @@ def test_too_many_dropped_rows_stop():
     with pytest.raises(UserError) as caught:
         check_dropped(result, 0.05)
     assert str(caught.value) == (
-        "2 of 20 rows cannot be used, more than prepare.max_dropped 0.05: "
-        "1 prompt too long (first: d.jsonl, line 19); 1 empty response (first: d.jsonl, line 20). "
-        "Mend the rows, change the token limits, or raise prepare.max_dropped."
+        "2 of 20 rows are unusable, more than prepare.max_dropped 0.05 allows: "
+        "prompt too long (1, first in d.jsonl, line 19); empty response (1, first in d.jsonl, line 20). "
+        "Correct the rows, change the token limits, or raise prepare.max_dropped."
     )
 
 
@@ -171,7 +171,7 @@ def lines(splits):
     return {name: sorted(row.line for row in rows) for name, rows in splits.items()}
 
 
-def test_splits_have_their_shares_of_the_prompts():
+def test_splits_have_their_fractions_of_the_prompts():
     """50 prompts, two rows each: 30, 5, 5 and 10 prompts."""
     splits = split_by_prompt([pair(line, f"p{line % 50}") for line in range(100)], FRACTIONS, seed=0)
     assert {name: len(rows) for name, rows in splits.items()} == {
@@ -186,23 +186,23 @@ def test_splits_have_their_shares_of_the_prompts():
             assert where.setdefault(row.prompt[0]["content"], name) == name
 
 
-def test_prompts_that_differ_in_case_and_spaces_only_stay_together():
+def test_prompts_that_differ_only_in_case_and_spaces_share_a_split():
     rows = [pair(line, text) for line, text in enumerate(["Why  me?", "why me?", " Why me? ", *"abcdefghi"])]
     together = [{0, 1, 2} & set(part) for part in lines(split_by_prompt(rows, FRACTIONS, seed=0)).values()]
     assert sorted(map(len, together)) == [0, 0, 0, 3]
 
 
-def test_split_depends_on_seed_and_prompt_not_on_order():
+def test_split_depends_on_seed_and_prompts_but_not_on_order():
     rows = [pair(line, f"p{line}") for line in range(40)]
     splits = lines(split_by_prompt(rows, FRACTIONS, seed=1))
     assert lines(split_by_prompt(rows[::-1], FRACTIONS, seed=1)) == splits
     assert lines(split_by_prompt(rows, FRACTIONS, seed=2)) != splits
 
 
-def test_split_that_would_stay_empty_is_named():
-    """The bounds of 4 prompts are round(2.4), round(2.8), round(3.2) and 4: nothing lies between 3 and 3."""
+def test_an_empty_split_is_an_error():
+    """The bounds for 4 prompts are round(2.4), round(2.8), round(3.2) and 4: the slice from 3 to 3 is empty."""
     rows = [pair(line, f"p{line}") for line in range(4)]
-    with pytest.raises(UserError, match=r"4 different prompts are too few .* development 0.1, .*: test stays empty"):
+    with pytest.raises(UserError, match=r"4 distinct prompts are too few .* development 0.1, .*: test is empty"):
         split_by_prompt(rows, FRACTIONS, seed=0)
     assert lines(split_by_prompt(rows, {"train": 1.0, "judge": 0.0}, seed=0)) == {"train": [0, 1, 2, 3], "judge": []}
     for wrong in ({"train": 1.1, "test": -0.1}, {"train": 0.5, "test": 0.4}):
@@ -233,7 +233,7 @@ def test_preferences_become_demonstrations_prompts_and_pairs():
 
 
 @pytest.mark.pitfall(38)
-def test_labels_of_pairs_are_passed_on_and_a_tie_is_no_demonstration():
+def test_labels_of_pairs_are_kept_and_a_tie_is_not_a_demonstration():
     splits = {
         "train": [pair(1, "a", "b", "c", label=0.75), pair(2, "a", "d", "e", label=0.5)],
         "development": [pair(3, "e", "f", "g", label=0.5)],
@@ -246,7 +246,7 @@ def test_labels_of_pairs_are_passed_on_and_a_tie_is_no_demonstration():
     assert files["prompts_test"] == [{"prompt": user("k"), "response": "l"}]
 
 
-def test_prompts_alone_have_neither_demonstrations_nor_references():
+def test_prompts_without_responses_yield_no_demonstrations_or_references():
     splits = {name: [RawRow("d.jsonl", 1, user(name))] for name in ("train", "development", "test")}
     files = to_prepared(splits, "prompts")
     assert files == {f"prompts_{name}": [{"prompt": user(name)}] for name in splits}
@@ -280,7 +280,7 @@ UNPAIRED = {
 }
 
 
-def test_unpaired_rows_stay_as_they_are():
+def test_unpaired_rows_are_kept_unchanged():
     assert to_prepared(UNPAIRED, "unpaired") == {
         "demonstrations_train": [{"prompt": user("a"), "response": "good"}, {"prompt": user("a"), "response": "fine"}],
         "demonstrations_development": [{"prompt": user("c"), "response": "good"}],
@@ -295,11 +295,10 @@ def test_unpaired_rows_stay_as_they_are():
         ],
         "unpaired_development": [{"prompt": user("c"), "response": "good", "label": True}],
     }
-    assert PAIRED_KINDS == ("preference", "unpaired", "ratings", "rankings")
 
 
-def test_ratings_stay_as_they_are_and_the_best_of_a_prompt_is_its_demonstration():
-    """On 1 to 5 the middle is 3: prompt b's best, rated 3, is no example to follow."""
+def test_ratings_are_kept_and_the_best_of_a_prompt_is_its_demonstration():
+    """On a scale of 1 to 5 the middle is 3, so the best response to prompt b, rated 3, is not a demonstration."""
     splits = {
         "train": [rating(1, "a", "x", 4), rating(2, "a", "y", 5, source="s"), rating(3, "b", "z", 3)],
         "development": [rating(4, "c", "u", 4), rating(5, "c", "v", 4)],
@@ -341,7 +340,7 @@ def test_rankings_keep_their_order_and_the_first_of_the_best_is_the_demonstratio
 
 
 def test_card_accounts_for_every_row():
-    """Eight rows kept, one dropped; lines 6 and 8 are bad responses to prompts that are judged on only."""
+    """Eight rows are kept and one is dropped. Lines 6 and 8 are bad responses in `test`, so they are unused."""
     result = cleaned([row for rows in UNPAIRED.values() for row in rows] + [demo(9, "f", "", label=True)])
     card = data_card("d.jsonl", "unpaired", result, to_prepared(UNPAIRED, "unpaired"))
     assert (card["read"], card["kept"], card["dropped"]) == (9, 8, {"empty response": 1})
@@ -353,13 +352,13 @@ def test_card_accounts_for_every_row():
     assert json.loads(json.dumps(card)) == card
 
 
-def test_card_refuses_a_prompt_in_two_splits():
+def test_card_rejects_a_prompt_in_two_splits():
     files = {"prompts_train": [{"prompt": user("Why?")}], "prompts_test": [{"prompt": user("why? ")}], "threads": []}
     with pytest.raises(ValueError, match="'train/test': 1"):
         data_card("d.jsonl", "demonstration", cleaned([]), files)
 
 
-def test_histogram_bins_double_and_hold_everything():
+def test_histogram_bins_double_in_width_and_cover_all_lengths():
     """1..8 | 9..16 | 17..32: counts 2, 0, 2. The lower median of 1, 8, 17, 20 is 8."""
     summary = length_summary([20, 1, 17, 8])
     assert (summary["min"], summary["median"], summary["max"]) == (1, 8, 20)
@@ -371,7 +370,7 @@ def test_histogram_bins_double_and_hold_everything():
     assert length_summary([]) == {"bins": []}
 
 
-def test_card_reads_well():
+def test_card_as_markdown():
     result = cleaned(
         [demo(1, "a", "b"), demo(2, "c", "d e f"), demo(3, "e", ""), *(demo(n, "a", "b") for n in range(4, 26))]
     )
@@ -384,24 +383,24 @@ def test_card_reads_well():
         "\n## Files\n"
         "| file | rows |\n|---|---:|\n"
         "| prompts_train.jsonl | 1 |\n"
-        "\nPrompts that two splits share: there is one split.\n"
+        "\nPrompts shared by two splits: only one split.\n"
         "\n## Dropped\n"
         "| reason | rows | where |\n|---|---:|---|\n"
         f"| duplicate | 22 | d.jsonl, line {first_twenty} and 2 more, listed in card.json |\n"
         "| empty response | 1 | d.jsonl, line 3 |\n"
-        "\nKept, but of no use to a stage: d.jsonl, line 2.\n"
+        "\nKept, but not used by any stage: d.jsonl, line 2.\n"
         "\n## Prompt length in tokens\n"
-        "Least 2, median 2, greatest 2.\n"
+        "Minimum 2, median 2, maximum 2.\n"
         "\n| tokens | count | |\n|---|---:|---|\n"
         f"| 0–8 | 2 | {'█' * 30} |\n"
         "\n## Response length in tokens\n"
-        "Least 2, median 2, greatest 4.\n"
+        "Minimum 2, median 2, maximum 4.\n"
         "\n| tokens | count | |\n|---|---:|---|\n"
         f"| 0–8 | 2 | {'█' * 30} |\n"
     )
 
 
-def test_files_come_back_as_written(tmp_path):
+def test_files_are_read_as_written(tmp_path):
     rows = [{"prompt": user("ä\u2028🙂\n"), "response": "b"}, {"b": 1, "a": [2]}]
     write_jsonl(tmp_path / "d.jsonl", rows)
     assert read_jsonl(tmp_path / "d.jsonl") == rows

@@ -1,4 +1,4 @@
-"""Reading: every format of the field, every kind of source, and what a user is told about broken ones."""
+"""Reading: every common format, every type of source, and the messages about broken ones."""
 
 import gzip
 import json
@@ -40,10 +40,10 @@ PAIR = {"chosen": "Yes.", "rejected": "No."}
         ({"prompt": [SYSTEM, USER], **PAIR}, [SYSTEM, USER]),
         ({"prompt": "Why?", "system": "Be brief.", **PAIR}, [SYSTEM, USER]),
         ({"prompt": [USER], "chosen": [reply("Yes.")], "rejected": [reply("No.")]}, [USER]),
-        # Whole conversations: with the prompt beside them, and without.
+        # Whole conversations, with and without the prompt.
         ({"prompt": "Why?", "chosen": [USER, reply("Yes.")], "rejected": [USER, reply("No.")]}, [USER]),
         ({"chosen": [SYSTEM, USER, reply("Yes.")], "rejected": [SYSTEM, USER, reply("No.")]}, [SYSTEM, USER]),
-        # Turns that go on from the prompt.
+        # Turns that continue the prompt.
         (
             {
                 "prompt": "Hi.",
@@ -71,7 +71,7 @@ def test_preferences_in_every_form(tmp_path, row, prompt):
     assert (read.file, read.line) == ("data.jsonl", 1)
 
 
-def test_messages_that_begin_otherwise_than_the_prompt_are_marked(tmp_path):
+def test_messages_that_begin_with_another_prompt_are_marked(tmp_path):
     row = {"prompt": "What?", "chosen": [USER, reply("Yes.")], "rejected": [USER, reply("No.")]}
     assert not read_one(tmp_path, row).same_prompt
     other = [{"role": "user", "content": "How?"}, reply("No.")]
@@ -79,7 +79,7 @@ def test_messages_that_begin_otherwise_than_the_prompt_are_marked(tmp_path):
 
 
 def test_implicit_prompt_is_everything_before_the_last_assistant_turn(tmp_path):
-    """Two Human turns, one Assistant turn between them; blank lines inside a turn stay."""
+    """Two Human turns with an Assistant turn between them. Blank lines inside a turn are kept."""
     start = "\n\nHuman: Hi.\n\nAssistant: Hello.\n\nTell me.\n\nHuman: Why?\n\nAssistant:"
     read = read_one(tmp_path, {"chosen": start + " Yes.", "rejected": start + " No."})
     assert read.prompt == [{"role": "user", "content": "Hi."}, reply("Hello.\n\nTell me."), USER]
@@ -92,14 +92,14 @@ def test_implicit_prompts_that_differ_are_marked(tmp_path):
     assert not read_one(tmp_path, {"chosen": chosen, "rejected": rejected}).same_prompt
 
 
-def test_turns_of_one_speaker_in_a_row_become_one_in_the_prompt_only(tmp_path):
+def test_consecutive_turns_of_one_speaker_are_merged_only_in_the_prompt(tmp_path):
     start = "\n\nHuman: Hi.\n\nAssistant: One.\n\nAssistant: Two.\n\nHuman: Why?\n\nAssistant:"
     read = read_one(tmp_path, {"chosen": start + " Yes.", "rejected": start + " No."})
     assert read.prompt == [{"role": "user", "content": "Hi."}, reply("One.\n\nTwo."), USER]
 
 
 def test_a_transcript_that_ends_with_the_human_has_no_response(tmp_path):
-    """It is dropped as empty later on, and counted; the human's last words must not become a response."""
+    """Cleaning drops and counts it as empty. The human's last words must not become a response."""
     talk = "\n\nHuman: Why?\n\nAssistant: Yes.\n\nHuman: Oh."
     assert read_one(tmp_path, {"chosen": talk, "rejected": talk}).chosen == ""
 
@@ -127,28 +127,28 @@ def test_demonstrations_in_every_form(tmp_path, row, prompt):
 
 @pytest.mark.pitfall(38)
 @pytest.mark.parametrize("label", [True, False, 1, 0])
-def test_unpaired_rows_carry_their_label(tmp_path, label):
+def test_unpaired_rows_have_their_label(tmp_path, label):
     for row in ({"prompt": "Why?", "completion": "So."}, {"messages": [USER, reply("So.")]}):
         read = read_one(tmp_path, {**row, "label": label})
         assert (read.kind, read.prompt, read.response, read.label) == ("unpaired", [USER], "So.", bool(label))
 
 
 @pytest.mark.parametrize("row", [{"score": 4}, {"rating": 4}])
-def test_ratings_carry_their_score_as_it_stands(tmp_path, row):
+def test_ratings_have_their_score_unchanged(tmp_path, row):
     for shown in ({"prompt": "Why?", "completion": "So."}, {"messages": [USER, reply("So.")]}):
         read = read_one(tmp_path, {**shown, **row})
         assert (read.kind, read.prompt, read.response, read.score) == ("ratings", [USER], "So.", 4)
     assert read_one(tmp_path, {"prompt": "Why?", "response": "So.", **row}, "demonstration").kind == "demonstration"
 
 
-def test_rankings_carry_responses_and_ranks(tmp_path):
+def test_rankings_have_responses_and_ranks(tmp_path):
     read = read_one(tmp_path, {"prompt": "Why?", "responses": ["a", "b", "c"], "ranks": [2, 1, "?"]})
     assert (read.kind, read.prompt, read.ranked, read.ranks) == ("rankings", [USER], ("a", "b", "c"), (2, 1, "?"))
     assert read.responses == ["a", "b", "c"]
 
 
 @pytest.mark.pitfall(38)
-def test_pairs_may_bring_a_margin_as_it_stands(tmp_path):
+def test_pairs_may_have_a_margin_unchanged(tmp_path):
     assert read_one(tmp_path, {"prompt": "Why?", **PAIR, "margin": 0.5}).margin == 0.5
     assert read_one(tmp_path, {"prompt": "Why?", **PAIR, "margin": "much"}).margin == "much"
     assert read_one(tmp_path, {"prompt": "Why?", "response": "a", "margin": 0.5}).margin is None
@@ -163,7 +163,7 @@ def test_rows_may_name_the_data_set_they_come_from(tmp_path):
     ("answer", "exact"),
     [("6 * 7 = 42\n#### 42", "42"), ("#### -1,234,567 ", "-1234567"), ("####2020-01-01", "2020-01-01")],
 )
-def test_exact_answers_come_out_of_the_reasoning(tmp_path, answer, exact):
+def test_exact_answers_are_extracted_from_the_reasoning(tmp_path, answer, exact):
     read = read_one(tmp_path, {"question": "Why?", "answer": answer})
     assert (read.kind, read.prompt, read.response, read.answer) == ("question_answer", [USER], answer, exact)
 
@@ -182,14 +182,14 @@ def test_a_short_answer_needs_no_pattern(tmp_path, answer, exact):
     assert (read.response, read.answer) == (str(answer), exact)
 
 
-def test_reasoning_without_a_match_is_no_answer(tmp_path):
+def test_reasoning_without_a_match_has_no_answer(tmp_path):
     for answer in ("First.\nThen 5.", "a" * 65, ["5"], True):
-        with pytest.raises(UserError, match=r"data.jsonl, line 1: .* None of the first 1 rows can be read"):
+        with pytest.raises(UserError, match=r"data.jsonl, line 1: .* None of the first 1 rows is readable"):
             read_one(tmp_path, {"question": "Why?", "answer": answer})
 
 
 def test_json_values_are_never_reinterpreted(tmp_path):
-    """A JSON reader that guesses a type per column makes dates of the first column and numbers of the second."""
+    """A JSON reader that infers types per column would turn the first column into dates and the second into numbers."""
     path = write(
         tmp_path / "d.jsonl", {"prompt": "2020-01-01", "response": "5"}, {"prompt": "2021-05-05", "response": "6"}
     )
@@ -212,7 +212,7 @@ def test_files_of_lines(tmp_path, name):
     assert texts(read_rows(write(tmp_path / name, *ROWS), "")) == EXPECTED
 
 
-def test_line_numbers_are_those_of_the_file_blank_lines_and_byte_order_mark_included(tmp_path):
+def test_line_numbers_count_blank_lines_and_a_byte_order_mark_is_ignored(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt":"a","response":"b"}\r\n\r\n\n{"prompt":"c","response":"d"}')
     assert [row.line for row in read_rows(path, "")] == [1, 4]
@@ -242,7 +242,7 @@ def test_parquet_and_saved_folders(tmp_path):
     ]
 
 
-def test_saved_folder_that_is_cut_off_is_named(tmp_path):
+def test_a_truncated_saved_folder_is_named(tmp_path):
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
     (arrow,) = (tmp_path / "saved").glob("*.arrow")
     arrow.write_bytes(arrow.read_bytes()[:100])
@@ -250,15 +250,15 @@ def test_saved_folder_that_is_cut_off_is_named(tmp_path):
         read_rows(tmp_path / "saved", "")
 
 
-def test_messages_come_out_of_parquet_as_they_went_in(tmp_path):
-    """Arrow fills a field that only some messages have with null; null is not text."""
+def test_messages_are_unchanged_in_parquet(tmp_path):
+    """Arrow sets a field that only some messages have to null in the others, and null is not text."""
     messages = [{**USER, "name": None}, {**reply("So."), "name": "bot"}]
     datasets.Dataset.from_list([{"messages": messages}]).to_parquet(str(tmp_path / "d.parquet"))
     (row,) = read_rows(tmp_path / "d.parquet", "")
     assert (row.prompt, row.response) == ([USER], "So.")
 
 
-def test_folder_of_files_is_read_whole_and_in_order(tmp_path):
+def test_all_files_of_a_folder_are_read_in_order(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     write(folder / "train.jsonl", ROWS[0])
@@ -282,7 +282,7 @@ def test_order_of_files_is_not_the_disks(tmp_path, monkeypatch, step):
     assert [row.file.split("/")[1] for row in read_rows(tmp_path, "")] == ["a.jsonl", "b.jsonl", "c.jsonl"]
 
 
-def test_a_changed_file_is_read_anew_and_nothing_is_left_behind(tmp_path, monkeypatch):
+def test_a_changed_file_is_read_again_and_no_cache_is_left(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "d.jsonl", ROWS[0])
     assert len(read_rows(path, "")) == 1
@@ -306,12 +306,12 @@ def test_hub_id_is_read_at_its_revision(monkeypatch):
 
 
 @pytest.mark.parametrize("hub", ["org/name", "org/name@main", "name@0123abcd", "org/name#train"])
-def test_hub_id_without_a_commit_is_refused(hub):
-    with pytest.raises(UserError, match=r"not pinned. Write org/name@COMMIT"):
+def test_hub_id_without_a_commit_is_rejected(hub):
+    with pytest.raises(UserError, match=r"not pinned to a commit. Write org/name@COMMIT"):
         read_rows(None, hub)
 
 
-def test_hub_out_of_reach(monkeypatch):
+def test_unreachable_hub(monkeypatch):
     def load_dataset(*_, **__):
         raise ConnectionError("Couldn't reach the Hub\nmore")
 
@@ -340,7 +340,7 @@ GOOD = b'{"prompt":"a","response":"b"}\n'
         (
             "d.jsonl",
             GOOD + b'{"prompt":"a","resp',
-            r"d.jsonl, line 2 is not JSON .*, and it is the last. Copy the file",
+            r"d.jsonl, line 2 is not JSON .* and has no line end: the file is truncated. Copy it",
         ),
         ("d.jsonl", GOOD + b"\xff\n", r"d.jsonl, line 2 is not UTF-8"),
         ("d.jsonl.gz", gzip.compress(GOOD + b"\xff\n"), r"d.jsonl.gz, line 2 is not UTF-8"),
@@ -351,10 +351,10 @@ GOOD = b'{"prompt":"a","response":"b"}\n'
         ("d.json", b'[{"prompt": "a", "response": "b"},]', r"d.json is not JSON after row 1"),
         ("d.json", b'[{"prompt": "a", "response": "b"} {}]', r"d.json is not JSON after row 1"),
         ("d.json", b"[" + b'{"a":' + b"[" * 100_000, r"d.json, row 1 is nested too deeply"),
-        ("d.json", b"[]", r"d.json holds no rows"),
+        ("d.json", b"[]", r"d.json contains no rows"),
         ("d.json", b"[1]", r"d.json, line 1: int instead of a JSON object"),
         ("d.parquet", b"PAR1 and no more", r"d.parquet could not be read"),
-        ("d.xlsx", b"prompt,response\n", r"d.xlsx is of an unknown kind"),
+        ("d.xlsx", b"prompt,response\n", r"d.xlsx has an unknown file type"),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, content, message):
@@ -367,38 +367,38 @@ def test_broken_files_are_named(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     ("row", "format", "message"),
     [
-        ({"prompt": "a", "chosen": "b"}, "auto", "the field 'rejected' is missing; fields there: chosen, prompt."),
+        ({"prompt": "a", "chosen": "b"}, "auto", "the field 'rejected' is missing; the row has: chosen, prompt."),
         ({"prompt": "a", "chosen": "b", "rejected": None}, "auto", "no value in 'rejected'. None of the first 1 rows"),
         ({"prompt": "a"}, "demonstration", "the field 'response' or 'completion' or 'output' is missing"),
-        ({"text": "a"}, "auto", "fields there: text."),
-        ({"question": "a"}, "auto", "the field 'answer' is missing; fields there: question."),
-        ({"question": "a"}, "question_answer", "the field 'answer' is missing; fields there: question."),
+        ({"text": "a"}, "auto", "the row has: text."),
+        ({"question": "a"}, "auto", "the field 'answer' is missing; the row has: question."),
+        ({"question": "a"}, "question_answer", "the field 'answer' is missing; the row has: question."),
         ({"prompt": "a", "response": "b"}, "unpaired", "the field 'label' is missing"),
-        ({"prompt": "a", "response": "b", "label": "good"}, "auto", "label that is not true or false"),
+        ({"prompt": "a", "response": "b", "label": "good"}, "auto", "label not true or false"),
         ({"prompt": "a", "response": "b"}, "ratings", "the field 'score' or 'rating' is missing"),
         ({"prompt": "a", "responses": ["b", "c"]}, "rankings", "the field 'ranks' is missing"),
         ({"prompt": "a", "responses": "b", "ranks": [1]}, "auto", "str instead of a list in 'responses'"),
-        ({"prompt": "a", "responses": ["b", 5], "ranks": [1, 2]}, "auto", "something else than texts in 'responses'"),
+        ({"prompt": "a", "responses": ["b", 5], "ranks": [1, 2]}, "auto", "'responses' is not a list of texts"),
         ({"prompt": 5, "response": "b"}, "auto", "int instead of text or chat messages in 'prompt'"),
         ({"question": 5, "answer": "b"}, "auto", "int instead of text in 'question'"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "auto", "a message of 'messages' with the role 'tool'"),
-        ({"messages": [{"role": "user", "content": None}]}, "auto", "a message of 'messages' without text"),
-        ({"instruction": "a", "output": "b", "history": ["c"]}, "auto", "something else than pairs of texts"),
-        ({"chosen": "Yes.", "rejected": "No."}, "auto", "no 'prompt', and no transcript that begins"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "auto", "unknown role 'tool' of a message in 'messages'"),
+        ({"messages": [{"role": "user", "content": None}]}, "auto", "message without text in 'messages'"),
+        ({"instruction": "a", "output": "b", "history": ["c"]}, "auto", "'history' is not a list of pairs"),
+        ({"chosen": "Yes.", "rejected": "No."}, "auto", "no 'prompt', and 'chosen' is not a transcript"),
         ({"chosen": "Yes.", "rejected": "No."}, "preference", "the field 'prompt' or"),
-        ({"prompt": "a", "response": [USER, reply("b")]}, "auto", "begin with another prompt"),
+        ({"prompt": "a", "response": [USER, reply("b")]}, "auto", "begin with a different prompt"),
     ],
 )
-def test_rows_without_what_they_need_are_named(tmp_path, row, format, message):
+def test_rows_with_missing_or_wrong_fields_are_named(tmp_path, row, format, message):
     path = write(tmp_path / "d.jsonl", row)
     with pytest.raises(UserError, match="^d.jsonl, line 1: .*" + re.escape(message)):
         read_rows(path, "", format)
 
 
-def test_source_must_be_one_and_there(tmp_path):
+def test_exactly_one_existing_source_is_required(tmp_path):
     with pytest.raises(UserError, match=r"d.jsonl does not exist. Set prepare.path"):
         read_rows(tmp_path / "d.jsonl", "")
-    with pytest.raises(UserError, match=r"holds no data file"):
+    with pytest.raises(UserError, match=r"contains no data file"):
         read_rows(tmp_path, "")
     with pytest.raises(UserError, match=r"Set either prepare.path or prepare.hub"):
         read_rows(None, "")

@@ -1,4 +1,4 @@
-"""CSV and TSV, whose cells are text but where numbers or lists belong; pairs by number; soft labels; prompts alone."""
+"""CSV and TSV with cells as text, numbers or lists; numbered responses; soft labels; prompts without responses."""
 
 import gzip
 import json
@@ -31,8 +31,8 @@ def rows(path, text, **options):
 
 
 @pytest.mark.parametrize(("name", "comma"), [("d.csv", ","), ("d.tsv", "\t"), ("d.csv.gz", ","), ("d.tsv.gz", "\t")])
-def test_cells_are_text_and_quotes_hold_lines_and_delimiters(tmp_path, name, comma):
-    """Line numbers are those where rows begin; the byte order mark is not part of the first name."""
+def test_cells_are_text_and_quotes_may_contain_lines_and_delimiters(tmp_path, name, comma):
+    """A row's line number is its first line. The byte order mark is not part of the first name."""
     text = '\ufeffprompt,chosen,rejected\n2020-01-01,5,007\n\n"a""b","c\nd\ne","f,g"\r\nh,true,null\n'.replace(
         ",", comma
     )
@@ -43,7 +43,7 @@ def test_cells_are_text_and_quotes_hold_lines_and_delimiters(tmp_path, name, com
     ]
 
 
-def test_numbers_and_lists_are_read_where_a_format_needs_them(tmp_path):
+def test_numbers_and_lists_are_parsed_in_fields_of_these_types(tmp_path):
     path = tmp_path / "d.csv"
     found = rows(path, "prompt,response,score\na,5,4\nb,6,4.5\nc,7,high\n")
     assert [(row.kind, row.response, row.score) for row in found] == [
@@ -66,7 +66,7 @@ def test_numbers_and_lists_are_read_where_a_format_needs_them(tmp_path):
     assert (question.response, question.answer) == ("5", "5")
 
 
-def test_an_empty_cell_is_no_value_and_a_row_of_another_width_is_dropped(tmp_path):
+def test_an_empty_cell_is_null_and_a_row_of_another_width_is_dropped(tmp_path):
     found = rows(tmp_path / "d.csv", "prompt,chosen,rejected,margin\na,b,c,\nd,,e,1\nf,g\nh,i,j,1,k\n")
     assert [(row.margin, row.fault) for row in found] == [
         (None, ""),
@@ -80,10 +80,10 @@ def test_an_empty_cell_is_no_value_and_a_row_of_another_width_is_dropped(tmp_pat
     ("text", "message"),
     [
         ("", "d.csv is empty"),
-        ("prompt,chosen,rejected\n", "d.csv holds no rows"),
-        ("prompt,chosn,rejected\na,b,c\n", "line 2: the field 'chosen' is missing; 'chosn' is nearest"),
-        ("prompt;chosen;rejected\na;b;c\n", "fields there: prompt;chosen;rejected"),
-        ("prompt,response,prompt\na,b,c\n", "two columns 'prompt'. Rename one."),
+        ("prompt,chosen,rejected\n", "d.csv contains no rows"),
+        ("prompt,chosn,rejected\na,b,c\n", "line 2: the field 'chosen' is missing; 'chosn' is similar"),
+        ("prompt;chosen;rejected\na;b;c\n", "the row has: prompt;chosen;rejected"),
+        ("prompt,response,prompt\na,b,c\n", "two columns named 'prompt'. Rename one."),
         ('prompt,response\na,b\nc,"d\ne,f\n', "d.csv, line 3 is not CSV"),
         ('prompt,response\na,"b"c\n', "d.csv, line 2 is not CSV"),
     ],
@@ -108,9 +108,9 @@ def sides(found):
 
 
 def test_numbered_responses_are_pairs(tmp_path):
-    """1 and 2 name the better response, 0 is a tie."""
+    """1 and 2 name the better response; 0 is a tie."""
     found = read_rows(jsonl(tmp_path / "d.jsonl", *numbered(1, 2, 0, 3, True, "1", None, 2.0)), "")
-    outside = "preference that is not 1, 2 or 0 (a tie)"
+    outside = "preference not 1, 2 or 0 (tie)"
     assert sides(found) == [
         ("x", "y", None),
         ("y", "x", None),
@@ -126,20 +126,20 @@ def test_numbered_responses_are_pairs(tmp_path):
 
 @pytest.mark.pitfall(38)
 @pytest.mark.parametrize("values", [(0, 1), (1, 1), (0,), (0.0, 1.0)])
-def test_preferences_of_0_and_1_alone_are_refused_until_the_base_is_known(tmp_path, values):
+def test_preferences_of_only_0_and_1_need_a_base(tmp_path, values):
     path = jsonl(tmp_path / "d.jsonl", *numbered(*values))
-    with pytest.raises(UserError, match=r"'preference' is only ever 0 or 1 in .*d.jsonl.* Set prepare.preference_base"):
+    with pytest.raises(UserError, match=r"'preference' is always 0 or 1 in .*d.jsonl.* Set prepare.preference_base"):
         read_rows(path, "")
     assert len(read_rows(path, "", preference_base=1)) == len(values)
 
 
 @pytest.mark.pitfall(38)
-def test_the_base_says_what_0_and_1_mean(tmp_path):
+def test_the_base_defines_the_meaning_of_0_and_1(tmp_path):
     path = jsonl(tmp_path / "d.jsonl", *numbered(0, 1, 2))
     assert sides(read_rows(path, "", preference_base=0)) == [
         ("x", "y", None),
         ("y", "x", None),
-        "preference that is not 0 or 1",
+        "preference not 0 or 1",
     ]
     path = jsonl(tmp_path / "d.jsonl", *numbered(0, 1))
     assert sides(read_rows(path, "", preference_base=1)) == [("x", "y", 0.5), ("x", "y", None)]
@@ -159,11 +159,11 @@ def test_the_base_says_what_0_and_1_mean(tmp_path):
         (0.75, ("x", "y", 0.75)),
         (0.25, ("y", "x", 0.75)),
         (-0.1, "label outside 0 to 1"),
-        ("0.5", "label that is no number"),
+        ("0.5", "label not a number"),
     ],
 )
 def test_a_label_is_the_probability_that_chosen_is_better(tmp_path, label, expected):
-    """Below one half the sides are swapped: what is chosen is never the worse one."""
+    """Below one half the sides are swapped, so that chosen is never the worse response."""
     row = {"prompt": "a", "chosen": "x", "rejected": "y"}
     found = read_rows(jsonl(tmp_path / "d.jsonl", row, row | {"label": label}), "")
     assert sides(found)[1] == expected
@@ -172,21 +172,21 @@ def test_a_label_is_the_probability_that_chosen_is_better(tmp_path, label, expec
 PROMPTS = [{"prompt": "a"}, {"prompt": "b", "id": 3}]
 
 
-def test_prompts_alone_are_a_data_set(tmp_path):
+def test_prompts_without_responses_are_a_data_set(tmp_path):
     path = tmp_path / "d.jsonl"
     assert [(row.kind, row.responses) for row in read_rows(jsonl(path, *PROMPTS), "")] == [("prompts", [])] * 2
     user, assistant = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
     assert [row.kind for row in read_rows(jsonl(path, {"messages": [user]}), "")] == ["prompts"]
     assert [row.kind for row in read_rows(jsonl(path, {"instruction": "a", "input": "b"}), "")] == ["prompts"]
     assert [row.prompt for row in rows(tmp_path / "d.csv", "prompt\na\n")] == [[user]]
-    # One conversation without a reply does not make prompts of demonstrations.
+    # One conversation without a reply does not turn demonstrations into prompts.
     talks = read_rows(jsonl(path, {"messages": [user]}, {"messages": [user, assistant]}), "")
     assert [(row.kind, row.response) for row in talks] == [("demonstration", ""), ("demonstration", "b")]
     answered = read_rows(jsonl(path, {"messages": [user]}, {"messages": [user, assistant]}), "", "prompts")
-    assert [row.fault for row in answered] == ["", "a prompt that ends with the assistant's turn"]
+    assert [row.fault for row in answered] == ["", "prompt ends with the assistant's turn"]
 
 
-def test_what_says_more_than_a_prompt_is_not_taken_for_one(tmp_path):
+def test_a_row_with_more_than_a_prompt_is_not_a_prompt(tmp_path):
     for row in ({"prompt": "a", "answer": "b"}, {"prompt": "a", "score": 3}, {"prompt": "a", "complétion": "b"}):
         with pytest.raises(UserError, match="'response' or 'completion' or 'output' is missing"):
             read_rows(jsonl(tmp_path / "d.jsonl", row), "")
@@ -194,8 +194,8 @@ def test_what_says_more_than_a_prompt_is_not_taken_for_one(tmp_path):
 
 
 @pytest.mark.pitfall(38)
-def test_labels_reach_every_loss_on_pairs(tmp_path):
-    """The probability p that chosen is better, from file to loss: -p log σ(d) - (1 - p) log σ(-d) at d = 1."""
+def test_labels_are_used_by_every_loss_on_pairs(tmp_path):
+    """p is the probability that chosen is better, from file to loss: -p log σ(d) - (1 - p) log σ(-d) at d = 1."""
     sources = [
         {"prompt": "a", "chosen": "b", "rejected": "c", "label": label} for label in (1, 0.75, 0.5, 0.25, True, 0)
     ]
@@ -207,8 +207,8 @@ def test_labels_reach_every_loss_on_pairs(tmp_path):
     words = [WORDS[chosen.response_ids[0]] for chosen, _ in units]
     assert words == ["b", "b", "b", "c", "b", "c"]
     batch = collate_units(units, PAD)
-    batch = replace(batch, labels=batch.labels.double(), margins=batch.margins.double())
-    assert torch.equal(batch.labels[0::2], p)
+    batch = replace(batch, preferences=batch.preferences.double(), margins=batch.margins.double())
+    assert torch.equal(batch.preferences[0::2], p)
     difference = torch.ones(6, dtype=torch.float64)
     scores = torch.stack([difference, 0 * difference], -1).flatten()
     logprobs = scores[:, None] * batch.response_mask / batch.lengths[:, None]
@@ -235,7 +235,7 @@ def test_labels_reach_every_loss_on_pairs(tmp_path):
     torch.testing.assert_close(conservative, expected, atol=1e-6, rtol=0)
 
 
-def test_kto_leaves_ties_out_and_takes_the_better_side(tmp_path):
+def test_kto_omits_ties_and_uses_the_better_side(tmp_path):
     rows = [
         {"prompt": user, "chosen": "b", "rejected": "c", "label": label}
         for user, label in (("a", 0.5), ("d", 0.25), ("e", 0.9))
@@ -245,5 +245,5 @@ def test_kto_leaves_ties_out_and_takes_the_better_side(tmp_path):
     )
     write_jsonl(tmp_path / "preferences_train.jsonl", files["preferences_train"])
     units = unpaired_units(tmp_path, "train", tiny_tokenizer())
-    labelled = [(WORDS[unit[0].response_ids[0]], unit[0].label) for unit in units]
+    labelled = [(WORDS[unit[0].response_ids[0]], unit[0].desirable) for unit in units]
     assert labelled == [("c", 1.0), ("b", 0.0), ("b", 1.0), ("c", 0.0)]

@@ -7,7 +7,8 @@ from pathlib import Path
 from tasks.common.train import write_curve
 from tasks.files.jsonl import write_jsonl
 from tasks.files.tables import write_csv
-from tasks.reporting.comparison import comparison, curve_rows
+from tasks.reporting.comparison import COLUMNS, column, comparison, curve_rows, markdown_table, short_table
+from tasks.reporting.formats import rate
 
 RATE = {"value": 0.6, "low": 0.55, "high": 0.65, "n": 300, "judge": "gold"}
 REPORT = {
@@ -73,3 +74,45 @@ def test_curves_of_all_policies_stand_in_one_table(tmp_path: Path):
         "dpo,2,0.5,,,0.75,,",
         "best_of_n,0,,,,,,",
     ]
+
+
+FIGURES = {
+    "win_rate_vs_sft": {"value": 0.84, "low": 0.8, "high": 0.88},
+    "kl": 4.75, "kl_low": 4.5, "kl_high": 5.0,
+    "reward_terms": {"model": 1.875, "missing_end": -0.25},
+    "best_snapshot": 1200, "seconds": 75,
+}  # fmt: skip
+
+
+def test_a_figure_is_written_alike_everywhere():
+    """One text for a cell; on the page the lines, the interval and the small print of the same cell."""
+    assert column("win_rate_vs_sft").cell(FIGURES) == "0.840 (0.800–0.880)"
+    assert (column("kl").cell(FIGURES), column("kl").interval(FIGURES)) == ("4.75", "4.50 to 5.00")
+    assert column("reward_terms").lines(FIGURES) == ("model 1.88", "missing_end -0.250")
+    assert column("reward_terms").cell(FIGURES) == "model 1.88, missing_end -0.250"
+    assert (column("best_snapshot").cell(FIGURES), column("seconds").cell(FIGURES)) == ("step 1,200", "1 min 15 s")
+    assert (column("reward").cell(FIGURES), column("reward").interval(FIGURES)) == ("–", "")
+    bound = FIGURES | {"kl_is_bound": True}
+    assert (column("kl").cell(bound), column("kl").interval(bound)) == ("4.75 (upper bound)", "upper bound")
+
+
+def test_a_rate_of_an_unknown_interval_is_written_without_one():
+    assert rate({"value": 0.5, "low": None, "high": None}) == rate({"value": 0.5}) == "0.500"
+    assert rate(None) == rate({}) == rate({"value": None}) == "–"
+
+
+def test_the_short_table_has_the_page_s_columns_in_its_order_best_first():
+    headings, *rows = short_table(REPORT)
+    assert headings == ["policy", *(item.heading for item in COLUMNS if item.is_short)]
+    assert rows == [
+        ["dpo", "0.700 (0.550–0.650)", "–", "–", "–", "31.5"],
+        ["ppo", "0.600 (0.550–0.650)", "0.600 (0.550–0.650)", "1", "–", "–"],
+    ]
+    assert markdown_table(short_table(REPORT)).splitlines()[:2] == [f"| {' | '.join(headings)} |", "|" + " --- |" * 6]
+    assert short_table({}) == [] and markdown_table([]) == ""
+
+
+def test_what_is_logged_are_columns_in_their_order():
+    full = {"policies": {"ppo": dict.fromkeys((item.key for item in COLUMNS), 1.0)}}
+    full["policies"]["ppo"] |= {"win_rate_vs_sft": RATE, "win_rate_vs_reference": RATE}
+    assert list(comparison(full)) == [item.key for item in COLUMNS if item.is_logged]

@@ -4,11 +4,13 @@ import math
 
 import pytest
 
-from tasks.reporting.findings import accuracy_interval, did_not_move, is_no_better_than_a_coin, ranked, summary, title
+from tasks.reporting.findings import accuracy_interval, did_not_move, is_at_chance, ranked, summary, title
 
 FINE = {"accuracy": 0.66, "log_loss": 0.62, "log_loss_se": 0.02, "held_out_pairs": 560}
 COIN = {"accuracy": 0.51, "log_loss": 0.6925, "log_loss_se": 0.004, "held_out_pairs": 560}
-RIGHT = "The reward model is right on 66.0 % of 560 held-out pairs; the verdicts themselves agree with gold on 78.0 %."
+RIGHT = (
+    "The reward model is right on 66.0 % of 560 held-out pairs; the verdicts it learned from agree with gold on 78.0 %."
+)
 
 
 def judged(value, low, high, kl=4.0):
@@ -93,8 +95,8 @@ def test_not_moving_is_a_kl_below_a_thousandth(kl, still):
 def test_a_reward_model_that_learned_nothing_is_said_first_and_no_policy_is_best():
     sentences = said({"ppo": judged(0.79, 0.75, 0.8), "dpo": judged(0.86, 0.82, 0.9)}, COIN)
     assert sentences == [
-        "The reward model is no better than a coin on 560 held-out pairs: log-loss 0.693 nats (a coin: 0.693), "
-        "accuracy 51.0 % (95 % interval 46.9 % to 55.1 %). So no policy is called best.",
+        "The reward model is not better than chance on 560 held-out pairs: log-loss 0.693 nats (chance: 0.693), "
+        "accuracy 51.0 % (95 % interval 46.9 % to 55.1 %). Therefore no policy is called best.",
         "Win rates against the SFT model on 300 held-out prompts, judged by gold rubric: "
         "DPO 86.0 % (95 % interval 82.0 % to 90.0 %), PPO 79.0 % (95 % interval 75.0 % to 80.0 %).",
     ]
@@ -104,7 +106,7 @@ def test_a_reward_model_that_learned_nothing_is_said_first_and_no_policy_is_best
 def test_a_judge_that_learned_nothing_is_said_first_and_no_policy_is_best():
     first, second, third = said({"dpo": judged(0.86, 0.82, 0.9)}, judge=COIN)
     assert first.startswith(
-        "The judge, a second reward model, is no better than a coin on 560 held-out pairs: log-loss"
+        "The judge, a second reward model, is not better than chance on 560 held-out pairs: log-loss"
     )
     assert (second[:10], third) == ("Win rates ", RIGHT)
     assert said({"dpo": judged(0.86, 0.82, 0.9)}, judge=FINE)[0].startswith("DPO is better")
@@ -114,7 +116,7 @@ LN2 = math.log(2)
 
 
 @pytest.mark.parametrize(
-    ("changes", "coin"),
+    ("changes", "at_chance"),
     [
         ({"log_loss": LN2 - 0.0401}, False),  # two standard errors are 0.04
         ({"log_loss": LN2 - 0.0399}, True),
@@ -128,8 +130,8 @@ LN2 = math.log(2)
         ({"log_loss": None, "accuracy": 0.5411}, True),
     ],
 )
-def test_the_edges_of_being_no_better_than_a_coin(changes, coin):
-    assert is_no_better_than_a_coin(FINE | changes) is coin
+def test_the_edges_of_being_at_chance(changes, at_chance):
+    assert is_at_chance(FINE | changes) is at_chance
 
 
 def test_accuracy_interval_by_hand():

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from rlhf_core.common.errors import UserError
+from tasks.files import paths
 from tasks.files.jsonl import write_jsonl
-from tasks.reporting import report_page
 from tasks.reporting.charts import curve, running_mean, tradeoff
-from tasks.reporting.report_page import duration, markdown_text, number, reward_sentence, sampling_sentences
+from tasks.reporting.comparison import COLUMNS, page_columns
+from tasks.reporting.explanations import reward_sentence, sampling_sentences
+from tasks.reporting.findings import label, title
+from tasks.reporting.formats import duration, number
+from tasks.reporting.report_page import markdown_text
 from tasks.runtime import tracking
 from tasks.runtime.stage import Stage, write_json
-from tasks.stages import report
 from tasks.stages.report import build_report, render_page
 
 JUDGE = "gold rubric"
@@ -27,8 +30,8 @@ STAGES = {
     "data/feedback": "collect",
     "models/reward": "reward",
     "models/judge": "reward",
-    "models/policies/ppo": "policy@ppo",
-    "models/policies/dpo": "policy@dpo",
+    "models/policies/ppo": "online@ppo",
+    "models/policies/dpo": "offline@dpo",
     "evaluation": "evaluate",
 }
 REWARDS = [{"name": "model", "weight": 1.0, "clamp": 3.0}, {"name": "missing_end", "weight": 3.0, "clamp": None}]
@@ -150,7 +153,7 @@ def outputs(checkout: None) -> None:
 def draw() -> tuple[str, str]:
     """Make report.json and the page; return the HTML and the markdown."""
     Path("reports").mkdir(exist_ok=True)
-    write_json(Path(report.OUT), build_report(OWN))
+    write_json(paths.REPORT, build_report(OWN))
     render_page()
     return Path("reports/report.html").read_text(), Path("reports/report.md").read_text()
 
@@ -213,9 +216,9 @@ def test_sources(outputs: None) -> None:
 
 def test_report_json_is_the_same_bytes_again(outputs: None) -> None:
     draw()
-    first = Path(report.OUT).read_bytes()
+    first = paths.REPORT.read_bytes()
     draw()
-    assert Path(report.OUT).read_bytes() == first
+    assert paths.REPORT.read_bytes() == first
 
 
 def test_figures_stand_on_both_pages(outputs: None) -> None:
@@ -236,7 +239,7 @@ def test_figures_stand_on_both_pages(outputs: None) -> None:
         assert "9,400 of 9,500 rows" in page
         assert "no MLflow run found" in page
     assert "from: evaluation/results.json, stage evaluate, key 00000008…" in html
-    assert "from: models/policies/dpo/metrics.jsonl, stage policy@dpo, key 00000007…" in html
+    assert "from: models/policies/dpo/metrics.jsonl, stage offline@dpo, key 00000007…" in html
     assert html.count("<svg") == 2 + 1 + 3 + 3 + 3  # trade-offs; sft, reward model, ppo, dpo
     assert html.count("<details") == 12 + len(set(STAGES.values())) + 1  # samples; stages and the report itself
 
@@ -250,17 +253,32 @@ def test_policies_are_ranked_by_their_win_rate_against_the_sft_model(outputs: No
     assert "<h1>DPO and PPO against each other</h1>" in html
 
 
+def test_both_pages_show_every_column_in_one_order(outputs: None) -> None:
+    html, markdown = draw()
+    headings = [item.heading for item in COLUMNS]
+    table = html[html.index("<thead>") : html.index("</thead>")]
+    assert re.findall(r"<th>(.*?)</th>", table)[1:] == [
+        ", ".join(item.heading for item in (column, *under)) for column, under in page_columns()
+    ]
+    line = next(line for line in markdown.splitlines() if line.startswith("| policy |"))
+    assert line == f"| policy | {' | '.join(headings)} |"
+    for name in ("DPO", "PPO", "SFT"):
+        row = next(line for line in markdown.splitlines() if line.startswith(f"| {name} |"))
+        assert row.count(" | ") == len(headings)
+    assert "<td>100<small>step 5</small></td>" in html  # steps, best snapshot; no run is known, so no wall time
+
+
 def test_reward_is_shown_as_the_sum_and_its_terms(outputs: None) -> None:
     said = (
-        "Reward is the whole of policy.rewards: 1 × model (within ±3) + 3 × missing_end; each term's mean before its "
-        "weight is beside it. PPO was optimised for it, apart from any KL penalty; DPO was not: trained on given data, "
+        "Reward is the sum of policy.rewards: 1 × model (within ±3) + 3 × missing_end. Each term is shown by its mean "
+        "before its weight. PPO was optimised for it, apart from any KL penalty; DPO was not: trained on feedback, "
         "without it."
     )
     report = build_report(OWN)
     assert reward_sentence(report) == said
     alone = report | {"policies": {"dpo": report["policies"]["dpo"]}}
     assert reward_sentence(alone).endswith(
-        "is beside it. DPO was not optimised for it: trained on given data, without it."
+        "before its weight. DPO was not optimised for it: trained on feedback, without it."
     )
     html, markdown = draw()
     assert "1.38<small>1.25 to 1.50</small><small>model 1.88</small><small>missing_end -0.250</small></td>" in html
@@ -280,7 +298,7 @@ def test_a_reward_without_a_reward_model_is_shown_all_the_same(checkout: None) -
     html, markdown = draw()
     assert "0.750<small>0.500 to 1.00</small><small>exact_answer 0.375</small></td>\n<td>–</td>" in html
     assert "| 0.750 | exact\\_answer 0.375 | – |" in markdown
-    assert "Reward is the whole of policy.rewards: 2 × exact_answer;" in html
+    assert "Reward is the sum of policy.rewards: 2 × exact_answer." in html
 
 
 def test_a_reward_model_without_probabilities_is_shown_without_their_figures(outputs: None) -> None:
@@ -325,7 +343,7 @@ def test_the_page_says_at_which_temperature_responses_are_sampled_and_kl_is_meas
     report = {"sft": described_at(*sft), "policies": {name: described_at(*both) for name, both in policies.items()}}
     assert sampling_sentences(report) == [f"Responses are sampled at {at}", kl]
     report["policies"]["best_of_n"] = described_at(sft[0], sft[0], is_bound=True)
-    assert sampling_sentences(report)[2] == "That of Best of N is not measured: it is the upper bound."
+    assert sampling_sentences(report)[2] == "That of Best of N is an upper bound, not a measurement."
 
 
 def test_a_policy_without_figures_is_shown_last(outputs: None) -> None:
@@ -373,11 +391,11 @@ def test_runs_are_linked_by_stage_key(outputs: None, monkeypatch: pytest.MonkeyP
         client.set_terminated(begun.info.run_id, status, end * 1000)
         return str(begun.info.run_id)
 
-    older = run(key_of("policy@dpo"), 1000, 1010)
-    newer = run(key_of("policy@dpo"), 2000, 2075)
-    failed = run(key_of("policy@dpo"), 3000, 3001, "FAILED")
+    older = run(key_of("offline@dpo"), 1000, 1010)
+    newer = run(key_of("offline@dpo"), 2000, 2075)
+    failed = run(key_of("offline@dpo"), 3000, 3001, "FAILED")
     other = run("b" * 32, 4000, 4001)
-    before = Path(report.OUT)
+    before = paths.REPORT
     html, markdown = draw()
     url = f"http://127.0.0.1:5999/#/experiments/{experiment}/runs/{newer}"
     assert f'<a href="{url}">' in html and f"[run]({url})" in markdown
@@ -431,9 +449,9 @@ def test_a_file_as_output_replaces_the_old_one_and_has_no_manifest(
 
 
 def test_title() -> None:
-    assert report_page.title(["ppo"]) == "PPO against the SFT model"
-    assert report_page.title(["ppo", "dpo", "kto"]) == "PPO, DPO and KTO against each other"
-    assert report_page.title(list("abcde")) == "5 policies against each other"
+    assert title(["ppo"]) == "PPO against the SFT model"
+    assert title(["ppo", "dpo", "kto"]) == "PPO, DPO and KTO against each other"
+    assert title(list("abcde")) == "5 policies against each other"
 
 
 def test_running_mean() -> None:
@@ -453,4 +471,4 @@ def test_formats() -> None:
     assert {value: number(value) for value in shown} == shown
     assert [duration(seconds) for seconds in (0.4, 59.6, 312)] == ["0 s", "1 min 0 s", "5 min 12 s"]
     assert markdown_text("a|b") == r"a\|b" and markdown_text(3) == 3
-    assert report_page.label("online_dpo") == "Online DPO"
+    assert label("online_dpo") == "Online DPO"

@@ -1,7 +1,7 @@
-"""A kill inside an optimiser step, and one between the end of a stage and DVC's lock update: nothing is lost.
+"""A kill inside an optimiser step and one between the end of a stage and DVC's lock update lose nothing.
 
-Both hit the same stage of a real checkout. Its copy of `tasks/runtime/finished.py`, which no stage depends on, kills
-the stage's process group at the moment that a file names; another checkout is left alone.
+Both kill the same stage of a real checkout. The checkout's copy of `tasks/runtime/finished.py`, which no stage depends
+on, kills the stage's process group at the moment named in a file. Another checkout runs undisturbed.
 """
 
 import json
@@ -38,7 +38,7 @@ def _kill(moment):
 
 
 def _in_step(*arguments):
-    \"\"\"Called inside optimizer.step(): the weights have changed, nothing else knows of it.\"\"\"
+    \"\"\"Called inside optimizer.step(): only the weights have changed.\"\"\"
     global _steps
     _steps += 1
     with Path("steps").open("a") as steps:
@@ -57,7 +57,7 @@ _optimizer.register_optimizer_step_post_hook(_in_step)
 
 @pytest.fixture(scope="module")
 def checkouts(tmp_path_factory) -> tuple[Path, Path]:
-    """Two checkouts in which stage prepare has run: one to leave alone, one to kill stages in."""
+    """Two checkouts in which stage prepare has run: one undisturbed, one to kill stages in."""
     whole = make_checkout(tmp_path_factory.mktemp("checkouts") / "whole")
     with (whole / "tasks/runtime/finished.py").open("a") as code:
         code.write(KILLER)
@@ -68,7 +68,7 @@ def checkouts(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def killed_repro(folder: Path, moment: str) -> None:
-    """`dvc repro base` that is killed, with all it started, at the moment."""
+    """Run `dvc repro base`, which is killed with all its children at `moment`."""
     (folder / "kill").write_text(moment)
     command = ["dvc", "repro", "--single-item", "base"]
     done = subprocess.run(
@@ -88,7 +88,7 @@ def lock(folder: Path) -> dict:
 
 
 def keys(folder: Path) -> list[str]:
-    """Stages that have left their outputs in .resume."""
+    """The stages with finished outputs in .resume."""
     return sorted(json.loads(path.read_text())["stage"] for path in (folder / ".resume").glob("*/finished.json"))
 
 
@@ -109,21 +109,21 @@ def test_kills_in_a_step_and_after_the_last_one(checkouts, monkeypatch):
     assert not (folder / "models/base").exists()
     assert "base" not in lock(folder)
 
-    # The state is that of step 2: four steps are left. The next kill comes when they are done, before DVC's lock.
+    # The state is from step 2, so four steps remain. The next kill comes after them, before DVC writes its lock.
     killed_repro(folder, "end")
     assert steps(folder) == [1, 2, 3, 4, 1, 2, 3, 4]
     assert "base" not in lock(folder)
     assert hashes(folder / "models/base") == hashes(whole / "models/base")
-    assert keys(folder) == ["base"]  # what prepare had left is recorded
+    assert keys(folder) == ["base"]  # the outputs of prepare are recorded
     assert not list((folder / ".resume").glob("*/state"))
 
-    # Not recorded yet, so it stays whoever sweeps; and nobody deletes what a live process holds.
+    # Not recorded yet, so a sweep keeps it. A sweep also keeps folders that a live process has locked.
     finished.sweep_checkout(folder)
     assert keys(folder) == ["base"]
 
     done = run(folder, "dvc", "repro", "--single-item", "base")
     assert "base: finished before; its outputs are in place again" in done.stdout
-    assert steps(folder) == [1, 2, 3, 4, 1, 2, 3, 4]  # no step was made again
+    assert steps(folder) == [1, 2, 3, 4, 1, 2, 3, 4]  # no step was repeated
     assert hashes(folder / "models/base") == hashes(whole / "models/base")
     assert lock(folder)["base"] == lock(whole)["base"]
     runs = mlflow_runs(folder)
@@ -140,7 +140,7 @@ def test_kills_in_a_step_and_after_the_last_one(checkouts, monkeypatch):
     assert keys(folder) == []
     assert "up to date" in run(folder, "dvc", "status", "base").stdout
 
-    # Asked to, DVC starts the stage again although it is recorded; then it trains, and never into DVC's cache.
+    # With --force DVC starts a recorded stage again. It then trains and does not write into DVC's cache.
     run(folder, "dvc", "repro", "--force", "--single-item", "base")
     run(folder, "dvc", "repro", "--force", "--single-item", "base")
     assert steps(folder)[8:] == [1, 2, 3, 4, 5, 6] * 2
@@ -148,7 +148,7 @@ def test_kills_in_a_step_and_after_the_last_one(checkouts, monkeypatch):
     assert len(mlflow_runs(folder)) == 2
 
 
-# Half-written outputs, by hand
+# Incomplete outputs
 
 
 def make_output(folder: Path) -> list[str]:
@@ -160,7 +160,7 @@ def make_output(folder: Path) -> list[str]:
 
 
 @pytest.mark.pitfall(37)
-def test_outputs_are_hard_links_and_replace_what_was_there(tmp_path, monkeypatch):
+def test_outputs_are_hard_links_and_replace_old_outputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     key = Path(".resume/key")
     outputs = make_output(key)
@@ -168,7 +168,7 @@ def test_outputs_are_hard_links_and_replace_what_was_there(tmp_path, monkeypatch
     (tmp_path / "models/x/old").touch()
     finished.mark_finished(key, "x", outputs)
     assert finished.finished_outputs(key) == outputs
-    for _ in range(2):  # a kill may come at any time, so placing is repeated
+    for _ in range(2):  # placing may be repeated after a kill
         finished.place(key, outputs)
         assert [path.name for path in (tmp_path / "models/x").iterdir()] == ["weights"]
         assert (tmp_path / "models/x/weights").samefile(key / "out/models/x/weights")
@@ -176,7 +176,7 @@ def test_outputs_are_hard_links_and_replace_what_was_there(tmp_path, monkeypatch
     assert sorted(path.name for path in key.iterdir()) == ["finished.json", "out"]
 
 
-def test_outputs_are_copies_where_there_are_no_hard_links(tmp_path, monkeypatch):
+def test_outputs_are_copies_without_hard_links(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     key = Path(".resume/key")
 
@@ -191,7 +191,7 @@ def test_outputs_are_copies_where_there_are_no_hard_links(tmp_path, monkeypatch)
 
 @pytest.mark.pitfall(37)
 @pytest.mark.parametrize("fault", ["missing", "short", "no marker", "half a marker"])
-def test_nothing_half_written_is_taken_for_finished(tmp_path, fault):
+def test_incomplete_outputs_are_not_finished(tmp_path, fault):
     key = tmp_path / "key"
     finished.mark_finished(key, "x", make_output(key))
     weights, marker = key / "out/models/x/weights", key / "finished.json"
@@ -213,10 +213,10 @@ def test_a_newer_key_of_the_same_stage_supersedes(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beside", "new"]
 
 
-def test_one_process_works_in_a_key(tmp_path):
+def test_only_one_process_works_in_a_folder(tmp_path):
     with (
         finished.holding(tmp_path / "key"),
-        pytest.raises(UserError, match=r"another process works on the same stage in .*key\. Wait for it, or stop it"),
+        pytest.raises(UserError, match=r"another process runs the same stage in .*key\. Wait for it, or stop it"),
         finished.holding(tmp_path / "key"),
     ):
         pass
@@ -227,7 +227,7 @@ def test_one_process_works_in_a_key(tmp_path):
 def test_resume_as_a_file(tmp_path):
     finished.require_resume_folder(tmp_path)
     (tmp_path / ".resume").write_text("")
-    with pytest.raises(UserError, match=r"\.resume is a file; unfinished stages .* Rename it\."):
+    with pytest.raises(UserError, match=r"\.resume is a file, but stages need .* Rename the file\."):
         finished.require_resume_folder(tmp_path)
     (tmp_path / ".resume").unlink()
     (tmp_path / ".resume").symlink_to("nowhere")

@@ -1,4 +1,4 @@
-"""Progress: whole lines at intervals where there is no terminal, a bar where there is one, and who reports it."""
+"""Progress: lines at intervals without a terminal, a bar on a terminal, and the code that reports it."""
 
 import os
 import pty
@@ -11,17 +11,18 @@ import transformers
 
 from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.loops.offline import OfflineConfig, with_ref_logprobs
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from tasks.common.sampling import sample_responses
 from tasks.runtime import progress as module
 from tasks.runtime.progress import INTERVAL, Lines, counted, progress, show
-from tasks.runtime.stage import Progress, quiet_libraries, tracked_name
+from tasks.runtime.stage import quiet_libraries
+from tasks.runtime.training_progress import TrainingProgress, tracked_name
 from tiny import END, PAD, examples, paired, prompts_of, rotary, tiny_tokenizer
 from tools.closure import ROOT
 
 
 class Clock:
-    """Seconds that pass only when told to."""
+    """A clock that advances only when it is set."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -37,13 +38,13 @@ def clock(monkeypatch):
     return clock
 
 
-def test_slow_work_tells_how_far_it_is_every_interval_and_at_the_end(capsys):
+def test_slow_work_prints_a_line_per_interval_and_at_the_end(capsys):
     clock = Clock()
     lines = Lines("reference", 100, clock=clock)
     for _ in range(10):
         clock.now += INTERVAL / 2
         lines.advance(10)
-    # every second step makes a line; 10 rows take 5 s, so what is left takes half as many seconds as there are rows
+    # every second step prints a line; 10 rows take 5 s, so the remaining seconds are half the remaining rows
     assert capsys.readouterr().err.splitlines() == [
         "reference    20/100  40 s left",
         "reference    40/100  30 s left",
@@ -53,7 +54,7 @@ def test_slow_work_tells_how_far_it_is_every_interval_and_at_the_end(capsys):
     ]
 
 
-def test_quick_work_says_nothing_unless_it_ends_with_a_note(capsys):
+def test_quick_work_prints_nothing_unless_it_ends_with_a_note(capsys):
     clock = Clock()
     quick = Lines("sampling", 2, clock=clock)
     quick.advance()
@@ -64,8 +65,8 @@ def test_quick_work_says_nothing_unless_it_ends_with_a_note(capsys):
     assert capsys.readouterr().err == "sft          2/2  0 s left  loss 1\n"
 
 
-def test_resumed_work_reckons_with_what_it_did_itself(capsys):
-    """50 of 60 were done before; the next one takes 10 s, so the other nine take 90."""
+def test_resumed_work_estimates_from_its_own_speed(capsys):
+    """50 of 60 were done before. The next one takes 10 s, so the other nine take 90 s."""
     clock = Clock()
     lines = Lines("ppo", 60, done=50, clock=clock)
     clock.now += INTERVAL
@@ -83,7 +84,7 @@ class Tracker:
 
 def test_training_reports_every_step_to_mlflow_and_its_progress_in_lines(clock, capsys):
     tracker = Tracker()
-    report = Progress(tracker, "judge/", "reward/judge")
+    report = TrainingProgress(tracker, "judge/", "reward/judge")
     for step in (1, 2, 3):
         clock.now += INTERVAL
         report({"loss": 1 / step, "development_loss": 2.0}, step, 3, 500)
@@ -104,7 +105,7 @@ def test_metrics_of_one_kind_share_a_prefix():
     assert [tracked_name(key) for key in ("kl", "development_kl")] == ["train/kl", "development/kl"]
 
 
-def test_progress_counts_items_and_ends_with_them(clock, capsys):
+def test_progress_counts_items_until_the_last(clock, capsys):
     seen = []
     for item in counted("judging", ["a", "b"]):
         clock.now += INTERVAL
@@ -114,16 +115,16 @@ def test_progress_counts_items_and_ends_with_them(clock, capsys):
 
 
 def test_sampling_reports_each_batch(monkeypatch, clock, capsys):
-    """5 prompts in batches of 2: three reports, a line for each since each takes an interval."""
+    """5 prompts in batches of 2: three reports with a line each, since each takes an interval."""
     policy, tokenizer = rotary(), tiny_tokenizer()
-    sampler = Sampler(2, (END,), PAD, rows=2)
-    generate = Sampler._generate
+    sampler = LocalSampler(2, (END,), PAD, rows=2)
+    generate = LocalSampler._generate
 
     def slow(self, model, prompts):
         clock.now += INTERVAL
         return generate(self, model, prompts)
 
-    monkeypatch.setattr(Sampler, "_generate", slow)
+    monkeypatch.setattr(LocalSampler, "_generate", slow)
     assert len(sample_responses(policy, tokenizer, prompts_of(["a", "b", "c", "d", "e"]), sampler, (0, "x"))) == 5
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[2] for line in lines] == ["2/5", "4/5", "5/5"]
@@ -131,25 +132,25 @@ def test_sampling_reports_each_batch(monkeypatch, clock, capsys):
 
 
 def test_reference_pass_reports_each_part(accelerator):
-    """5 pairs in parts of 2, and the numbers do not depend on being reported."""
+    """5 pairs in parts of 2; reporting does not change the numbers."""
     units, reference = paired(examples(10)), rotary()
     config = OfflineConfig(micro_batch_size=2)
-    told = []
-    reported = with_ref_logprobs(accelerator, reference, units, config, PAD, told.append)
-    assert told == [2, 2, 1]
+    counts = []
+    reported = with_ref_logprobs(accelerator, reference, units, config, PAD, counts.append)
+    assert counts == [2, 2, 1]
     assert reported == with_ref_logprobs(accelerator, reference, units, config, PAD)
 
 
 def test_loading_of_weights_is_shown(tmp_path, clock, capsys, monkeypatch):
-    """transformers counts tensors in a loop of its own: each takes an interval here."""
+    """transformers counts tensors in its own loop; each takes an interval here."""
     rotary().save_pretrained(tmp_path)
     quiet_libraries()
-    told = []
+    shown = []
     real = Lines.advance
 
     def slow(self, count=1, note=""):
         clock.now += INTERVAL
-        told.append((self.name, self.total))
+        shown.append((self.name, self.total))
         real(self, count, note)
 
     monkeypatch.setattr(Lines, "advance", slow)
@@ -158,8 +159,8 @@ def test_loading_of_weights_is_shown(tmp_path, clock, capsys, monkeypatch):
         transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path))
     finally:
         transformers.utils.logging.set_tqdm_hook(None)
-    assert {name for name, _ in told} == {"loading weights"}
-    assert len(told) == told[0][1] > 5
+    assert {name for name, _ in shown} == {"loading weights"}
+    assert len(shown) == shown[0][1] > 5
     assert capsys.readouterr().err.splitlines()[0].startswith("loading weights 1/")
 
 
@@ -176,8 +177,8 @@ training.close()
 """
 
 
-def test_terminal_shows_a_bar_and_keeps_that_of_a_training():
-    """Through a pseudo-terminal: bars may stand inside one another, and the cursor is visible at the end."""
+def test_terminal_shows_bars_and_keeps_the_bar_of_a_training():
+    """On a pseudo-terminal: bars may be nested, and the cursor is visible at the end."""
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     command = [sys.executable, "-c", SCRIPT.format(root=str(ROOT))]
@@ -187,7 +188,7 @@ def test_terminal_shows_a_bar_and_keeps_that_of_a_training():
     while True:
         try:
             part = os.read(master, 65536)
-        except OSError:  # the other end is closed
+        except OSError:  # the terminal is closed
             break
         if not part:
             break
@@ -201,7 +202,7 @@ def test_terminal_shows_a_bar_and_keeps_that_of_a_training():
     assert "2/2" in text[text.rindex("sft") :] and "loss 1" in text
 
 
-def test_where_there_is_no_terminal_lines_are_written(capsys):
+def test_without_a_terminal_lines_are_printed(capsys):
     assert isinstance(show("sft", 3), Lines)
     with progress("x", 1) as report:
         report(1)
@@ -213,7 +214,7 @@ def test_dpo_stage_shows_its_reference_pass(monkeypatch):
     from contextlib import contextmanager
     from types import SimpleNamespace
 
-    from tasks.stages import policy as stage_module
+    from tasks.stages import offline as stage_module
 
     shown = []
 
@@ -232,9 +233,9 @@ def test_dpo_stage_shows_its_reference_pass(monkeypatch):
     monkeypatch.setattr(stage_module, "train_and_save_policy", lambda *arguments: trained.append(arguments))
     pairs = paired(examples(10))
     config = SimpleNamespace(micro_batch_size=2, snapshots=0)
-    stage = SimpleNamespace(params=None)
-    stage_module._train_offline(stage, "dpo", DPO(beta=0.1), config, pairs[:3], pairs[3:])
-    assert shown == [("policy@dpo reference", 5, 5)]
+    stage = SimpleNamespace(params=None, name="offline@dpo")
+    stage_module._train(stage, "dpo", DPO(beta=0.1), config, pairs[:3], pairs[3:])
+    assert shown == [("offline@dpo reference", 5, 5)]
     assert [len(units) for units in trained[0][4:6]] == [3, 2]
 
 

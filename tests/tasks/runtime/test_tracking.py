@@ -1,4 +1,4 @@
-"""MLflow runs on a real store: the step of a metric, and runs of processes that were killed."""
+"""MLflow runs in a real store: the step of a metric, and the runs of killed processes."""
 
 import os
 import signal
@@ -10,9 +10,10 @@ import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 
-from tasks.params.schema import ROOT, load_params
+from tasks.params.load import ROOT, load_params
 from tasks.runtime import tracking
-from tasks.runtime.stage import Stage, _stage_key
+from tasks.runtime.key import stage_key
+from tasks.runtime.stage import Stage
 from tasks.runtime.tracking import StageRun
 
 WRITER = """
@@ -27,7 +28,7 @@ signal.pause()
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A folder with a store in it, made once: the tables of a new one take seconds."""
+    """A folder with a store, created once, since creating its tables takes seconds."""
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
@@ -44,7 +45,7 @@ def folder(store, tmp_path, monkeypatch):
 
 
 def writer(folder: Path) -> tuple["subprocess.Popen[str]", str]:
-    """A process that has begun a stage's run, and the run's id."""
+    """A process that has started a stage's run, and the run's id."""
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER],
         cwd=folder,
@@ -55,8 +56,8 @@ def writer(folder: Path) -> tuple["subprocess.Popen[str]", str]:
     return process, process.stdout.readline().strip()
 
 
-def test_every_metric_stands_at_its_step(folder, capsys):
-    """Through the report of a training loop, as a loop calls it: (metrics, step, total, tokens)."""
+def test_every_metric_is_logged_at_its_step(folder, capsys):
+    """Through the report callback of a training loop: (metrics, step, total, tokens)."""
     with StageRun("sft", "key", folder / "key") as run:
         stage = Stage("sft", load_params(ROOT / "params.yaml"), {}, {}, "key", run)
         report = stage.training_run().report
@@ -69,14 +70,14 @@ def test_every_metric_stands_at_its_step(folder, capsys):
     assert [point.step for point in run.client.get_metric_history(run.run_id, "rows")] == [0]
 
 
-def test_a_resumed_training_says_where_it_continues(folder, capsys):
+def test_a_resumed_training_prints_where_it_continues(folder, capsys):
     with StageRun("sft", "key", folder / "key") as run:
         report = Stage("sft", load_params(ROOT / "params.yaml"), {}, {}, "key", run).training_run().report
         report({"loss": 4.0}, 51, 60, 10)
     assert "sft          continues at step 51 of 60, from its last saved state\n" in capsys.readouterr().err
 
 
-def test_run_of_a_killed_process_is_closed_and_tagged_and_a_live_one_is_left(folder):
+def test_run_of_a_killed_process_is_closed_and_tagged_but_not_a_live_one(folder):
     process, run_id = writer(folder)
     client = tracking.client()
     with process:
@@ -90,7 +91,7 @@ def test_run_of_a_killed_process_is_closed_and_tagged_and_a_live_one_is_left(fol
     assert tracking.close_interrupted(client) == []
 
 
-def test_next_stage_closes_it_and_the_same_stage_takes_it_up(folder, monkeypatch):
+def test_the_next_stage_closes_it_and_the_same_stage_resumes_it(folder, monkeypatch):
     process, run_id = writer(folder)
     with process:
         process.send_signal(signal.SIGKILL)
@@ -104,13 +105,13 @@ def test_next_stage_closes_it_and_the_same_stage_takes_it_up(folder, monkeypatch
         assert again.info.status == "RUNNING"
         assert "interrupted" not in again.data.tags
         assert again.data.tags["writer_pid"] == str(os.getpid())
-        assert again.data.tags["mlflow.parentRunId"] == other.run_id  # the run that it now belongs to
+        assert again.data.tags["mlflow.parentRunId"] == other.run_id  # its new parent run
         assert tracking.close_interrupted(run.client) == []
     assert run.client.get_run(run_id).info.status == "FINISHED"
 
 
-def test_outputs_that_are_used_again_keep_their_run(folder):
-    """Killed between the end of the work and the end of the run: nothing is left to do but to close it."""
+def test_reused_outputs_keep_their_run(folder):
+    """After a kill between the end of the work and the end of the run, the run only needs to be closed."""
     process, run_id = writer(folder)
     with process:
         process.send_signal(signal.SIGKILL)
@@ -120,15 +121,15 @@ def test_outputs_that_are_used_again_keep_their_run(folder):
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert "interrupted" not in run.data.tags
-    StageRun("sft", "none", folder / "none").restore()  # no run is known: nothing happens
+    StageRun("sft", "none", folder / "none").restore()  # without a run, nothing happens
     (folder / "key/mlflow_run_id").write_text("0" * 32)
-    StageRun("sft", "key", folder / "key").restore()  # of another store
+    StageRun("sft", "key", folder / "key").restore()  # a run of another store
     with pytest.raises(MlflowException):
         client.get_run("0" * 32)
 
 
-def test_a_process_is_known_by_its_start_too(folder):
-    """The number of a killed process is given again, to any program."""
+def test_a_process_is_identified_by_its_start_time_too(folder):
+    """The id of a killed process may be reused by any program."""
     tags = tracking.writer_tags()
     assert tracking.is_writer_alive(tags)
     assert not tracking.is_writer_alive({**tags, "writer_started": str(psutil.Process().create_time() - 60)})
@@ -137,7 +138,7 @@ def test_a_process_is_known_by_its_start_too(folder):
     assert not tracking.is_writer_alive({**tags, "writer_pid": str(ended.pid)})
 
 
-def test_runs_of_other_hosts_are_left_alone(folder, monkeypatch):
+def test_runs_of_other_hosts_are_not_closed(folder, monkeypatch):
     process, run_id = writer(folder)
     with process:
         process.send_signal(signal.SIGKILL)
@@ -149,12 +150,12 @@ def test_runs_of_other_hosts_are_left_alone(folder, monkeypatch):
 
 def test_key_of_a_stage_tells_inputs_parameters_and_stages_apart():
     """Without the inputs, other data would be trained on from the state, or given the outputs, of the old."""
-    base = _stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"})
-    assert base == _stage_key("sft", {"sft": {"epochs": 1}}, {"models/base": "bb.dir", "data/prepared": "aa.dir"})
+    base = stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"})
+    assert base == stage_key("sft", {"sft": {"epochs": 1}}, {"models/base": "bb.dir", "data/prepared": "aa.dir"})
     others = [
-        _stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "cc.dir", "models/base": "bb.dir"}),
-        _stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir"}),
-        _stage_key("sft", {"sft": {"epochs": 2}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"}),
-        _stage_key("base", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"}),
+        stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "cc.dir", "models/base": "bb.dir"}),
+        stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir"}),
+        stage_key("sft", {"sft": {"epochs": 2}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"}),
+        stage_key("base", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"}),
     ]
     assert len({base, *others}) == 5

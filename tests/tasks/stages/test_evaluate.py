@@ -8,7 +8,6 @@ import json
 import math
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,22 +15,21 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import tiny
-from checkout import make_checkout
+from checkout import make_checkout, write_params
 from rlhf_core.common.batch import Example, collate
 from rlhf_core.loops.online import OnlineTraining
 from rlhf_core.models.ensembles import load_reward_model
 from rlhf_core.models.forward import response_kl, response_logprobs, scores
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import new_scalar_model, own_temperature, save_policy, save_scalar_model
 from rlhf_core.models.tokens import Prompt
-from rlhf_core.scoring.judges import Answer
 from rlhf_core.scoring.rewards import PythonReward, WeightedSum
-from tasks.common.best_of_n import BEST_OF_N, best_of_n
 from tasks.common.sampling import sample_responses
 from tasks.files.jsonl import read_jsonl, write_jsonl
-from tasks.params.schema import load_params, overlay
+from tasks.params.load import load_params, merged
+from tasks.rewards.best_of_n import BEST_OF_N, best_of_n
 from tasks.stages import evaluate as stage
-from tasks.stages.policy import policy
+from tasks.stages.online import online
 from tiny import ASSISTANT, END, PAD, WORDS
 
 A, B, C = (WORDS.index(word) for word in "abc")
@@ -122,13 +120,13 @@ def write(path, content):
 
 def judged(folder, **changes):
     """Results, snapshots and samples of the stage under changed parameters."""
-    unchanged = (folder / "params.yaml").read_text()
-    changed = overlay(yaml.safe_load(unchanged), {"policy": {"algorithms": ["ppo", "dpo", "grpo", "best_of_n"]}})
-    (folder / "params.yaml").write_text(yaml.safe_dump(overlay(changed, changes), sort_keys=False))
+    unchanged = yaml.safe_load((folder / "params.yaml").read_text())
+    methods = {"policy": {"online": ["ppo", "grpo", "best_of_n"], "offline": ["dpo"]}}
+    write_params(folder, merged(unchanged, methods, changes))
     try:
         stage.evaluate()
     finally:
-        (folder / "params.yaml").write_text(unchanged)
+        write_params(folder, unchanged)
     results = json.loads(Path("evaluation/results.json").read_text())
     return results, *(read_jsonl(Path(f"evaluation/{name}.jsonl")) for name in ("snapshots", "samples"))
 
@@ -255,7 +253,7 @@ def test_with_a_reward_model_its_clamp_counts_and_its_own_score_is_reported(chec
     rewards = [{"name": "model", "weight": 2.0, "clamp": clamp}, {"name": "missing_end", "weight": 3.0}]
     results, _, _ = judged(
         checkout,
-        policy={"algorithms": ["ppo", "grpo"], "rewards": rewards},
+        policy={"online": ["ppo", "grpo"], "offline": [], "rewards": rewards},
         evaluate={"temperature": 0.0},
     )
     assert results["judge"] == "second reward model"
@@ -279,7 +277,7 @@ def test_with_a_reward_model_its_clamp_counts_and_its_own_score_is_reported(chec
 @pytest.mark.pitfall(32)
 def test_equal_answers_are_ties_to_a_reward_model(checkout, with_models):
     """At temperature 0 PPO answers a on every prompt, as 15 of 16 references do; the other, longer one is judged."""
-    results, _, _ = judged(checkout, policy={"algorithms": ["ppo"]}, evaluate={"temperature": 0.0})
+    results, _, _ = judged(checkout, policy={"online": ["ppo"], "offline": []}, evaluate={"temperature": 0.0})
     rate = results["policies"]["ppo"]["win_rate_vs_reference"]
     assert rate["value"] * TESTS in (7.5, 8.5)
 
@@ -287,18 +285,18 @@ def test_equal_answers_are_ties_to_a_reward_model(checkout, with_models):
 @pytest.mark.pitfall(32)
 def test_identical_ids_tie_and_the_other_order_gives_the_mirrored_verdict(checkout, with_models):
     """59 identical pairs of 1 to 9 tokens beside one that differs in length; then 60 pairs that all differ."""
-    judge = stage.Evaluation(SimpleNamespace(params=load_params())).judge
+    judge = stage.Evaluation(load_params()).judge
     assert (judge.name, judge.tolerance) == ("second reward model", 1e-4)
     rows = tiny.examples(120, seed=3, longest=9)
-    prompts = [Prompt([], row.prompt_ids) for row in rows[:60]]
-    first = [Answer("", row.response_ids) for row in rows[:60]]
-    second = [Answer("", tuple(answer.ids)) for answer in first[:59]] + [Answer("", [A] * 12 + [END])]
+    prompts, ids = [row.prompt_ids for row in rows[:60]], [row.response_ids for row in rows]
+    first = tiny.responses_of(prompts, ids[:60])
+    second = tiny.responses_of(prompts, [*ids[:59], [A] * 12 + [END]])
     for sides in ((first, second), (second, first)):
-        verdicts = judge.prefer(prompts, *sides)
+        verdicts = judge.prefer(*sides)
         assert verdicts[:59] == [0.5] * 59
         assert verdicts[59] in (0.0, 1.0)
-    others = [Answer("", row.response_ids) for row in rows[60:]]
-    forwards, backwards = judge.prefer(prompts, first, others), judge.prefer(prompts, others, first)
+    others = tiny.responses_of(prompts, ids[60:])
+    forwards, backwards = judge.prefer(first, others), judge.prefer(others, first)
     assert {0.0, 1.0} <= set(forwards)
     assert backwards == [1 - verdict for verdict in forwards]
 
@@ -352,14 +350,14 @@ def test_the_policy_stages_critic_is_the_reward_model_with_its_centring(checkout
         raise KeyboardInterrupt
 
     monkeypatch.setattr(OnlineTraining, "train", stop)
-    unchanged = (checkout / "params.yaml").read_text()
-    changes = {"policy": {"algorithms": ["ppo"], "rewards": [{"name": "length", "weight": -0.1}]}}
-    (checkout / "params.yaml").write_text(yaml.safe_dump(overlay(yaml.safe_load(unchanged), changes), sort_keys=False))
+    unchanged = yaml.safe_load((checkout / "params.yaml").read_text())
+    changes = {"policy": {"online": ["ppo"], "offline": [], "rewards": [{"name": "length", "weight": -0.1}]}}
+    write_params(checkout, merged(unchanged, changes))
     try:
         with pytest.raises(KeyboardInterrupt):
-            policy("ppo")
+            online("ppo")
     finally:
-        (checkout / "params.yaml").write_text(unchanged)
+        write_params(checkout, unchanged)
     critic = built[0].critic
     assert (critic.offset, critic.scale) == (0.25, 0.5)
     expected = reward.state_dict()
@@ -370,16 +368,14 @@ def test_the_policy_stages_critic_is_the_reward_model_with_its_centring(checkout
 @pytest.mark.pitfall(33)
 def test_the_policy_stage_writes_its_training_temperature_where_evaluate_reads_it(checkout):
     """GRPO trained at 0.7: so it is in the generation config of the policy and its snapshot."""
-    unchanged = (checkout / "params.yaml").read_text()
+    unchanged = yaml.safe_load((checkout / "params.yaml").read_text())
     settings = {"temperature": 0.7, "steps": 1, "rollout_size": 8, "minibatch_size": 8, "group_size": 4, "snapshots": 1}
-    changes = {"algorithms": ["grpo"], "rewards": REWARDS, "grpo": settings}
-    (checkout / "params.yaml").write_text(
-        yaml.safe_dump(overlay(yaml.safe_load(unchanged), {"policy": changes}), sort_keys=False)
-    )
+    changes = {"online": ["grpo"], "offline": [], "rewards": REWARDS, "grpo": settings}
+    write_params(checkout, merged(unchanged, {"policy": changes}))
     try:
-        policy("grpo")
+        online("grpo")
     finally:
-        (checkout / "params.yaml").write_text(unchanged)
+        write_params(checkout, unchanged)
     folder = Path("models/policies/grpo")
     for path in (folder, *folder.glob("snapshots/step-*")):
         assert own_temperature(AutoModelForCausalLM.from_pretrained(path)) == 0.7
@@ -393,7 +389,7 @@ def test_best_of_n_keeps_the_first_of_the_best():
     """SFT says a, b or b c; with one point a word, b c is best where it occurs, else the first sample."""
     sft, tokenizer = bigram(SFT), tiny.tiny_tokenizer()
     prompts = [Prompt([{"role": "user", "content": "d"}], [tiny.USER, WORDS.index("d"), ASSISTANT])] * 40
-    sampler, stream, count = Sampler(LONGEST, (END,), PAD), (0, "test"), 4
+    sampler, stream, count = LocalSampler(LONGEST, (END,), PAD), (0, "test"), 4
     words = PythonReward("words", lambda prompts, responses, answers: [len(text.split()) for text in responses])
     kept, tokens = best_of_n(sft, tokenizer, prompts, sampler, WeightedSum([("words", 1.0, words)]), count, stream)
     sampled = sample_responses(sft, tokenizer, [prompt for prompt in prompts for _ in range(count)], sampler, stream)

@@ -9,28 +9,30 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny
-from checkout import git, make_checkout
+from checkout import git, make_checkout, write_params
 from flows.run.changes import Changes, require_inputs
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.bpe import train_tokenizer
 from rlhf_core.models.store import save_policy
 from rlhf_core.models.tokens import ready_tokenizer
 from tasks.files.jsonl import read_jsonl, write_jsonl
+from tasks.params.load import merged
 from tasks.reporting.comparison import curve_rows
 from tasks.stages.base import base
 from tasks.stages.collect import collect
 from tasks.stages.evaluate import evaluate
-from tasks.stages.policy import policy
+from tasks.stages.online import online
 from tasks.stages.prepare import prepare
 from tasks.stages.report import report
 from tasks.stages.reward import reward
+from tasks.stages.sample import sample
 from tasks.stages.sft import sft
 
 PROMPTS = [f"prompt number {number}" for number in range(40)]
 CHANGES = {
     "model": {"path": "pretrained"},
     "prepare": {"format": "prompts", "path": "prompts.jsonl", "max_response_tokens": 8},
-    "policy": {"algorithms": ["grpo"], "rewards": [{"name": "length", "weight": -1.0}]},
+    "policy": {"online": ["grpo"], "offline": [], "rewards": [{"name": "length", "weight": -1.0}]},
 }
 
 
@@ -45,7 +47,7 @@ def checkout(module_patch, tmp_path_factory):
     save_policy(model, tokenizer, Path("pretrained"), max_new_tokens=8)
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "data")
-    for stage in (prepare, base, sft, collect, reward, lambda: policy("grpo"), evaluate, report):
+    for stage in (prepare, base, sft, sample, collect, reward, lambda: online("grpo"), evaluate, report):
         stage()
     return folder
 
@@ -94,6 +96,20 @@ def test_nothing_is_judged_and_the_rest_is_reported(checkout):
     assert {row["win_rate_vs_sft"] for row in rows} == {None}
 
 
+def test_nothing_is_sampled_and_no_feedback_is_passed_on(checkout):
+    """There is neither a panel nor feedback of the user's own: empty samples, empty preferences, and the reasons."""
+    samples, feedback = checkout / "data/samples", checkout / "data/feedback"
+    assert {path.name for path in samples.iterdir()} == {"none.json", "manifest.json"}
+    assert json.loads((samples / "none.json").read_text()) == {"why": "no panel judges responses to this data"}
+    assert {path.name: path.read_text() for path in feedback.glob("*.jsonl")} == {
+        f"preferences_{split}.jsonl": "" for split in ("train", "development", "judge")
+    }
+    summary = json.loads((feedback / "summary.json").read_text())
+    assert summary["source"] == "passed on: the data set holds none, and there is no panel"
+    judge = json.loads((checkout / "models/judge/none.json").read_text())
+    assert judge == {"why": "the data holds no feedback to fit one to"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -103,9 +119,9 @@ def test_nothing_is_judged_and_the_rest_is_reported(checkout):
             {"policy.rewards": [{"name": "exact_answer"}]},
             "policy.rewards names exact_answer, and the data has no answers",
         ),
-        ({"policy.algorithms": ["grpo", "dpo"]}, "policy.algorithms names dpo, which learns from feedback"),
-        ({"policy.algorithms": ["kto"]}, "policy.algorithms names kto, which learns from feedback"),
-        ({"policy.algorithms": ["ppo"]}, "policy.algorithms names ppo, whose critic starts from the reward model"),
+        ({"policy.offline": ["dpo"]}, "policy.offline names dpo, which learns from feedback"),
+        ({"policy.offline": ["kto"]}, "policy.offline names kto, which learns from feedback"),
+        ({"policy.online": ["ppo"]}, "policy.online names ppo, whose critic starts from the reward model"),
     ],
 )
 def test_what_prompts_give_no_ground_for_is_refused_before_a_run(checkout, overrides, message):
@@ -115,12 +131,10 @@ def test_what_prompts_give_no_ground_for_is_refused_before_a_run(checkout, overr
 
 
 def test_stage_prepare_refuses_to_train_from_scratch_on_prompts(checkout):
-    text = (checkout / "params.yaml").read_text()
-    raw = yaml.safe_load(text)
-    raw["model"]["path"] = "helpdesk/model.json"
-    (checkout / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    unchanged = yaml.safe_load((checkout / "params.yaml").read_text())
+    write_params(checkout, merged(unchanged, {"model": {"path": "helpdesk/model.json"}}))
     try:
         with pytest.raises(UserError, match="there is no text to train on"):
             prepare()
     finally:
-        (checkout / "params.yaml").write_text(text)
+        write_params(checkout, unchanged)

@@ -1,4 +1,4 @@
-"""Stages collect and reward with every form of feedback: tiny real runs in this process, in a checkout of their own."""
+"""Stages sample, collect and reward with every form of feedback: tiny real runs in this process."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoModelForSequenceClassification
 
 import tiny
-from checkout import make_checkout
+from checkout import make_checkout, write_params
 from rlhf_core.algorithms.base.table import reward_loss, reward_losses
 from rlhf_core.common.batch import collate, collate_units
 from rlhf_core.common.errors import UserError
@@ -30,12 +30,13 @@ from rlhf_core.models.tokens import encode_prompt, encode_response
 from rlhf_core.scoring.rewards import ModelReward
 from tasks.common.rows import preference_units, rating_scale, rating_units, text_units
 from tasks.files.jsonl import read_jsonl, write_jsonl
-from tasks.params.schema import apply_overrides, load_params, overlay, validate
+from tasks.params.load import load_params, merged, validate, with_values
 from tasks.runtime.stage import Restored
 from tasks.stages.base import base
 from tasks.stages.collect import collect
 from tasks.stages.prepare import prepare
 from tasks.stages.reward import _sft_responses, reward
+from tasks.stages.sample import sample
 from tasks.stages.sft import sft
 from tools.closure import ROOT
 
@@ -64,13 +65,13 @@ def runner(folder):
     unchanged = yaml.safe_load((folder / "params.yaml").read_text())
 
     def run_stages(*stages, **changes):
-        (folder / "params.yaml").write_text(yaml.safe_dump(overlay(unchanged, changes), sort_keys=False))
+        write_params(folder, merged(unchanged, changes))
         try:
             for stage in stages:
                 with suppress(Restored):  # it has run before with these parameters
                     stage()
         finally:
-            (folder / "params.yaml").write_text(yaml.safe_dump(unchanged, sort_keys=False))
+            write_params(folder, unchanged)
         return [read_json(path) for path in (FEEDBACK / "summary.json", REWARD / "summary.json") if path.is_file()]
 
     return run_stages
@@ -113,7 +114,7 @@ def test_the_base_model_learns_every_token_of_its_text(checkout):
 
 def test_likert_scores_train_a_reward_model_that_knows_the_scale(desk):
     """12 prompts with 3 responses each, one score each; pairs are those of a prompt with differing scores."""
-    feedback, summary = desk(collect, reward, collect={"form": "likert", "scale": 7}, reward={"loss": "likert"})
+    feedback, summary = desk(sample, collect, reward, collect={"form": "likert", "scale": 7}, reward={"loss": "likert"})
     rows = read_jsonl(FEEDBACK / "ratings_train.jsonl")
     assert len(rows) == 36 == feedback["ratings"]["train"] == summary["ratings"]
     assert {row["score"] for row in rows} <= set(range(1, 8))
@@ -134,7 +135,7 @@ def test_likert_scores_train_a_reward_model_that_knows_the_scale(desk):
 
 def test_rankings_train_plackett_luce(desk):
     """Every ranking of 3 is one unit and implies 3 verdicts."""
-    feedback, summary = desk(collect, reward, collect={"form": "ranking"}, reward={"loss": "plackett_luce"})
+    feedback, summary = desk(sample, collect, reward, collect={"form": "ranking"}, reward={"loss": "plackett_luce"})
     rows = read_jsonl(FEEDBACK / "rankings_train.jsonl")
     assert len(rows) == 12 == summary["rankings"]
     assert all(len(row["responses"]) == len(row["responses_tokens"]) == len(row["ranks"]) == 3 for row in rows)
@@ -148,14 +149,14 @@ def test_rankings_train_plackett_luce(desk):
 
 def test_the_best_of_n_trains_a_model_of_the_choice(desk):
     """It becomes ranks 1 and 2, and is better than two others: 24 pairs."""
-    feedback, summary = desk(collect, reward, collect={"form": "best_of_n"}, reward={"loss": "best_of_n"})
+    feedback, summary = desk(sample, collect, reward, collect={"form": "best_of_n"}, reward={"loss": "best_of_n"})
     assert all(sorted(row["ranks"]) == [1, 2, 2] for row in read_jsonl(FEEDBACK / "rankings_train.jsonl"))
     assert feedback["pairs"]["train"] + feedback["identical"]["train"] == 24
     assert summary["rankings"] == 12
 
 
 def test_thumbs_make_unpaired_rows_and_pairs_where_a_prompt_has_both(desk):
-    (feedback, *_) = desk(collect, collect={"form": "thumbs"})
+    (feedback, *_) = desk(sample, collect, collect={"form": "thumbs"})
     rows = read_jsonl(FEEDBACK / "unpaired_train.jsonl")
     assert len(rows) == 36 == feedback["unpaired"]["train"]
     assert all(type(row["label"]) is bool and row["response_tokens"] for row in rows)
@@ -166,10 +167,10 @@ def test_thumbs_make_unpaired_rows_and_pairs_where_a_prompt_has_both(desk):
 
 def test_an_ensemble_is_a_plain_folder_with_members(desk):
     """Member 1 is the very model that stands alone otherwise; the score is the aggregate of what members say."""
-    desk(collect, reward)
+    desk(sample, collect, reward)
     alone = (REWARD / "model.safetensors").read_bytes()
     changes = {"members": 2, "aggregate": "mean_minus_std", "std_coef": 0.5}
-    (_, summary) = desk(collect, reward, reward=changes)
+    (_, summary) = desk(sample, collect, reward, reward=changes)
     assert (REWARD / "model.safetensors").read_bytes() == alone
     assert (REWARD / "members/2/model.safetensors").read_bytes() != alone
     assert not (REWARD / "members/3").exists()
@@ -202,7 +203,7 @@ def on_sft_responses(model):
 
 @pytest.mark.parametrize("unit_scale", [True, False])
 def test_rewards_have_mean_0_on_the_sft_model_and_std_1_if_asked_for(desk, unit_scale):
-    (_, summary) = desk(collect, reward, reward={"unit_scale": unit_scale})
+    (_, summary) = desk(sample, collect, reward, reward={"unit_scale": unit_scale})
     model = load_reward_model(REWARD)
     scored = on_sft_responses(model)
     model.set_normalisation(0.0, 1.0)
@@ -219,7 +220,7 @@ def test_rewards_have_mean_0_on_the_sft_model_and_std_1_if_asked_for(desk, unit_
 
 def test_each_member_of_an_ensemble_is_centred_on_its_own(desk):
     """So that the minimum is not always the same member's: their means agree; that of the minimum is 0."""
-    desk(collect, reward, reward={"members": 2, "aggregate": "min"})
+    desk(sample, collect, reward, reward={"members": 2, "aggregate": "min"})
     model = load_reward_model(REWARD)
     means = [on_sft_responses(member).mean().item() for member in model.models]
     assert means[0] == pytest.approx(means[1], abs=1e-4)
@@ -229,7 +230,7 @@ def test_each_member_of_an_ensemble_is_centred_on_its_own(desk):
 
 def test_further_judgements_measure_agreement_and_change_nothing_else(desk):
     one, three = (
-        [desk(collect, collect={"development_judgements": number})[0]]
+        [desk(sample, collect, collect={"development_judgements": number})[0]]
         + [(FEEDBACK / f"preferences_{split}.jsonl").read_bytes() for split in ("train", "development", "judge")]
         for number in (1, 3)
     )
@@ -247,7 +248,9 @@ def test_further_judgements_measure_agreement_and_change_nothing_else(desk):
 
 def test_ties_are_kept_where_asked_for(desk):
     """They are trained on with label ½, and left out of what is measured on held-out pairs."""
-    feedback, summary = desk(collect, reward, collect={"keep_ties": True, "prompts": 30, "development_prompts": 20})
+    feedback, summary = desk(
+        sample, collect, reward, sample={"prompts": 30, "development_prompts": 20}, collect={"keep_ties": True}
+    )
     for split in ("train", "development"):
         rows = read_jsonl(FEEDBACK / f"preferences_{split}.jsonl")
         assert sum(row.get("label") == 0.5 for row in rows) == feedback["ties"][split] > 0
@@ -267,7 +270,7 @@ def test_ties_are_kept_where_asked_for(desk):
 )  # fmt: skip
 def test_a_loss_without_its_form_of_feedback_is_refused(desk, form, loss, message):
     with pytest.raises(UserError) as caught:
-        desk(collect, reward, collect={"form": form}, reward={"loss": loss})
+        desk(sample, collect, reward, collect={"form": form}, reward={"loss": loss})
     assert str(caught.value) == message
 
 
@@ -285,13 +288,13 @@ def rated_rows():
 
 def test_a_users_ratings_go_through_every_stage_to_a_judge(module_patch, tmp_path, monkeypatch):
     """Ratings, a thurstone model of the pairs they imply, its figures for each source; a likert model as well."""
-    changes = overlay(SHORT, {"prepare": {"format": "auto", "path": "rated.jsonl", "judge_fraction": 0.2}})
+    changes = merged(SHORT, {"prepare": {"format": "auto", "path": "rated.jsonl", "judge_fraction": 0.2}})
     changes["prepare"] |= {"development_fraction": 0.2, "test_fraction": 0.2}
     folder = make_checkout(tmp_path, changes)
     write_jsonl(folder / "rated.jsonl", rated_rows())
     monkeypatch.chdir(folder)
     stages = runner(folder)
-    feedback, summary = stages(prepare, base, sft, collect, reward, reward={"loss": "thurstone"})
+    feedback, summary = stages(prepare, base, sft, sample, collect, reward, reward={"loss": "thurstone"})
     card = read_json(Path("data/prepared/card.json"))
     assert card["kind"] == "ratings"
     assert card["dropped_rows"] == [{"file": "rated.jsonl", "line": 81, "reason": "score outside 1 to collect.scale 5"}]
@@ -334,7 +337,7 @@ RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
 )
 def test_options_of_feedback_and_reward_without_effect_raise(changes, message):
     with pytest.raises(UserError, match=message):
-        validate(apply_overrides(RAW, changes))
+        validate(with_values(RAW, changes))
 
 
 @pytest.mark.parametrize(
@@ -347,7 +350,7 @@ def test_options_of_feedback_and_reward_without_effect_raise(changes, message):
     ],
 )
 def test_options_that_have_an_effect_are_taken(changes):
-    validate(apply_overrides(RAW, changes))
+    validate(with_values(RAW, changes))
 
 
 # --- figures ---

@@ -1,4 +1,4 @@
-"""What a user sees at a stage's mistakes: two lines with file and mend, exit code 1, nothing lost or half-written."""
+"""Errors of a stage: two lines with file and fix, exit code 1, and no lost or half-written output."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from rlhf_core.common.errors import UserError
 from rlhf_core.models.store import load_policy, load_scalar_model, load_tokenizer, save_policy
 from tasks.common.source import model_source
 from tasks.files.jsonl import read_jsonl
-from tasks.params.schema import ModelParams, load_params
+from tasks.params.load import load_params
+from tasks.params.sections import ModelParams
 from tasks.runtime import stage as stages
 from tasks.runtime.stage import main, open_stage, write_json
 from tasks.stages import sft
@@ -58,14 +59,14 @@ def test_a_full_disk_is_said_whatever_error_it_shows_as(monkeypatch):
     monkeypatch.setattr(stages.shutil, "disk_usage", lambda _: usage._replace(free=0))
     with pytest.raises(SystemExit) as stopped:
         main(lambda: 1 / 0)
-    assert "is full. Free some space and run it again: it goes on from there." in stopped.value.code
+    assert "is full. Free some space and run it again: it continues." in stopped.value.code
 
 
 @pytest.mark.parametrize(
     ("files", "found"),
     [
-        ({}, "is not a folder. Name a checkpoint folder, such as models/sft."),
-        ({"notes.txt": "x"}, "holds no config.json, so it is not a checkpoint folder."),
+        ({}, "is not a folder. Use a checkpoint folder, such as models/sft."),
+        ({"notes.txt": "x"}, "has no config.json, so it is not a checkpoint folder."),
     ],
 )
 def test_a_folder_that_is_no_checkpoint(tmp_path, files, found):
@@ -84,7 +85,7 @@ def test_a_policy_given_as_reward_model(tmp_path, tokenizer):
     with pytest.raises(UserError) as error:
         load_scalar_model(tmp_path / "policy")
     assert message(error) == (
-        f"{tmp_path / 'policy'} holds ['LlamaForCausalLM'], not a reward model. Name the folder of a reward stage."
+        f"{tmp_path / 'policy'} contains ['LlamaForCausalLM'], not a reward model. Use the reward stage's folder."
     )
 
 
@@ -106,7 +107,7 @@ def test_a_model_path_that_is_no_model(tmp_path, content, found):
 
 
 def test_a_model_folder_without_a_config(tmp_path):
-    with pytest.raises(UserError, match=r"holds no config\.json, so it is not a checkpoint folder"):
+    with pytest.raises(UserError, match=r"has no config\.json, so it is not a checkpoint folder"):
         model_source(ModelParams(path=str(tmp_path)))
 
 
@@ -121,8 +122,8 @@ def test_a_broken_line_is_named(tmp_path):
     with pytest.raises(UserError) as error:
         read_jsonl(path)
     assert message(error).startswith(f"{path}, line 2 is not JSON (")
-    assert message(error).endswith("Restore the file.")
-    with pytest.raises(UserError, match=r"does not exist\. Run the stage that writes it: dvc repro"):
+    assert message(error).endswith("Restore it: dvc checkout")
+    with pytest.raises(UserError, match=r"does not exist\. Run the stage that writes it with: dvc repro"):
         read_jsonl(tmp_path / "missing.jsonl")
 
 
@@ -214,8 +215,7 @@ def test_a_model_with_nan_weights_is_refused_before_its_attention_mask_is_looked
     with pytest.raises(UserError) as error:
         list(sft.checks(params))
     assert message(error) == (
-        "mine: model.norm.weight holds NaN or infinite weights. "
-        "Name a checkpoint whose weights and config.json belong together."
+        "mine: model.norm.weight has NaN or infinite weights. Use a checkpoint with matching weights and config.json."
     )
 
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.models.sampling import Sampler, sampled_batch
+from rlhf_core.models.responses import Response, Responses
+from rlhf_core.models.sampling import Sampler
 from rlhf_core.models.tokens import Prompt
-from rlhf_core.scoring.rewards import Sampled, WeightedSum
-from tasks.common.sampling import Response, sample_responses
+from rlhf_core.scoring.rewards import WeightedSum
+from tasks.common.sampling import sample_responses
 
-BEST_OF_N = "best_of_n.json"  # stands in a policy's folder that holds no weights: which policy, and N
+BEST_OF_N = "best_of_n.json"  # in the folder of a policy without weights: which policy is sampled from, and N
 
 
 def best_of_n(
@@ -25,10 +25,7 @@ def best_of_n(
     """The best of `count` responses to each prompt (of equals the first), and how many tokens were sampled."""
     repeated = [prompt for prompt in prompts for _ in range(count)]
     responses = sample_responses(policy, tokenizer, repeated, sampler, stream)
-    batch, _ = sampled_batch([p.ids for p in repeated], [r.ids for r in responses], sampler.pad_token)
-    ended = torch.tensor([response.ended for response in responses], device=policy.device)
-    texts = [response.text for response in responses]
-    total, _ = reward(Sampled(batch.to(policy.device), ended, repeated, texts))
+    total, _ = reward(Responses(repeated, responses, tokenizer.pad_token_id, policy.device))
     best = total.view(-1, count).argmax(-1).tolist()
     kept = [responses[row * count + choice] for row, choice in enumerate(best)]
     return kept, sum(len(response.ids) for response in responses)

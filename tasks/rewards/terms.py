@@ -18,9 +18,10 @@ from rlhf_core.scoring.rewards import (
     Reward,
     WeightedSum,
 )
-from tasks.common.rows import prepared_kind
-from tasks.data.kinds import check_rewards
-from tasks.params.schema import Params, RewardTerm
+from tasks.files import paths
+from tasks.params.schema import Params
+from tasks.params.sections import RewardTerm
+from tasks.problems.table import prepared_problem
 
 
 def make_reward(params: Params, accelerator: Accelerator, rows: int) -> WeightedSum:
@@ -32,7 +33,7 @@ def make_reward(params: Params, accelerator: Accelerator, rows: int) -> Weighted
     terms = params.policy.rewards
     if not terms:
         raise UserError("policy.rewards is empty. Name at least one term, such as [{name: model}].")
-    check_rewards(params, prepared_kind())
+    prepared_problem().check_rewards(params)
     return WeightedSum([(term.label, term.weight, _reward(term, params, accelerator, rows)) for term in terms])
 
 
@@ -49,7 +50,7 @@ def _reward(term: RewardTerm, params: Params, accelerator: Accelerator, rows: in
 
 
 def _model(term: RewardTerm, accelerator: Accelerator, rows: int) -> Reward:
-    model = accelerator.prepare_model(load_reward_model("models/reward"), evaluation_mode=True)
+    model = accelerator.prepare_model(load_reward_model(paths.REWARD), evaluation_mode=True)
     return ModelReward(model, rows, term.clamp)
 
 

@@ -1,0 +1,49 @@
+"""A score for each response, from 1 to the highest of the scale."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_core.feedback.form import Form, is_number
+from rlhf_core.feedback.judgement import Judgement, Row, response_row
+from rlhf_core.feedback.member import Opinion
+
+
+@dataclass(frozen=True)
+class Likert(Form):
+    """An answer is a number, higher is better. Two responses with equal scores are a tie."""
+
+    scale: int | None = None  # the highest score; None where it is unknown
+
+    name = "likert"
+    needs = "one response and a score on the scale"
+    file = "ratings"
+    kind = "ratings"
+    data = "ratings"
+    loss = "likert"
+    is_alone = True
+
+    def question(self, count: int) -> str:
+        """In words."""
+        return f"scores from 1 to {self.scale}"
+
+    def accepts(self, answer: Any, count: int) -> bool:
+        """A number from 1 to the scale, of one response; any number where the scale is unknown."""
+        return count == 1 and is_number(answer) and (self.scale is None or 1 <= answer <= self.scale)
+
+    def simulated(self, opinion: Opinion) -> list[Any]:
+        """A score for each response."""
+        assert self.scale is not None
+        return list(opinion.scores(self.scale))
+
+    def row(self, judgement: Judgement) -> Row:
+        """{"prompt", "response", "score"}."""
+        return response_row(judgement) | {"score": judgement.choice}
+
+    def read(self, row: Mapping[str, Any]) -> tuple[list[str], Any]:
+        """The response and its score."""
+        return [row["response"]], row["score"]
+
+    def worth(self, answer: Any, count: int) -> list[float]:
+        """The score."""
+        return [answer]

@@ -1,0 +1,47 @@
+"""Two responses side by side: which is better, or a tie."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_core.feedback.form import Form
+from rlhf_core.feedback.judgement import PREFERENCES, Judgement, Row, preference_row
+from rlhf_core.feedback.member import Opinion
+
+WORTH = {"A": (1.0, 0.0), "B": (0.0, 1.0), "tie": (0.0, 0.0)}
+
+
+@dataclass(frozen=True)
+class SideBySide(Form):
+    """An answer is "A" (the first is better), "B" or "tie"."""
+
+    name = "side_by_side"
+    needs = "two responses and a choice A, B or tie"
+    file = PREFERENCES
+    kind = "preference"
+    data = "pairs"
+    loss = "bradley_terry"
+
+    def question(self, count: int) -> str:
+        """In words."""
+        return "two responses side by side"
+
+    def shown(self, count: int) -> int:
+        """Two."""
+        return 2
+
+    def accepts(self, answer: Any, count: int) -> bool:
+        """A, B or tie, of two responses."""
+        return count == 2 and isinstance(answer, str) and answer in WORTH
+
+    def simulated(self, opinion: Opinion) -> list[Any]:
+        """One verdict."""
+        return [opinion.verdict()]
+
+    def row(self, judgement: Judgement) -> Row:
+        """The verdict itself, as a preference."""
+        (verdict,) = self.verdicts([judgement])
+        return preference_row(verdict)
+
+    def worth(self, answer: Any, count: int) -> tuple[float, float]:
+        """1 for the better one, 0 for the other; 0 for both of a tie."""
+        return WORTH[answer]

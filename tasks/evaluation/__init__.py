@@ -1,0 +1,1 @@
+"""Sampling policies and measuring their responses, for stage evaluate."""

@@ -1,0 +1,113 @@
+"""What evaluation samples from a policy, and the policy's KL to the SFT model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_core.maths.reductions import sequence_sum
+from rlhf_core.models.forward import response_kl
+from rlhf_core.models.responses import Response, Responses
+from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.store import load_policy, own_temperature
+from rlhf_core.models.tokens import Prompt
+from rlhf_core.scoring.rewards import WeightedSum
+from tasks.common.sampling import make_sampler, sample_responses
+from tasks.files import paths
+from tasks.params.schema import Params
+from tasks.rewards.best_of_n import BEST_OF_N, best_of_n
+from tasks.rewards.terms import make_reward
+
+ROWS = 128  # rows of one forward pass without gradients; even, so that no pair is split between two
+
+
+@dataclass(frozen=True)
+class PolicySample:
+    """One policy's responses to a set of prompts.
+
+    temperature: what they were sampled at. kl: (n,), nats per response against the SFT model, both at
+    `kl_temperature`; for best-of-N sampling the upper bound, which `kl_is_bound` says.
+    """
+
+    responses: Responses
+    temperature: float
+    kl: Tensor
+    kl_temperature: float
+    kl_is_bound: bool = False
+
+
+class PolicySampler:
+    """Samples the policies that are evaluated, each in a random stream of its own."""
+
+    def __init__(
+        self, params: Params, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase, reward: WeightedSum | None
+    ) -> None:
+        """`reward`: policy.rewards, by which best-of-N sampling chooses; None where they cannot be computed."""
+        self.params, self.accelerator, self.tokenizer, self.reward = params, accelerator, tokenizer, reward
+        self.reference = self._load(paths.SFT)
+
+    @torch.no_grad()
+    def sample(self, folder: Path, prompts: Sequence[Prompt], stream: str) -> PolicySample:
+        """Sample a policy's responses, and measure its KL to the SFT model at the policy's own temperature.
+
+        The responses are sampled at evaluate.temperature, or where it is null at the policy's own, which its
+        generation config holds. The KL is that of the distributions at the own temperature, so where the two differ it
+        is measured on a second sample. Of best-of-N sampling, which has no log-probabilities, it is the upper bound.
+        """
+        manifest = folder / BEST_OF_N
+        if manifest.is_file():
+            return self._best_of_n(json.loads(manifest.read_text(encoding="utf-8")), prompts, stream)
+        policy = self._load(folder)
+        own, temperature = own_temperature(policy), self._temperature(policy)
+        responses = measured = self._sample(policy, prompts, temperature, stream)
+        if temperature != own:
+            measured = self._sample(policy, prompts, own, f"{stream}/kl")
+        return PolicySample(responses, temperature, self._kl(policy, measured, own), own)
+
+    def _best_of_n(self, chosen: Mapping[str, Any], prompts: Sequence[Prompt], stream: str) -> PolicySample:
+        """The best of N samples of the SFT model, by the reward that policies are optimised for."""
+        temperature = self._temperature(self.reference)
+        sampler = self._sampler(self.reference, temperature)
+        reward = self.reward or make_reward(self.params, self.accelerator, ROWS)  # which says what is missing
+        best, _ = best_of_n(
+            self.reference, self.tokenizer, prompts, sampler, reward, chosen["best_of"], self._stream(stream)
+        )
+        bound = torch.full((len(prompts),), chosen["kl_bound"])
+        return PolicySample(self._rows(prompts, best), temperature, bound, temperature, kl_is_bound=True)
+
+    def _sample(self, policy: PreTrainedModel, prompts: Sequence[Prompt], temperature: float, stream: str) -> Responses:
+        sampler = self._sampler(policy, temperature)
+        return self._rows(prompts, sample_responses(policy, self.tokenizer, prompts, sampler, self._stream(stream)))
+
+    def _kl(self, policy: PreTrainedModel, responses: Responses, temperature: float) -> Tensor:
+        """KL(π_θ ‖ π_SFT) along each response, (n,)."""
+        parts = []
+        for start in range(0, len(responses), ROWS):
+            part = responses.batch.select(slice(start, start + ROWS))
+            tokens = response_kl(policy, self.reference, part, temperature=temperature)
+            parts.append(sequence_sum(tokens, part.response_mask))
+        return torch.cat(parts).cpu()
+
+    def _load(self, folder: Path) -> PreTrainedModel:
+        policy: PreTrainedModel = self.accelerator.prepare_model(load_policy(folder), evaluation_mode=True)
+        return policy
+
+    def _temperature(self, policy: PreTrainedModel) -> float:
+        """What a policy's judged responses are sampled at."""
+        chosen = self.params.evaluate.temperature
+        return own_temperature(policy) if chosen is None else chosen
+
+    def _sampler(self, policy: PreTrainedModel, temperature: float) -> Sampler:
+        return make_sampler(policy, self.tokenizer, self.params.prepare.max_response_tokens, temperature)
+
+    def _stream(self, name: str) -> tuple[int, str]:
+        return self.params.run.seed, f"evaluate/{name}"
+
+    def _rows(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Responses:
+        return Responses(prompts, responses, self.tokenizer.pad_token_id, self.accelerator.device)

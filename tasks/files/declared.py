@@ -1,0 +1,120 @@
+"""What each stage of dvc.yaml reads, writes, checks and loads, declared once.
+
+Preflight, the report, its page, `rlhf doctor` and its estimate of memory read this; a test compares it with dvc.yaml.
+The declarations are not in the stages' own scripts: what reads them would then depend on the code of every stage.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.files import paths
+
+
+@dataclass(frozen=True)
+class Loads:
+    """The models that a stage holds at once, for the estimate of its memory.
+
+    rows: of one forward pass, for each row of its micro-batch: 2 where units are pairs.
+    """
+
+    trained: int = 0
+    frozen: int = 0
+    is_sampling: bool = False
+    rows: int = 1
+    has_logits: bool = True  # a reward model has scores instead
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One stage of dvc.yaml, or one matrix of them: `online` stands for `online@ppo`, `online@grpo`, ...
+
+    inputs: outputs of other stages that it reads. outputs: what it writes. checks: the function that looks at model and
+    data before it trains, `checks(params)` or, of a matrix, `checks(params, member)`; '' where it does not train.
+    loads: None where it loads no model, or where the method of a matrix decides.
+    """
+
+    name: str
+    outputs: tuple[Path, ...]
+    inputs: tuple[Path, ...] = ()
+    checks: str = ""
+    is_matrix: bool = False
+    loads: Loads | None = None
+
+
+BASE = Declared(
+    "base", outputs=(paths.BASE,), inputs=(paths.PREPARED,), checks="tasks.stages.base:checks", loads=Loads(trained=1)
+)  # loads nothing where the user's model is only named
+STAGES = (  # in the order in which they run
+    Declared("params", outputs=(paths.EFFECTIVE_PARAMS,)),
+    Declared("prepare", outputs=(paths.PREPARED,)),
+    BASE,
+    Declared(
+        "sft",
+        outputs=(paths.SFT,),
+        inputs=(paths.PREPARED, paths.BASE),
+        checks="tasks.stages.sft:checks",
+        loads=Loads(trained=1),
+    ),
+    Declared(
+        "sample",
+        outputs=(paths.SAMPLES,),
+        inputs=(paths.PREPARED, paths.SFT),
+        loads=Loads(frozen=1, is_sampling=True),
+    ),
+    Declared("collect", outputs=(paths.FEEDBACK,), inputs=(paths.PREPARED, paths.SAMPLES)),
+    Declared(
+        "reward",
+        outputs=(paths.REWARD, paths.JUDGE),
+        inputs=(paths.PREPARED, paths.FEEDBACK, paths.SFT),
+        checks="tasks.stages.reward:checks",
+        loads=Loads(trained=1, frozen=1, is_sampling=True, rows=2, has_logits=False),
+    ),
+    Declared(
+        "online",
+        outputs=(paths.POLICIES,),
+        inputs=(paths.PREPARED, paths.SFT, paths.REWARD),
+        checks="tasks.stages.online:checks",
+        is_matrix=True,
+    ),
+    Declared(
+        "offline",
+        outputs=(paths.POLICIES,),
+        inputs=(paths.FEEDBACK, paths.SFT),
+        checks="tasks.stages.offline:checks",
+        is_matrix=True,
+    ),
+    Declared(
+        "evaluate",
+        outputs=(paths.EVALUATION,),
+        inputs=(paths.PREPARED, paths.SFT, paths.REWARD, paths.JUDGE, paths.POLICIES),
+        loads=Loads(frozen=4, is_sampling=True),  # policy, SFT model, reward model, judge
+    ),
+    Declared(
+        "report",
+        outputs=(paths.REPORT, paths.CURVES, paths.METRICS),
+        inputs=(
+            paths.PREPARED,
+            paths.BASE,
+            paths.SFT,
+            paths.FEEDBACK,
+            paths.REWARD,
+            paths.JUDGE,
+            paths.POLICIES,
+            paths.EVALUATION,
+        ),
+    ),
+)
+
+
+def of(stage: str) -> Declared:
+    """The declaration of a stage, by its name in dvc.yaml with or without a member: `sft`, `online@ppo`, `online`.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return {item.name: item for item in STAGES}[stage.partition("@")[0]]
+
+
+def makers(path: Path) -> list[str]:
+    """The names of the stages that write `path`."""
+    return [stage.name for stage in STAGES if path in stage.outputs]

@@ -1,0 +1,183 @@
+"""The sections that follow from the methods' classes: `policy`, and the options of the losses in `reward`."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+from rlhf_core.algorithms.base.algorithm import Method
+from rlhf_core.algorithms.base.config import OfflineConfig, OnlineConfig, OptimizerConfig, check_loop
+from rlhf_core.algorithms.base.table import policy_algorithms, reward_loss, reward_losses
+from rlhf_core.common.fields import setting
+from tasks.params.explain import Where
+from tasks.params.sections import RewardTerm, Section
+
+LOOPS: dict[type[OptimizerConfig], str] = {OfflineConfig: "offline_loop", OnlineConfig: "online_loop"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineLoop(OfflineConfig, Section):
+    """The loop on fixed data; of each of its methods, unless the method's own section differs."""
+
+    snapshots: int = setting(4, "evenly spaced snapshots of the policy", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineLoop(OnlineConfig, Section):
+    """The loop on sampled data; of each of its methods, unless the method's own section differs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnlineMethod(OnlineLoop):
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # the method's own checks
+        check_loop(self, self)  # type: ignore[arg-type]  # it is the loop's configuration and the method's
+
+
+_BASES: dict[type[OptimizerConfig] | None, type[Section]] = {
+    OfflineConfig: OfflineLoop,
+    OnlineConfig: _OnlineMethod,
+    None: Section,
+}
+
+
+def names_of(*, is_rewarded: bool) -> list[str]:
+    """The methods of `policy.online` (those that policy.rewards decides), or of `policy.offline`."""
+    return [name for name, kind in policy_algorithms().items() if kind.data.is_rewarded == is_rewarded]
+
+
+def stage_of(method: str) -> str:
+    """The stage of dvc.yaml that trains a method: `online@ppo`, `offline@dpo`."""
+    return f"{'online' if method in names_of(is_rewarded=True) else 'offline'}@{method}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy(Section):
+    """Which policies to train, and how."""
+
+    online: list[str] = setting(
+        MISSING, "methods that learn from rewards of sampled responses", title="Methods on sampled responses"
+    )
+    offline: list[str] = setting(MISSING, "methods that learn from the feedback itself", title="Methods on feedback")
+    rewards: list[RewardTerm] = setting([], "what sampled responses are rewarded for; a list of terms")
+    reward_code: str = setting(
+        MISSING, "the file with the functions of policy.rewards: its edits rerun what policy.online names"
+    )
+    offline_loop: OfflineLoop = field(default_factory=OfflineLoop)
+    online_loop: OnlineLoop = field(default_factory=OnlineLoop)
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise ValueError("the lists online and offline are empty; name at least one method")
+        for key, names in (("online", self.online), ("offline", self.offline)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{key} names one twice: {', '.join(names)}; name each once")
+        terms = [term.label for term in self.rewards]
+        if len(set(terms)) < len(terms):
+            raise ValueError(f"rewards names a term twice: {', '.join(terms)}; name each once")
+
+    @property
+    def methods(self) -> list[str]:
+        """Every method to train, in the order of reports."""
+        return [*self.online, *self.offline]
+
+    def section(self, method: str) -> Any:
+        """A method's own section: its options and those of the loop that trains it."""
+        return getattr(self, method)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward(OfflineConfig, Section):
+    """The reward model, and the judge where there is no gold."""
+
+    loss: str = "bradley_terry"
+    members: int = setting(1, "M, reward models of an ensemble, each from a seed of its own; 1 for a single one", ge=1)
+    aggregate: Literal["mean", "min", "mean_minus_std"] = setting(
+        "mean", "what an ensemble's score is; mean_minus_std takes std_coef standard deviations off the mean"
+    )
+    std_coef: float = setting(1.0, "lambda of mean_minus_std", gt=0)
+    centre_prompts: int = setting(256, "prompts on which the mean reward of the SFT policy is made 0", ge=2)
+    unit_scale: bool = setting(True, "divide rewards by their standard deviation over the SFT policy's responses")
+
+    def __post_init__(self) -> None:
+        taken = {item.name for item in fields(reward_loss(self.loss))}
+        for option, (_, item, _) in _loss_options().items():
+            if option not in taken and getattr(self, option) != item.default:
+                raise ValueError(f"{option} has no effect on loss {self.loss}; leave it out")
+        if self.members == 1 and self.aggregate != "mean":
+            raise ValueError("aggregate has no effect on a single model; set it to mean, or raise members")
+        if self.std_coef != 1 and self.aggregate != "mean_minus_std":
+            raise ValueError(f"std_coef has no effect on aggregate {self.aggregate}; set it to 1")
+
+
+def _loss_options() -> dict[str, tuple[Any, Field[Any], list[str]]]:
+    """Each option of a reward-model loss: its type, its field, and the losses that have it."""
+    found: dict[str, tuple[Any, Field[Any], list[str]]] = {}
+    for name, kind in reward_losses().items():
+        for item in fields(kind):
+            _, same, losses = found.setdefault(item.name, (get_type_hints(kind)[item.name], item, []))
+            if (same.default, same.metadata) != (item.default, item.metadata):
+                raise TypeError(f"reward.{item.name} differs between the losses {losses[0]} and {name}")
+            losses.append(name)
+    return found
+
+
+def _reward_section() -> type[Reward]:
+    names: Any = tuple(reward_losses())
+    meaning = "what the reward model is fitted with"
+    members: list[tuple[str, Any, Any]] = [("loss", Literal[names], setting(Reward.loss, meaning))]
+    for option, (kind, item, losses) in _loss_options().items():
+        members.append((option, kind, _described(item, f"{', '.join(losses)}: {item.metadata['description']}")))
+    section: type[Reward] = _section("RewardParams", members, (Reward,), Reward.__doc__)
+    return section
+
+
+def _method_section(kind: type[Method]) -> type[Section]:
+    """The section of one method: the options of its loop, its own, and what it notes on them."""
+    loop: Any = _BASES[kind.loop]
+    bases: tuple[type, ...] = (kind, loop) if kind.loop is None else (loop, kind)
+    noted: list[tuple[str, Any, Any]] = []
+    if kind.notes:  # on options of the loop
+        options, hints = {item.name: item for item in fields(loop)}, get_type_hints(loop)
+        noted = [(name, hints[name], _described(options[name], note)) for name, note in kind.notes.items()]
+    section: type[Section] = _section(f"{kind.__name__}Params", noted, bases, f"{kind.title}.")
+    return section
+
+
+def _described(item: Field[Any], description: str) -> Any:
+    return field(default=item.default, metadata={**item.metadata, "description": description})
+
+
+def _section(name: str, members: Iterable[Any], bases: tuple[type, ...], doc: str | None) -> Any:
+    namespace = {"__doc__": doc, "__module__": __name__}
+    return make_dataclass(name, members, bases=bases, frozen=True, kw_only=True, namespace=namespace)
+
+
+def _policy_section() -> type[Policy]:
+    members: list[tuple[str, Any, Any]] = []
+    for item in fields(Policy)[:2]:
+        names: Any = tuple(names_of(is_rewarded=item.name == "online"))
+        members.append((item.name, list[Literal[names]], field(metadata=item.metadata)))  # type: ignore[valid-type]
+    for name, kind in policy_algorithms().items():
+        section = _method_section(kind)
+        members.append((name, section, field(default_factory=section)))
+    whole: type[Policy] = _section("PolicyParams", members, (Policy,), Policy.__doc__)
+    return whole
+
+
+if TYPE_CHECKING:
+    PolicyParams = Policy
+    RewardParams = Reward
+else:
+    PolicyParams = _policy_section()
+    RewardParams = _reward_section()
+
+
+def hint_on_method(where: Where, value: Any) -> str:
+    """Where a wrong entry of `policy.online` or `policy.offline` belongs, or which method was meant."""
+    if len(where) != 3 or where[:2] not in (("policy", "online"), ("policy", "offline")) or not isinstance(value, str):
+        return ""
+    if value in policy_algorithms():
+        return f" {value} belongs to policy.{stage_of(value).split('@')[0]}."
+    close = difflib.get_close_matches(value, policy_algorithms(), n=1)
+    return f" Did you mean {close[0]}?" if close else ""

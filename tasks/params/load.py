@@ -1,0 +1,182 @@
+"""Reading params.yaml, laying a profile and single values over it (OmegaConf), and validating what comes out."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from omegaconf import OmegaConf
+from pydantic import TypeAdapter, ValidationError
+
+from rlhf_core.algorithms.base.table import policy_algorithms
+from rlhf_core.common.errors import UserError
+from tasks.files.paths import EFFECTIVE_PARAMS
+from tasks.params.derived import LOOPS, hint_on_method
+from tasks.params.explain import Where, coerced, dotted, explain, nearest_key, shorten, wrong_value
+from tasks.params.plain_yaml import load_yaml, require_plain
+from tasks.params.schema import Params, all_keys
+
+ROOT = Path(__file__).resolve().parents[2]
+PARAMS = "params.yaml"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        UserError: if the file is missing or is not a mapping of plain values, each key once.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist. {_restore(path)}")
+    try:
+        raw = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Save it as UTF-8 text, readable by you.") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds no sections. {_restore(path)}")
+    return raw
+
+
+def _restore(path: Path) -> str:
+    made = path.name == EFFECTIVE_PARAMS.name
+    return "Make it with: dvc repro params" if made else f"Restore it with: git checkout {path.name}"
+
+
+def load_params(path: Path | None = None) -> Params:
+    """The validated parameters of a file: params.yaml, or those that stages read, params.effective.yaml (default)."""
+    path = path or EFFECTIVE_PARAMS
+    return validate(read_yaml(path), str(path))
+
+
+def load_profile(name: str, root: Path = ROOT) -> dict[str, Any]:
+    """What profiles/NAME.yaml changes.
+
+    Raises:
+        UserError: if there is none; the profiles that exist are listed.
+    """
+    folder = root / "profiles"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"there is no profile '{name}'. Choose from: {', '.join(known)}.")
+    return read_yaml(folder / f"{name}.yaml")
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Raw sections laid over each other, key by key; lists are replaced."""
+    return _plain(OmegaConf.merge(*(OmegaConf.create(dict(layer)) for layer in layers)))
+
+
+def with_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Raw sections with single values by dotted key.
+
+    Raises:
+        UserError: if a key is unknown or names a whole section, or a value is not plain.
+    """
+    config = OmegaConf.create(dict(raw))
+    for key, value in values.items():
+        require_key(key)
+        require_plain(value, "changed value", key)
+        OmegaConf.update(config, key, value, merge=False)
+    return _plain(config)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    content: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]  # of a mapping
+    return content
+
+
+def read_assignment(text: str) -> tuple[str, Any]:
+    """`key=value` from a command line, the value read as YAML.
+
+    Raises:
+        UserError: if there is no `=`, the key is unknown (the nearest right one is named), or the value is not YAML.
+    """
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise UserError(f"{as_written(text)}: write it as key=value, such as sft.learning_rate=1e-3.")
+    require_key(key, f"{as_written(text)}: ")
+    return key, load_yaml(value, as_written(text))
+
+
+def as_written(assignment: str) -> str:
+    """An assignment as the user wrote it on the command line, cut off where it is too long for a message."""
+    return f"--set {shorten(assignment)}"
+
+
+def require_key(key: str, where: str = "") -> None:
+    """Raise UserError unless `key` names a single value; `where` begins the message."""
+    if key not in all_keys():
+        raise UserError(f"{where}unknown key '{shorten(key)}'. {nearest_key(tuple(key.split('.')), Params)}")
+    if inside := [other for other in all_keys() if other.startswith(f"{key}.")]:
+        raise UserError(f"{where}'{key}' is a section. Set a key of it, such as {inside[0]}.")
+
+
+def validate(raw: Mapping[str, Any], source: str = PARAMS, written: Mapping[str, str] = MappingProxyType({})) -> Params:
+    """Raw sections as Params. `written`: how the user wrote single values, by dotted key; else they are in `source`.
+
+    Raises:
+        UserError: naming the first wrong key, what it may be, and how many more there are.
+    """
+    problems: list[tuple[Where, str]]
+    complete = _with_shared(raw)
+    try:
+        params = TypeAdapter(Params).validate_python(complete)
+        problems = [(where, wrong_value(where, value, Params)) for where, value in coerced(complete, asdict(params))]
+    except ValidationError as error:
+        problems = [
+            (problem["loc"], explain(problem, Params) + hint_on_method(problem["loc"], problem["input"]))
+            for problem in error.errors()
+        ]
+    problems = [(where, text) for where, text in problems if not _is_inherited(where, raw)]
+    if not problems:
+        return params
+    where, found = problems[0]
+    culprits = [text for name, text in written.items() if any(_touch(name, key) for key in _keys_behind(where))]
+    more = f" ({len(problems) - 1} more after it)" if len(problems) > 1 else ""
+    raise UserError(f"{' '.join(culprits) or source}: {found}{more}")
+
+
+def _with_shared(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Raw sections in which each method has what its loop shares, under what its own section says."""
+    policy = raw.get("policy")
+    if not isinstance(policy, Mapping):
+        return dict(raw)
+    complete = dict(policy)
+    for name, kind in policy_algorithms().items():
+        shared, own = policy.get(LOOPS.get(kind.loop, ""), {}), policy.get(name, {})
+        if isinstance(shared, Mapping) and isinstance(own, Mapping):
+            complete[name] = {**shared, **own}
+    return {**raw, "policy": complete}
+
+
+def _is_inherited(where: Where, raw: Mapping[str, Any]) -> bool:
+    """Whether a wrong value of a method is one that its loop shares, and is told of there."""
+    if len(where) < 3 or where[0] != "policy" or where[1] not in policy_algorithms():
+        return False
+    return where[2] not in raw["policy"].get(where[1], {})
+
+
+def _keys_behind(where: Where) -> list[str]:
+    """The dotted keys that decide a value: its own, and of a method those of its loop."""
+    if where[:1] == ("policy",) and len(where) == 2 and where[1] in policy_algorithms():
+        loop = LOOPS.get(policy_algorithms()[str(where[1])].loop)
+        return [dotted(where), *([f"policy.{loop}"] if loop else [])]
+    return [dotted(where)]
+
+
+def _touch(first: str, second: str) -> bool:
+    """Whether one of two dotted keys is the other, or within it."""
+    return f"{first}.".startswith(f"{second}.") or f"{second}.".startswith(f"{first}.")
+
+
+def effective(params: Params) -> dict[str, Any]:
+    """Every value that a stage can read, as params.effective.yaml holds them.
+
+    Left out are run.parallel, which changes no result, and what loops share, which each method's section holds.
+    """
+    values = asdict(params)
+    del values["run"]["parallel"]
+    for loop in LOOPS.values():
+        del values["policy"][loop]
+    return values

@@ -1,0 +1,44 @@
+"""The tasks, found by their files: each class in tasks/problems/NAME.py declares the kinds of data it stands for."""
+
+import json
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+from tasks.files.paths import CARD
+from tasks.problems.problem import Problem
+
+
+@cache
+def _problems() -> dict[str, type[Problem]]:
+    found: dict[str, type[Problem]] = {}
+    for file in iter_modules([str(Path(__file__).parent)]):
+        module = import_module(f"tasks.problems.{file.name}")
+        own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+        for problem in own:
+            if issubclass(problem, Problem) and "kinds" in vars(problem):
+                found |= dict.fromkeys(problem.kinds, problem)
+    return found
+
+
+def problem_of(kind: str) -> Problem:
+    """The task that data of this kind, as tasks.data.formats names it, is for.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if kind not in _problems():
+        raise ValueError(f"no task for data of kind '{kind}'; there are {', '.join(_problems())}")
+    return _problems()[kind](kind)
+
+
+def prepared_problem() -> Problem:
+    """The task of the data that stage prepare made."""
+    return problem_of(json.loads(CARD.read_text(encoding="utf-8"))["kind"])
+
+
+def generated_problem(form: str) -> Problem | None:
+    """The task that stage prepare generates for this prepare.format; None where it reads the user's rows."""
+    problem = _problems().get(form)
+    return problem(form) if problem is not None and problem.is_generated else None

@@ -1,0 +1,186 @@
+"""Stage `online@NAME`: one aligned policy, trained or chosen by what policy.rewards say of sampled responses."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rlhf_core.algorithms.base.algorithm import Data
+from rlhf_core.common.batch import Example, Unit
+from rlhf_core.common.errors import UserError
+from rlhf_core.loops.common import preflight
+from rlhf_core.loops.online import Critic, Models, OnlineTraining
+from rlhf_core.models.ensembles import load_reward_model
+from rlhf_core.models.responses import Responses
+from rlhf_core.models.store import load_policy, load_scalar_model, load_tokenizer, save_policy
+from rlhf_core.models.tokens import Prompt
+from tasks.common.accelerator import accelerator_of
+from tasks.common.preflight import (
+    ROWS,
+    Check,
+    from_sft_checks,
+    pad_token,
+    prepared,
+    require,
+    run_checks,
+    tolerance,
+)
+from tasks.common.rows import as_prompts
+from tasks.common.sampling import make_sampler
+from tasks.common.train import snapshot_saver, train_and_save_policy, write_curve
+from tasks.files import paths
+from tasks.files.jsonl import read_jsonl
+from tasks.params.schema import Params, algorithm_of
+from tasks.rewards.best_of_n import BEST_OF_N, best_of_n
+from tasks.rewards.terms import make_reward
+from tasks.runtime.stage import Stage, main, open_stage, write_json
+
+PROMPTS = paths.rows(paths.PREPARED, "prompts", "train")
+
+
+def online(name: str) -> None:
+    """Make the policy `name` from the SFT model."""
+    with open_stage(f"online@{name}", stream=f"policy@{name}") as stage:
+        algorithm, config = algorithm_of(stage.params, name), stage.params.policy.section(name)
+        run_checks(stage.name, checks(stage.params, name))
+        TRAINERS[algorithm.data].train(stage, name, algorithm, config)
+
+
+def checks(params: Params, name: str) -> Iterator[Check]:
+    """What is looked at before training; nothing where nothing is trained."""
+    require(f"online@{name}")
+    algorithm, config = algorithm_of(params, name), params.policy.section(name)
+    yield from TRAINERS[algorithm.data].checks(params, config)
+
+
+def _sampled_checks(params: Params, config: Any) -> Iterator[Check]:
+    tokenizer = load_tokenizer(paths.SFT)
+    model = prepared(params, load_policy(paths.SFT))
+    pad, rounding = pad_token(tokenizer), tolerance(params)
+    prompts = as_prompts(read_jsonl(PROMPTS, ROWS), tokenizer)
+    temperature = getattr(config, "temperature", 1.0)
+    sampler = make_sampler(model, tokenizer, params.prepare.max_response_tokens, temperature)
+    sampled = sampler.responses(model, tokenizer, prompts)
+    units = [(Example(prompt.ids, response.ids),) for prompt, response in zip(prompts, sampled, strict=True)]
+    batch = Responses(prompts, sampled, pad).batch
+    yield "ratio 1", partial(preflight.check_ratio, model, batch, temperature, rounding)
+    yield from from_sft_checks(params, model, tokenizer, units, config.learning_rate)
+    if not _has_no_reward_model():
+        rows = [example for unit in units for example in unit]
+        judge = prepared(params, load_reward_model(paths.REWARD))
+        yield "scores in any batch", partial(preflight.check_scores, judge, rows, pad, rounding)
+
+
+def _no_checks(params: Params, config: Any) -> Iterator[Check]:
+    return iter(())
+
+
+def _has_no_reward_model() -> bool:
+    return (paths.REWARD / paths.NO_MODEL).is_file()
+
+
+def _train_on_rollouts(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
+    params = stage.params
+    tokenizer = load_tokenizer(paths.SFT)
+    model = load_policy(paths.SFT)
+    folder = stage.out(paths.policy(name))
+    longest = params.prepare.max_response_tokens
+    accelerator = accelerator_of(stage.params)
+    training = OnlineTraining(
+        accelerator,
+        Models(
+            policy=model,
+            reference=load_policy(paths.SFT),
+            critic=_critic(algorithm, config) if algorithm.needs.critic else None,
+            tokenizer=tokenizer,
+        ),
+        algorithm,
+        make_reward(params, accelerator, config.micro_batch_size),
+        _training_prompts(tokenizer),
+        make_sampler(model, tokenizer, longest, config.temperature),
+        config,
+        stage.training_run(snapshot=snapshot_saver(model, tokenizer, folder, longest, config.temperature)),
+    )
+    history = training.train()
+    save_policy(model, tokenizer, folder, max_new_tokens=longest, temperature=config.temperature)
+    write_curve(folder, history)
+
+
+def _critic(algorithm: Any, config: Any) -> Critic:
+    """It starts from the reward model, its centring included (docs/pitfalls.md, 21)."""
+    if _has_no_reward_model():
+        raise UserError(
+            "this method's critic starts from the reward model, and none was trained. "
+            "Choose a method without a critic, such as grpo or rloo."
+        )
+    # Where AdamW trains the critic alone, learning_rate is the critic's.
+    rate = getattr(algorithm, "critic_learning_rate", config.learning_rate)
+    return Critic(load_scalar_model(paths.REWARD), rate)
+
+
+def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
+    """Supervised fine-tuning on the best of N samples of the SFT model; the last tenth of the prompts is held out."""
+    tokenizer = load_tokenizer(paths.SFT)
+    prompts = _training_prompts(tokenizer)[: algorithm.prompts]
+    accelerator = accelerator_of(stage.params)
+    sft = accelerator.prepare_model(load_policy(paths.SFT), evaluation_mode=True)
+    sampler = make_sampler(sft, tokenizer, stage.params.prepare.max_response_tokens, 1.0)
+    reward = make_reward(stage.params, accelerator, config.micro_batch_size)
+    stream = (stage.params.run.seed, f"policy/{name}/samples")
+    best, sampled_tokens = best_of_n(sft, tokenizer, prompts, sampler, reward, algorithm.best_of, stream)
+    units: list[Unit] = [
+        (Example(prompt.ids, response.ids),) for prompt, response in zip(prompts, best, strict=True) if response.ended
+    ]
+    if len(units) < 2:
+        raise UserError(
+            f"only {len(units)} of {len(prompts)} best responses ended within prepare.max_response_tokens. "
+            "Raise it, or raise best_of."
+        )
+    out = paths.policy(name)
+    write_json(
+        stage.out(out) / "samples.json",
+        {"sampled_tokens": sampled_tokens, "kept": len(units), "cut_off": len(best) - len(units)},
+    )
+    held_out = max(1, len(units) // 10)
+    train_and_save_policy(
+        stage,
+        load_policy(paths.SFT),
+        tokenizer,
+        algorithm,
+        units[:-held_out],
+        units[-held_out:],
+        config,
+        out,
+        config.snapshots,
+    )
+
+
+def _write_best_of_n(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
+    """Nothing is trained: write down how the answer is chosen."""
+    chosen = {"policy": str(paths.SFT), "best_of": algorithm.best_of, "kl_bound": algorithm.kl_bound}
+    write_json(stage.out(paths.policy(name)) / BEST_OF_N, chosen)
+
+
+def _training_prompts(tokenizer: Any) -> list[Prompt]:
+    return as_prompts(read_jsonl(PROMPTS), tokenizer)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What is looked at before a policy is trained, and how it is made."""
+
+    checks: Callable[[Params, Any], Iterator[Check]]
+    train: Callable[[Stage, str, Any, Any], None]
+
+
+# By what a method learns from.
+TRAINERS = {
+    Data.ROLLOUTS: Trainer(_sampled_checks, _train_on_rollouts),
+    Data.BEST_OF_N: Trainer(_sampled_checks, _train_on_best),
+    Data.NOTHING: Trainer(_no_checks, _write_best_of_n),
+}
+
+
+if __name__ == "__main__":
+    main(online, *sys.argv[1:])

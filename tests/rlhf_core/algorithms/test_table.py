@@ -1,0 +1,54 @@
+"""Methods are found by their files: one in each, named as the file is."""
+
+import sys
+
+import pytest
+
+from rlhf_core.algorithms.base import table
+
+METHOD = """
+from rlhf_core.algorithms.base.algorithm import Method
+
+class {kind}(Method):
+    name = "{name}"
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of methods to write into."""
+    folder = tmp_path / "toy_methods"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "toy_methods"]:
+        del sys.modules[name]
+
+
+def test_a_method_is_found_by_its_file(package):
+    (package / "mine.py").write_text(METHOD.format(kind="Mine", name="mine"))
+    (package / "base").mkdir()
+    (package / "base" / "__init__.py").write_text(METHOD.format(kind="Base", name="not a method"))
+    assert {name: kind.__name__ for name, kind in table._methods("toy_methods").items()} == {"mine": "Mine"}
+
+
+@pytest.mark.parametrize(
+    ("text", "declared"),
+    [
+        (METHOD.format(kind="Mine", name="yours"), "'yours'"),
+        (METHOD.format(kind="Mine", name="mine") + METHOD.format(kind="Yours", name="yours"), "'mine', 'yours'"),
+        ("", "none"),
+    ],
+)
+def test_a_file_with_another_name_is_named(package, text, declared):
+    (package / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=rf"toy_methods/mine\.py must hold one method .* it declares {declared}\."):
+        table._methods("toy_methods")
+
+
+def test_policies_and_reward_losses_are_all_there():
+    policies = "best_of_n best_of_n_distillation cdpo dpo grpo ipo kto online_dpo ppo ppo_penalty reinforce rloo trpo"
+    assert list(table.policy_algorithms()) == policies.split()
+    losses = "best_of_n bradley_terry likert plackett_luce ranking_pairs thurstone"
+    assert list(table.reward_losses()) == losses.split()

@@ -1,0 +1,152 @@
+"""What each task offers, and what it refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
+from helpdesk.world import World
+from rlhf_core.common.errors import UserError
+from rlhf_core.models.responses import Response, Responses
+from rlhf_core.models.tokens import Prompt
+from tasks.params.load import load_params
+from tasks.params.sections import PrepareParams, RewardTerm
+from tasks.problems.table import generated_problem, prepared_problem, problem_of
+from tools.closure import ROOT
+
+KINDS = ("helpdesk", "preference", "ratings", "rankings", "unpaired", "question_answer", "demonstration", "prompts")
+PARAMS = load_params(ROOT / "params.yaml")
+PREPARE = replace(PARAMS.prepare, path=str(ROOT / "helpdesk/world.json"))
+
+
+def offering(flag):
+    return [kind for kind in KINDS if getattr(problem_of(kind), flag)]
+
+
+def test_what_each_task_offers():
+    feedback = ["preference", "ratings", "rankings", "unpaired"]
+    assert offering("has_feedback") == ["helpdesk", *feedback]
+    assert offering("needs_judge_model") == feedback
+    assert offering("has_judge") == ["helpdesk", "question_answer"]
+    assert offering("has_answers") == ["question_answer"]
+    assert offering("has_panel") == offering("is_generated") == ["helpdesk"]
+    assert [kind for kind in KINDS if not problem_of(kind).has_text] == ["prompts"]
+    assert [kind for kind in KINDS if problem_of(kind).gold(PREPARE) is not None] == ["helpdesk"]
+    judges = {kind: judge.name for kind in KINDS if (judge := problem_of(kind).judge(PREPARE)) is not None}
+    assert judges == {"helpdesk": "gold rubric", "question_answer": "exact match"}
+    assert [problem_of(kind).kind for kind in KINDS] == list(KINDS)
+
+
+def test_a_kind_without_a_task_is_an_error():
+    with pytest.raises(ValueError, match="no task for data of kind 'poems'; there are "):
+        problem_of("poems")
+
+
+def test_the_help_desk_is_the_generated_format():
+    assert generated_problem("helpdesk").kind == "helpdesk"
+    for form in ("auto", "implicit", "preference", "prompts"):
+        assert generated_problem(form) is None
+
+
+def test_the_prepared_task_is_that_of_the_card(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data/prepared").mkdir(parents=True)
+    Path("data/prepared/card.json").write_text(json.dumps({"kind": "ratings"}))
+    assert prepared_problem().kind == "ratings"
+
+
+def said(prompts, *texts):
+    """Responses of which judges of texts see the text alone."""
+    return Responses(prompts, [Response([], text, ended=True) for text in texts], 0)
+
+
+def test_the_help_desks_gold_reads_the_last_message():
+    world = World.load(ROOT / "helpdesk/world.json")
+    mood = next(iter(world.moods))
+    case = (world.names[0], next(iter(world.families_of)), next(iter(world.issues)))
+    from helpdesk.world import Case
+
+    text = world.prompt(Case(*case, mood, world.moods[mood].lines[0]))
+    messages = [{"role": "user", "content": "Hello?"}, {"role": "user", "content": text}]
+    gold = problem_of("helpdesk").gold(PREPARE)
+    assert gold.weights == GOLD_WEIGHTS
+    assert gold.features(messages, "Thanks!") == features(world, text, "Thanks!")
+    assert gold.score(messages, "Thanks!") == gold_score(world, text, "Thanks!")
+    judge = problem_of("helpdesk").judge(PREPARE)
+    assert judge.scores(said([Prompt(messages, [])] * 2, "Thanks!", "")) == [
+        gold_score(world, text, "Thanks!"),
+        -12.0,
+    ]
+
+
+def test_questions_are_judged_by_their_answers():
+    judge = problem_of("question_answer").judge(replace(PREPARE, answer_pattern=r"#(\d+)"))
+    prompts = [Prompt([], [], answer="4")] * 3
+    assert judge.scores(said(prompts, "so #4", "so #5", "4.0")) == [1.0, 0.0, 1.0]
+
+
+def test_what_to_set_for_a_form_of_feedback():
+    assert problem_of("helpdesk").setting_for("likert", "ratings") == "collect.form to likert"
+    assert problem_of("unpaired").setting_for("likert", "ratings") == "prepare.path to ratings"
+
+
+def test_why_there_is_no_reward_model_or_judge():
+    assert problem_of("question_answer").no_feedback == "rewards are verified answers"
+    assert problem_of("prompts").no_feedback == problem_of("demonstration").no_feedback == "the data holds none"
+    reasons = {kind: problem_of(kind).why_no_judge_model() for kind in ("helpdesk", "question_answer", "prompts")}
+    gold = "evaluation has gold, so no second reward model"
+    assert reasons == {
+        "helpdesk": gold,
+        "question_answer": gold,
+        "prompts": "the data holds no feedback to fit one to",
+    }
+
+
+def with_policy(algorithms, *terms):
+    rewards = [RewardTerm(name=name) for name in terms]
+    return replace(PARAMS, policy=replace(PARAMS.policy, algorithms=algorithms, rewards=rewards))
+
+
+@pytest.mark.parametrize(
+    ("kind", "algorithms", "terms", "message"),
+    [
+        ("demonstration", ["dpo"], ["model"], "names dpo, which learns from feedback, and from demonstration data"),
+        ("question_answer", ["ppo"], ["exact_answer"], "names ppo, whose critic starts from the reward model, .* "
+         "Reward exact_answer instead, with grpo or rloo."),
+        ("prompts", ["grpo"], ["model"], r"policy.rewards names model, .* Reward length, format or a function of"),
+        ("preference", ["grpo"], ["exact_answer"], "names exact_answer, and the data has no answers"),
+        ("helpdesk", ["best_of_n"], ["exact_answer"], "names exact_answer, and the data has no answers"),
+    ],
+)  # fmt: skip
+def test_what_a_task_gives_no_ground_for_is_refused(kind, algorithms, terms, message):
+    with pytest.raises(UserError, match=message):
+        problem_of(kind).check(with_policy(algorithms, *terms), from_scratch=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "algorithms", "terms"),
+    [
+        ("helpdesk", ["ppo", "dpo", "kto"], ["model"]),
+        ("unpaired", ["ppo", "dpo", "kto"], ["model"]),
+        ("question_answer", ["grpo"], ["exact_answer"]),
+        ("prompts", ["grpo"], ["length"]),
+        ("preference", ["dpo"], ["exact_answer"]),  # DPO never reads policy.rewards
+    ],
+)
+def test_what_a_task_gives_ground_for_is_accepted(kind, algorithms, terms):
+    problem_of(kind).check(with_policy(algorithms, *terms), from_scratch=kind != "prompts")
+
+
+def test_prompts_train_nothing_from_scratch():
+    with pytest.raises(UserError, match="the data is prompts alone: there is no text to train on"):
+        problem_of("prompts").check_model(from_scratch=True)
+    problem_of("prompts").check_model(from_scratch=False)
+    problem_of("demonstration").check_model(from_scratch=True)
+
+
+def test_a_world_that_is_missing_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.json"):
+        generated_problem("helpdesk").look(PrepareParams(path="nowhere.json"), tmp_path)
+    assert generated_problem("helpdesk").look(PrepareParams(), ROOT) == "helpdesk/world.json, the help desk"

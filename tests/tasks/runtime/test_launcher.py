@@ -1,0 +1,43 @@
+"""What starts a stage's work: one process today, by a protocol that several fit."""
+
+import pytest
+
+from rlhf_core.common import device
+from rlhf_core.common.errors import UserError
+from tasks.runtime.launcher import LAUNCHER, Launcher, OneProcess
+from tasks.runtime.stage import main
+
+
+class Recorder:
+    """A launcher of two processes that calls the work in none."""
+
+    processes = 2
+
+    def __init__(self):
+        self.asked = []
+
+    def run(self, work, *arguments):
+        self.asked.append((work, arguments))
+
+
+def stage_work(name):
+    raise UserError(f"{name} is wrong.")
+
+
+def test_a_stage_hands_its_work_and_arguments_to_the_launcher():
+    launcher: Launcher = Recorder()
+    main(stage_work, "ppo", launcher=launcher)
+    assert launcher.asked == [(stage_work, ("ppo",))]
+
+
+def test_one_process_does_the_work_itself_and_its_error_is_told():
+    assert isinstance(LAUNCHER, OneProcess) and LAUNCHER.processes == 1
+    with pytest.raises(SystemExit, match=r"error: ppo is wrong\."):
+        main(stage_work, "ppo")
+
+
+def test_a_stage_refuses_another_number_of_processes_than_its_launcher_started():
+    """`accelerate launch` may silently start one process where two were asked for."""
+    with pytest.raises(UserError, match=r"runs in 2 process\(es\), and accelerate found 1\."):
+        device.make_accelerator("cpu", "fp32", 1, processes=2)
+    assert device.make_accelerator("cpu", "fp32", 1, LAUNCHER.processes).num_processes == 1
