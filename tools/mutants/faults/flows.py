@@ -105,12 +105,7 @@ MODULES = [
     Module(
         "flows/run/changes.py",
         tests_of(FLOWS, "changes_lay_the_profile_first_then_single_values", "values_as_they_stand_are_no_change"),
-        Fault(
-            "Changes.resolve",
-            "raw = apply_overrides(raw, self.overrides)",
-            "raw = overlay(raw, load_profile(self.profile, root))",
-            "single values ignored",
-        ),
+        Fault("Changes.resolve", "raw = with_values(raw, self.overrides)", "pass", "single values ignored"),
         Fault("Changes.resolve", "params != before", "bool(self.overrides)", "a profile is no change"),
     ),
     Module(
@@ -171,13 +166,12 @@ MODULES = [
             "_steps(section, rows.preferences)",
             "one row of each pair counted",
         ),
-        Fault("count_rows", "comb(collect.responses, 2)", "collect.responses", "pairs counted as responses"),
     ),
     Module(
         "flows/commands/memory.py",
         COMMANDS,
-        Fault("_policy", "2 if needs.critic else 1", "1", "the critic needs no memory"),
-        Fault("_policy", "frozen += 1", "frozen += 0", "π_old needs no memory"),
+        Fault("_loads", "1 + algorithm.needs.critic", "1", "the critic needs no memory"),
+        Fault("_loads", " + algorithm.needs.trust_region", "", "π_old needs no memory"),
     ),
     Module(
         "flows/commands/runs.py",
@@ -193,8 +187,5 @@ MODULES = [
         tests_of(FLOWS, "terms_of_a_win_rate", "comparison_puts_the_best_first"),
         Fault("terms_of", 'if report.get("judge_model"):', "if False:", "judges told apart by name alone"),
         Fault("terms_of", "hashlib.sha256(test.read_bytes())", 'hashlib.sha256(b"")', "any test prompts are alike"),
-        Fault(
-            "comparison_markdown", "ranked(policies).items()", "policies.items()", "policies in the order of training"
-        ),
     ),
 ]
