@@ -78,7 +78,7 @@ MODULES = [
             ' or marker["files"] != _sizes(folder)',
             "",
             "half-written outputs taken as whole",
-            tests_of(FINISHED, "nothing_half_written_is_taken_for_finished"),
+            tests_of(FINISHED, "incomplete_outputs_are_not_finished"),
         ),
         Fault(
             "sweep_superseded",
@@ -92,21 +92,21 @@ MODULES = [
             "    if handle is None:\n",
             "    if False:\n",
             "two processes in one stage",
-            tests_of(FINISHED, "one_process_works_in_a_key"),
+            tests_of(FINISHED, "only_one_process_works_in_a_folder"),
         ),
         Fault(
             "place",
             "shutil.copytree(source, new, copy_function=_link)",
             "shutil.copytree(source, new)",
             "outputs copied, not linked",
-            tests_of(FINISHED, "outputs_are_hard_links_and_replace_what_was_there"),
+            tests_of(FINISHED, "outputs_are_hard_links_and_replace_old_outputs"),
         ),
         Fault(
             "_link",
             "shutil.copy2(source, target)",
             "raise",
             "no outputs where links are impossible",
-            tests_of(FINISHED, "outputs_are_copies_where_there_are_no_hard_links"),
+            tests_of(FINISHED, "outputs_are_copies_without_hard_links"),
         ),
         Fault(
             "mark_finished",
@@ -119,7 +119,7 @@ MODULES = [
     ),
     Module(
         "tasks/runtime/hold.py",
-        tests_of(FINISHED, "one_process_works_in_a_key"),
+        tests_of(FINISHED, "only_one_process_works_in_a_folder"),
         Fault("hold", "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "the lock not taken"),
         Fault("hold", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", "a lock that several hold"),
     ),
