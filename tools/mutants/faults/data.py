@@ -168,7 +168,6 @@ MODULES = [
         "tasks/params/load.py",
         PARAMS,
         Fault("merged", "for layer in layers", "for layer in layers[-1:]", "a profile replaces everything"),
-        Fault("with_values", "merge=False", "merge=True", "lists merged with those that they replace"),
     ),
     Module(
         "tasks/problems/problem.py",
