@@ -255,7 +255,7 @@ MODULES = [
         Fault(
             "comparison",
             '{f"_{end}": end for end in ends}',
-            '{f"_{end}": end for end in ends[::-1]}',
+            '{f"_{end}": other for end, other in zip(ends, ends[::-1], strict=True)}',
             "the interval upside down",
         ),
         Fault("curve_rows", 'judged.get((name, step["step"]))', "judged.get((name, 0))", "win rates at other steps"),
