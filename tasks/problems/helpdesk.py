@@ -6,7 +6,6 @@ from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helpdesk.generate import generate
 from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from helpdesk.world import World
 from tasks.data.formats import RawRow
@@ -76,6 +75,8 @@ class HelpDesk(Generated):
 
     def generate(self, params: Params) -> Material:
         """Draw threads, demonstrations and prompts from the seed."""
+        from helpdesk.generate import generate  # imports torch
+
         desk = generate(
             World.load(Path(params.prepare.path)),
             params.run.seed,
