@@ -397,7 +397,7 @@ def test_grpo_of_two_and_dpo():
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (Reinforce, {"weight": "q"}, "weight q is made of the critic's values; set baseline to critic"),
+        (Reinforce, {"weight": "q"}, "weight q is computed from the critic's values; set baseline to critic"),
         (Reinforce, {"baseline": "leave_one_out"}, "leave_one_out needs other responses to the prompt"),
         (Reinforce, {"momentum": 0.5}, "momentum has no effect with weight reward_to_go and baseline batch_mean"),
         (Reinforce, {"lam": 0.5}, "lam has no effect"),
@@ -405,14 +405,14 @@ def test_grpo_of_two_and_dpo():
         (RLOO, {"group_size": 1}, "group_size is 1; it must be at least 2"),
         (RLOO, {"std_eps": 0.5}, "std_eps has no effect while normalize_advantages is false"),
         (GRPO, {"group_size": 1}, "group_size is 1; it must be at least 2"),
-        (GRPO, {"averaging": "fixed_length"}, "length belongs to averaging fixed_length"),
-        (GRPO, {"length": 5}, "length belongs to averaging fixed_length"),
+        (GRPO, {"averaging": "fixed_length"}, "length is only for averaging fixed_length"),
+        (GRPO, {"length": 5}, "length is only for averaging fixed_length"),
         (GRPO, {"std": "none", "std_eps": 0.5}, "std_eps and unbiased_std have no effect while std is none"),
         (GRPO, {"kl_in": "reward"}, "kl_estimator k3 in the reward makes the policy collapse"),
         (PPO, {"kl_estimator": "k2"}, "kl_estimator k2 in the reward makes the policy collapse"),
         (PPO, {"kl_weighted": True}, "kl_per and kl_weighted have no effect while kl_in is reward"),
-        (PPO, {"kl_in": "loss"}, "kl_estimator k1 in the loss acts as kl_coef 0"),
-        (PPO, {"kl_in": "loss", "kl_per": "response"}, "kl_estimator k1 in the loss acts as kl_coef 0"),
+        (PPO, {"kl_in": "loss"}, "kl_estimator k1 in the loss has no effect"),
+        (PPO, {"kl_in": "loss", "kl_per": "response"}, "kl_estimator k1 in the loss has no effect"),
         (GRPO, {"kl_estimator": "k1"}, "set kl_in to reward, kl_weighted to true, or kl_estimator to k2, k3 or exact"),
         (
             PPO,
@@ -465,7 +465,7 @@ def test_loop_and_method_must_fit(algorithm, settings, message):
     ("changes", "message"),
     [
         ({"policy.reinforce.epochs": 2}, "in 'policy.reinforce', REINFORCE has no ratio"),
-        ({"policy.ppo.kl_in": "loss"}, "in 'policy.ppo', kl_estimator k1 in the loss acts as kl_coef 0"),
+        ({"policy.ppo.kl_in": "loss"}, "in 'policy.ppo', kl_estimator k1 in the loss has no effect"),
         ({"policy.ppo.kl_target": 6.0, "policy.ppo.kl_horizon": 127}, "kl_horizon 127 is less than rollout_size 128"),
         ({"policy.grpo.rollout_size": 96}, "set rollout_size to 64 or 128, or minibatch_size to 48"),
     ],

@@ -202,7 +202,9 @@ def test_a_ranking_of_ties_alone_ranks_nothing():
 
 def test_too_many_orders_raise():
     """8! = 40,320 orders of eight tied entries."""
-    with pytest.raises(UserError, match=r"a ranking of 8 has so many ties.*Set reward\.loss to ranking_pairs"):
+    with pytest.raises(
+        UserError, match=r"a ranking of 8 responses has too many ties.*Set reward\.loss to ranking_pairs"
+    ):
         loss_of(PlackettLuce(), [0.0] * 8, units_of(rank=[[1.0] * 8]))
 
 

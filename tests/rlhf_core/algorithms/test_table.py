@@ -43,7 +43,7 @@ def test_a_method_is_found_by_its_file(package):
 )
 def test_a_file_with_another_name_is_named(package, text, declared):
     (package / "mine.py").write_text(text)
-    with pytest.raises(ValueError, match=rf"toy_methods/mine\.py must hold one method .* it declares {declared}\."):
+    with pytest.raises(ValueError, match=rf"toy_methods/mine\.py must contain one method .* it declares {declared}\."):
         table._methods("toy_methods")
 
 

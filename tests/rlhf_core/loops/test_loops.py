@@ -277,10 +277,10 @@ def test_the_tables_lead_to_classes_that_say_what_they_learn_from():
     assert {name for name, kind in kinds.items() if kind == "rollouts"} == kinds.keys() - {"dpo", "cdpo", "ipo"}
     assert {reward_loss(name).data for name in reward_losses()} == {"pairs", "ratings", "rankings"}
     with pytest.raises(
-        UserError, match=r"policy.online or policy.offline names 'pp0', which is not known here. Choose"
+        UserError, match=r"policy.online or policy.offline contains 'pp0', which does not exist. Choose"
     ):
         policy_algorithm("pp0")
-    with pytest.raises(UserError, match=r"reward.loss names 'bt'"):
+    with pytest.raises(UserError, match=r"reward.loss contains 'bt'"):
         reward_loss("bt")
 
 
