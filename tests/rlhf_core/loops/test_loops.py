@@ -286,7 +286,7 @@ def test_the_tables_lead_to_classes_that_say_what_they_learn_from():
 
 def test_more_responses_than_prompts_allow_raise(accelerator, tokenizer, tmp_path):
     """A rollout of 8 with groups of 2 needs 4 prompts; 3 are there."""
-    with pytest.raises(UserError, match="rollout_size 8 needs 4 prompts; there are 3"):
+    with pytest.raises(UserError, match="rollout_size 8 needs 4 prompts, but the data has 3"):
         OnlineTraining(
             accelerator,
             Models(tiny.rotary(), tiny.rotary(), None, tokenizer),

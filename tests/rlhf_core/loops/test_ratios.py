@@ -84,7 +84,7 @@ def test_temperature_divides_all_logits_alike(accelerator, tokenizer, tmp_path):
 def test_sampling_at_another_temperature_than_training_raises(accelerator, tokenizer, tmp_path):
     config = OnlineConfig(rollout_size=4, minibatch_size=4, temperature=0.7)
     models = Models(tiny.rotary(), tiny.rotary(), None, tokenizer)
-    with pytest.raises(ValueError, match=r"sampling at temperature 1.0, training at 0.7"):
+    with pytest.raises(ValueError, match=r"the sampler has temperature 1.0, the loop 0.7"):
         OnlineTraining(
             accelerator,
             models,

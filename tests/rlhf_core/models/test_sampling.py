@@ -58,7 +58,7 @@ def test_a_prompt_is_never_cut(family):
     (response,) = sampler.token_ids(policy, [[6] * 60])
     batch = tiny.responses_of([[6] * 60], [response]).batch
     assert batch.input_ids[0, :60].tolist() == [6] * 60
-    with pytest.raises(UserError, match="a prompt of 61 tokens and 4 new ones exceed the model's context of 64"):
+    with pytest.raises(UserError, match="a prompt of 61 tokens and 4 new tokens exceed the model's context of 64"):
         sampler.token_ids(policy, [[6] * 61])
 
 

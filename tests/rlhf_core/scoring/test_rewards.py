@@ -90,8 +90,8 @@ def test_a_function_sees_prompts_responses_and_answers():
     ("function", "message"),
     [
         (lambda *_: 1 / 0, "reward f raised ZeroDivisionError: division by zero. Correct the function."),
-        (lambda *_: [1.0], "reward f gave 1 numbers for 2 responses. Return one for each."),
-        (lambda *_: [1.0, "good"], "reward f gave 'good' for response 1. Return numbers."),
+        (lambda *_: [1.0], "reward f returned 1 values for 2 responses. Return one number per response."),
+        (lambda *_: [1.0, "good"], "reward f returned 'good' for response 1. Return a number."),
         (lambda *_: None, "reward f raised TypeError"),
     ],
 )
