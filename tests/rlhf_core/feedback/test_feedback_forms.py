@@ -248,7 +248,7 @@ def test_records_of_every_form_come_back_and_wrong_ones_are_refused(form, choice
 
 
 def test_a_record_of_no_known_form_is_refused():
-    with pytest.raises(UserError, match=r"line 3: there is no form 'stars'. Choose from: best_of_n, likert"):
+    with pytest.raises(UserError, match=r"line 3: the form 'stars' does not exist. Choose from: best_of_n, likert"):
         read_judgement(record("stars", 3).to_row(), "judgements.jsonl line 3")
 
 
@@ -297,7 +297,7 @@ def test_forms_and_reward_losses_fit_together():
         "plackett_luce": "ranking",
         "best_of_n": "ranking",
     }
-    with pytest.raises(ValueError, match="no form of feedback feeds"):
+    with pytest.raises(ValueError, match="no form of feedback gives rows"):
         form_feeding("rollouts")
 
 
