@@ -23,7 +23,7 @@ class Candidate:
 class Judgement:
     """One judgement: the responses shown, exactly as sampled, and the answer.
 
-    `order` is the position in the sequence of all judgements. It replaces a timestamp, which makes records reproducible.
+    `order` is the position in the sequence of all judgements. It replaces a timestamp to keep records reproducible.
     """
 
     form: str  # the name of a form in rlhf_core/feedback/forms
