@@ -17,7 +17,7 @@ from rlhf_core.models.store import (
 
 
 def test_aggregates():
-    """Scores 1, 4, 7: mean 4, least 1, population std √6."""
+    """Scores 1, 4, 7: mean 4, minimum 1, population std √6."""
     members = torch.tensor([[1.0, 2.0], [4.0, 2.0], [7.0, 2.0]])
     assert aggregate(members, "mean", 1.0).tolist() == [4.0, 2.0]
     assert aggregate(members, "min", 1.0).tolist() == [1.0, 2.0]
@@ -27,7 +27,7 @@ def test_aggregates():
 @pytest.mark.pitfall(26)
 @pytest.mark.parametrize("how", ["mean", "min", "mean_minus_std"])
 def test_an_ensemble_is_centred_and_scaled_as_one_and_comes_back_from_disk(tmp_path, tokenizer, how):
-    """Members are centred alone, then the aggregate A: (A(raw_k - o_k) - 3) / 2, also after saving."""
+    """Each member is centred, then the aggregate A: (A(raw_k - o_k) - 3) / 2, also after saving."""
     save_policy(tiny.rotary(), tokenizer, tmp_path / "policy", max_new_tokens=4)
     members = []
     for seed in range(3):

@@ -1,4 +1,4 @@
-"""Policies on disk: what a folder remembers beside the weights."""
+"""Policies on disk: values stored with the weights."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Composable rewards: each term worked by hand; what a user's function may get wrong; policy.rewards as a whole."""
+"""Composable rewards: each term worked by hand, errors of user functions, and the list policy.rewards."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def sampled():
 
 
 def test_responses_make_their_tensors():
-    """One prompt token and at most three response tokens: 1 + 3 columns, the missing one a pad."""
+    """One prompt token and at most three response tokens: 1 + 3 columns; a missing token is padding."""
     responses = sampled()
     assert len(responses) == 2
     assert responses.batch.input_ids.tolist() == [[6, 7, 8, END], [6, 7, 8, PAD]]
@@ -52,7 +52,7 @@ def test_each_term_alone():
 
 
 def test_scores_of_the_reward_model_are_held_within_the_clamp(monkeypatch):
-    """Of -5, 0.5 and 4 within ±3: -3, 0.5 and 3. Rows are scored two at a time."""
+    """-5, 0.5 and 4 clamped to ±3 are -3, 0.5 and 3. Rows are scored two at a time."""
     three = responses_of([[6]] * 3, [[7, END]] * 3)
     raw = torch.tensor([-5.0, 0.5, 4.0])
     for clamp, expected in ((None, [-5, 0.5, 4]), (3.0, [-3, 0.5, 3])):
@@ -163,7 +163,7 @@ def test_the_list_as_a_whole(tmp_path, monkeypatch):
 
 
 def test_the_clamp_in_the_parameters_is_the_reward_models(accelerator, tmp_path, monkeypatch):
-    """Twice the score, which is held within ±1.5."""
+    """Twice the score, which is clamped to ±1.5."""
     monkeypatch.setattr("tasks.rewards.terms.load_reward_model", lambda path: torch.nn.Linear(1, 1))
     monkeypatch.setattr("rlhf_core.scoring.rewards.scores", lambda model, batch: torch.tensor([-2.0, 1.0]))
     reward = make([{"name": "model", "weight": 2.0, "clamp": 1.5}], "helpdesk", tmp_path, monkeypatch, accelerator)
