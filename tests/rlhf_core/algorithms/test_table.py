@@ -1,4 +1,4 @@
-"""Methods are found by their files: one in each, named as the file is."""
+"""Methods are found by their files: each file contains one method with the file's name."""
 
 import sys
 
@@ -16,7 +16,7 @@ class {kind}(Method):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of methods to write into."""
+    """An empty package for methods."""
     folder = tmp_path / "toy_methods"
     folder.mkdir()
     (folder / "__init__.py").write_text("")

@@ -114,7 +114,7 @@ def test_panel_without_taste_is_the_gold_reward():
 
 
 def test_taste_is_lognormal():
-    """log(weight / gold) has standard deviation 0.3; its standard error over 200 x 13 draws is 0.3 / sqrt(5200) = 0.004."""
+    """log(weight / gold) has standard deviation 0.3; 200 x 13 draws have the standard error 0.3 / sqrt(5200) = 0.004."""
     logs = [
         math.log(annotator.weights[key] / weight)
         for annotator in panel(GOLD_WEIGHTS, 200, 0)
@@ -178,7 +178,7 @@ def test_preferences_of_verdicts():
 def test_agreement():
     """x against y: ann and bob prefer x (bob saw them swapped), eve prefers y: 1 of 3 comparisons agrees.
 
-    A tie is not compared. Ann's second verdict is compared with bob's (equal) and eve's (not), not with her own: 2 of 5.
+    Ties are not compared. Ann's second verdict is compared with bob's (equal) and eve's (not equal): 2 of 5.
     """
     verdicts = [judgement("A"), judgement("B", "y", "x", "bob"), judgement("B", annotator="eve")]
     assert agreement(verdicts) == pytest.approx(1 / 3)

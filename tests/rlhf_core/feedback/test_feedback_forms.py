@@ -100,7 +100,7 @@ def test_a_score_says_where_on_the_scale_from_0_to_the_ideal_a_response_lies():
 
 
 def test_rankings_are_plackett_luces_and_the_best_is_luces_choice():
-    """Worth 3, 2, 1: P(this order) = 3/6 · 2/3 = 1/3, P(first is best) = 1/2. Standard error of 20,000 draws: 0.0035."""
+    """Worth 3, 2, 1: P(this order) = 3/6 · 2/3 = 1/3, P(first is best) = 1/2. 20,000 draws: standard error 0.0035."""
     rng, worth = random.Random(0), [math.log(3), math.log(2), 0.0]
     orders = Counter(tuple(rank(PLAIN, worth, rng)) for _ in range(20_000))
     assert orders[1, 2, 3] / 20_000 == pytest.approx(1 / 3, abs=0.014)
@@ -285,7 +285,7 @@ def test_what_each_form_asks_and_shows():
 
 
 def test_forms_and_reward_losses_fit_together():
-    """A method learns from the rows of every form; the form's default loss exists and learns from them or from pairs."""
+    """Every form gives rows for a method; its default loss exists and learns from these rows or from pairs."""
     for kind in forms().values():
         assert reward_loss(kind.loss).data in (Data(kind.data), Data.PAIRS)
     feeding = {name: form_feeding(reward_loss(name).data).name for name in reward_losses()}

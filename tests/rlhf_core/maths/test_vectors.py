@@ -68,7 +68,7 @@ def ipo_entry(inputs, form):
 
 
 def pair_batch(inputs):
-    """Rows alternate between chosen and rejected; a row has its sum on the first token, and its length in the vectors."""
+    """Rows alternate between chosen and rejected, with the lengths of the vectors; the first token has the row's sum."""
     lengths = [n for pair in zip(inputs["chosen_lengths"], inputs["rejected_lengths"], strict=True) for n in pair]
     batch = collate_units(paired([Example([USER], [END] * length) for length in lengths]), PAD)
     sides = [tensor(inputs[f"policy_{side}_logps"]) for side in ("chosen", "rejected")]
