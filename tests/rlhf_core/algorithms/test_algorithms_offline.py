@@ -70,13 +70,13 @@ def test_ipo_sums_over_tokens_by_default():
 
 
 @pytest.mark.pitfall(22)
-def test_ipo_per_token_divides_policy_and_reference_alike():
+def test_ipo_per_token_divides_policy_and_reference():
     """A policy equal to the reference has h = 0 for all lengths."""
     batch = pairs(5, 2)
     close(IPO(beta=0.5, per_token=True).losses(outputs_for(batch, [0.0, 0.0]), batch), [1.0])
 
 
-def test_pairs_count_alike_whatever_their_lengths():
+def test_pairs_have_equal_weight_for_all_lengths():
     """Each of two pairs has weight ½."""
     close(DPO(beta=1.0).weights(pairs(2, 1, 3, 3)), [0.5, 0.5])
 

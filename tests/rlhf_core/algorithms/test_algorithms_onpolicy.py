@@ -180,7 +180,7 @@ def test_kl_in_the_loss(settings, expected):
         assert algorithm.needs.exact_kl == (settings["kl_estimator"] == "exact")
 
 
-def test_kl_in_the_reward_leaves_the_loss_alone():
+def test_kl_in_the_reward_does_not_change_the_loss():
     algorithm = PPO(kl_coef=0.5)
     close(algorithm.kl_losses(moved_outputs(), rollout()), [[0, 0, 0], [0, 0, 0]])
     close(algorithm.token_rewards(rollout()), REWARDS)
@@ -214,7 +214,7 @@ def test_the_critics_squared_error_counts_once(algorithm):
 
 
 @pytest.mark.parametrize("kind", [PPO, PPOPenalty, TRPO])
-def test_whitening_leaves_the_returns_alone(kind):
+def test_whitening_does_not_change_the_returns(kind):
     """λ = 1: G_t = 1.8, 1.9, 1.8 and -0.9, with and without whitening of Â = G - V = 1.3, 0.9, 0.3 and -2.9.
 
     Â has mean -0.1 and sample variance (1.4² + 1² + 0.4² + 2.8²)/3 = 3.653.
@@ -422,7 +422,7 @@ def test_grpo_of_two_and_dpo():
         (PPOPenalty, {"penalty": 1e-3}, "penalty 0.001 is below penalty_min 0.01"),
     ],
 )
-def test_settings_without_effect_or_sense_raise(kind, settings, message):
+def test_options_without_effect_or_with_a_wrong_optimum_raise(kind, settings, message):
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         kind(**settings)
 
@@ -453,7 +453,7 @@ def test_settings_without_effect_or_sense_raise(kind, settings, message):
         (GRPO(ratio="response"), {}, "ratio has no effect with one step per rollout"),
     ],
 )
-def test_loop_and_method_must_fit(algorithm, settings, message):
+def test_loop_and_method_must_be_compatible(algorithm, settings, message):
     with pytest.raises(ValueError, match=message):
         check_loop(OnlineConfig(**settings), algorithm)
     if "step per rollout" in message:
@@ -478,14 +478,14 @@ def test_what_a_method_cannot_learn_from_is_refused_with_the_parameters(changes,
     assert message in str(caught.value)
 
 
-def test_a_horizon_of_one_rollout_and_weighted_k1_are_taken():
+def test_a_horizon_of_one_rollout_and_weighted_k1_are_accepted():
     check_loop(OnlineConfig(), PPO(kl_target=6.0, kl_horizon=64))
     check_loop(OnlineConfig(), PPO(kl_in="loss", kl_weighted=True))
     check_loop(OnlineConfig(rollout_size=128), GRPO())
     check_loop(OnlineConfig(), Reinforce())
 
 
-def test_row_weights_count_rows():
+def test_row_weights_enter_means_and_averages():
     """Rows with weights 1½ and ½: batch means and averages include the weights."""
     weighted = replace(rollout(), row_weights=torch.tensor([1.5, 0.5]))
     algorithm = Reinforce(weight="return", baseline="batch_mean", kl_coef=0.5, length=1)

@@ -84,7 +84,7 @@ def test_gradient_does_not_depend_on_microbatch_size(name, accelerator, tmp_path
 
 
 @pytest.mark.pitfall(15)
-def test_tokens_of_uneven_microbatches_count_the_same(accelerator):
+def test_tokens_of_uneven_microbatches_have_equal_weight(accelerator):
     """-log π of rows with 1 and 3 tokens is 1 and 2, 2, 2: the mean over tokens is 7/4, not the mean of means 3/2."""
     batch = tiny.mask_batch(torch.tensor([[1, 0, 0], [1, 1, 1]]))
     logprobs = torch.nn.Parameter(torch.tensor([[-1.0, 0, 0], [-2.0, -2.0, -2.0]]))
@@ -116,7 +116,7 @@ def test_token_rewards_sum_to_score_minus_kl():
 
 
 @pytest.mark.pitfall(16)
-def test_ppos_rewards_sum_to_score_minus_kl():
+def test_rewards_of_ppo_sum_to_score_minus_kl():
     """With PPO.targets, every row sums to score - β Σ (log π_old - log π_ref)."""
     batch = collate(tiny.examples(), PAD)
     old = response_logprobs(tiny.rotary(), batch)
@@ -182,7 +182,7 @@ def test_kl_in_the_reward_has_the_exact_gradient():
 
 
 @pytest.mark.pitfall(17)
-def test_k3_in_the_loss_follows_the_reverse_kl_at_each_state():
+def test_k3_in_the_loss_has_the_gradient_of_the_reverse_kl_at_each_state():
     """Without score, GRPO's expected loss has the gradient of β Σ_s p(s) KL(π_ref(·|s)‖π_θ(·|s)) with fixed p(s)."""
     policy, reference, batch = enumerated()
     outputs = policy_outputs(policy, batch)
@@ -223,7 +223,7 @@ def test_equal_groups_have_advantage_exactly_zero(dtype):
 
 
 @pytest.mark.pitfall(18)
-def test_small_differences_are_still_learned_from():
+def test_small_differences_give_nonzero_advantages():
     """1000 and 1000.0625 differ by more than rounding, so the advantages are ∓1."""
     advantages = group_standardize(torch.tensor([1000.0, 1000.0625]), 2, eps=1e-8)
     torch.testing.assert_close(advantages, torch.tensor([-1.0, 1.0]))

@@ -139,7 +139,7 @@ def test_smoothing_reaches_both_losses_on_pairs():
     close(losses, [0.9 * math.log(4 / 3) + 0.1 * math.log(4)])
 
 
-def test_a_tie_is_half_right_whatever_the_scores():
+def test_a_tie_has_accuracy_one_half_for_all_scores():
     batch = units_of(preference=[[0.5, 0.5], [1.0, 0.0]])
     for algorithm in (BradleyTerry(), Thurstone()):
         losses, _, statistics = loss_of(algorithm, [1.0, -1.0, 2.0, 0.0], batch)
@@ -148,7 +148,7 @@ def test_a_tie_is_half_right_whatever_the_scores():
         assert losses[0] > losses[1]
 
 
-def test_likert_weights_each_rating_alike():
+def test_likert_weights_all_ratings_equally():
     batch = units_of(rating=[[0.5], [-1.0]])
     losses, weights, _ = loss_of(Likert(), [1.0, -1.0], batch)
     close(losses, [0.25, 0.0])
@@ -180,7 +180,7 @@ def test_plackett_luce_of_ragged_rankings():
     close(losses, [-math.log(4 / 7 * 2 / 3), -math.log(3 / 4)])
 
 
-def test_best_of_n_looks_at_the_best_alone():
+def test_best_of_n_uses_only_the_best_rank():
     losses, *_ = loss_of(BestOfNChoice(), SCORES, units_of(rank=RAGGED))
     close(losses, [-math.log(4 / 7), -math.log(3 / 4)])
 
@@ -195,7 +195,7 @@ def test_ties_are_averaged_over_their_orders():
     close(pairs, [(-math.log(2 / 3) - math.log(4 / 5) + tie) / 3])
 
 
-def test_a_ranking_of_ties_alone_ranks_nothing():
+def test_a_ranking_of_only_ties_has_accuracy_one_half():
     _, _, statistics = loss_of(RankingPairs(), [1.0, 2.0], units_of(rank=[[1.0, 1.0]]))
     close(statistics["accuracy"], [0.5])
 

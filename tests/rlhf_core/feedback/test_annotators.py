@@ -70,7 +70,7 @@ def test_tie_band():
     assert [verdict(unsure, u) for u in (0.6224, 0.6225, 0.8175, 0.8176)] == ["A", "tie", "tie", "B"]
 
 
-def test_flips_turn_verdicts_but_not_ties():
+def test_flips_change_verdicts_but_not_ties():
     erring = replace(PLAIN, flip_probability=0.1, tie_band=0.5)
     assert [verdict(erring, 0.3, flip) for flip in (0.0999, 0.1)] == ["B", "A"]
     assert [verdict(erring, 0.9, flip) for flip in (0.0999, 0.1)] == ["A", "B"]
@@ -94,7 +94,7 @@ def test_frequencies_match_the_formula():
 # --- the panel ---
 
 
-def test_panel_is_deterministic_and_grows_at_its_end():
+def test_panel_is_deterministic_and_a_larger_panel_only_adds_members():
     assert panel(GOLD_WEIGHTS, 5, 3) == panel(GOLD_WEIGHTS, 5, 3)
     assert panel(GOLD_WEIGHTS, 2, 3) == panel(GOLD_WEIGHTS, 5, 3)[:2]
     assert panel(GOLD_WEIGHTS, 5, 3) != panel(GOLD_WEIGHTS, 5, 4)
@@ -114,7 +114,7 @@ def test_panel_without_taste_is_the_gold_reward():
 
 
 def test_taste_is_lognormal():
-    """log(weight / gold) has standard deviation 0.3; 200 x 13 draws have the standard error 0.3 / sqrt(5200) = 0.004."""
+    """log(weight / gold) has standard deviation 0.3; 200 x 13 draws have standard error 0.3 / sqrt(5200) = 0.004."""
     logs = [
         math.log(annotator.weights[key] / weight)
         for annotator in panel(GOLD_WEIGHTS, 200, 0)
@@ -129,7 +129,7 @@ def test_empty_panel_is_refused():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_annotator_agrees_with_gold_about_eight_times_in_ten(seed):
+def test_an_annotator_agrees_with_gold_on_about_80_percent_of_pairs(seed):
     """Pairs of replies like the demonstrations; ties, and pairs with equal gold rewards, are excluded."""
     world, rng, annotators = World.load(), random.Random(seed), panel(GOLD_WEIGHTS, 40, seed)
     hits = total = 0

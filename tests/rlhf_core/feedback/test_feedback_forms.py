@@ -66,7 +66,7 @@ def test_ranking_sorts_noisy_utilities():
     assert pick(PLAIN, [1.0, 0.0, 3.0], scripted(CERTAIN, *noise)) == 1
 
 
-def test_ranking_ties_within_the_band_and_leans_to_what_stands_first():
+def test_ranking_has_ties_within_the_band_and_a_position_bias():
     """1, 2.5, 0.5 with a band of 0.6: the two lowest tie. With 1.6 added to the first: 2.6, 2.5, 0.5."""
     noise = [uniform(gumbel) for gumbel in (0.0, 2.5, -2.5)]
     banded = replace(PLAIN, tie_band=0.6)
@@ -75,7 +75,7 @@ def test_ranking_ties_within_the_band_and_leans_to_what_stands_first():
     assert rank(biased, [1.0, 0.0, 3.0], scripted(CERTAIN, *noise)) == [1, 1, 2]
 
 
-def test_who_errs_answers_at_random():
+def test_an_error_is_a_random_answer():
     """Flip probability 0.1 is error probability 0.2: a draw of 0.19 is an error. The shuffle reverses (2, 1, 3)."""
     erring = replace(PLAIN, flip_probability=0.1)
     noise = [uniform(gumbel) for gumbel in (0.0, 2.5, -2.5)]
@@ -85,7 +85,7 @@ def test_who_errs_answers_at_random():
     assert approve(erring, 9.0, scripted(0.19, 0.6)) is False
 
 
-def test_a_score_says_where_on_the_scale_from_0_to_the_ideal_a_response_lies():
+def test_a_score_is_the_position_between_0_and_the_ideal():
     """The ideal is 1, and a step of the scale is a fifth of it: 0.39 is 2, 0.41 is 3. Beyond the ends: 1 and 5.
 
     Strictness 0.2 subtracts one step; noise 0.2 above its mean adds one.
@@ -99,7 +99,7 @@ def test_a_score_says_where_on_the_scale_from_0_to_the_ideal_a_response_lies():
     assert [approve(PLAIN, value, scripted(CERTAIN, calm)) for value in (0.49, 0.51)] == [False, True]
 
 
-def test_rankings_are_plackett_luces_and_the_best_is_luces_choice():
+def test_rankings_follow_plackett_luce_and_the_best_follows_luce():
     """Worth 3, 2, 1: P(this order) = 3/6 · 2/3 = 1/3, P(first is best) = 1/2. 20,000 draws: standard error 0.0035."""
     rng, worth = random.Random(0), [math.log(3), math.log(2), 0.0]
     orders = Counter(tuple(rank(PLAIN, worth, rng)) for _ in range(20_000))
@@ -169,7 +169,7 @@ def test_an_answer_that_the_form_does_not_accept_is_refused():
         ask(Scripted(4), Likert(5), PROMPT, shown)
 
 
-def test_the_panel_answers_every_form_as_its_members_functions_do():
+def test_the_panel_answers_every_form_with_the_functions_of_its_members():
     """The same draws from the same generator; the length counts sampled ids, or words if there are no ids."""
     member = panel(GOLD_WEIGHTS, 1, 0)[0]
     texts = {"x": {"right_fix": 1.0}, "y": {"promises": 2.0}, "z": {"flattery": 1.0}}
@@ -193,7 +193,7 @@ def test_the_panel_answers_every_form_as_its_members_functions_do():
     assert said(Thumbs(), 3) == ["good" if approve(member, value, one) else "bad" for value in worth]
 
 
-def test_every_form_agrees_with_gold_about_eight_times_in_ten():
+def test_every_form_agrees_with_gold_on_about_80_percent_of_pairs():
     """Four replies per prompt, like the demonstrations; agreement over the pairs that each form implies, without ties.
 
     Scores, and thumbs even more, leave close pairs undecided, so the pairs that they decide are right more often.
@@ -239,7 +239,7 @@ def test_every_form_agrees_with_gold_about_eight_times_in_ten():
         ("thumbs", "bad", ["x"], "down"),
     ],
 )
-def test_records_of_every_form_come_back_and_wrong_ones_are_refused(form, choice, responses, wrong):
+def test_records_of_every_form_are_read_back_and_invalid_records_are_refused(form, choice, responses, wrong):
     whole = record(form, choice, responses)
     assert read_judgement(whole.to_row()) == whole
     for broken in ({"choice": wrong}, {"responses": []}):
@@ -247,7 +247,7 @@ def test_records_of_every_form_come_back_and_wrong_ones_are_refused(form, choice
             read_judgement(whole.to_row() | broken, "judgements.jsonl line 3")
 
 
-def test_a_record_of_no_known_form_is_refused():
+def test_a_record_of_an_unknown_form_is_refused():
     with pytest.raises(UserError, match=r"line 3: the form 'stars' does not exist. Choose from: best_of_n, likert"):
         read_judgement(record("stars", 3).to_row(), "judgements.jsonl line 3")
 
@@ -263,14 +263,14 @@ def test_a_record_of_no_known_form_is_refused():
         (Thumbs(), 1, ["good", "bad"], ["up", True, 1, ["good"]]),
     ],
 )
-def test_what_each_form_accepts(form, count, right, wrong):
+def test_answers_that_each_form_accepts(form, count, right, wrong):
     assert all(form.accepts(answer, count) for answer in right)
     assert not any(form.accepts(answer, count) for answer in wrong)
     others = {0, 1} - {count} | ({2, 3} if form.is_alone else set())
     assert not any(form.accepts(answer, other) for answer in right for other in others)
 
 
-def test_what_each_form_asks_and_shows():
+def test_question_and_number_of_responses_of_each_form():
     section = SimpleNamespace(scale=7)
     asked = {name: make_form(SimpleNamespace(form=name, **vars(section))) for name in forms()}
     assert {name: (one.question(4), one.shown(4), one.is_alone) for name, one in asked.items()} == {
@@ -301,7 +301,7 @@ def test_forms_and_reward_losses_fit_together():
         form_feeding("rollouts")
 
 
-def test_what_data_holds_is_read_by_one_form():
+def test_rows_of_data_are_read_by_one_form():
     """The best of N is stored as a ranking, so the form `ranking` reads its rows."""
     assert [one.file for one in stored_forms()] == ["preferences", "ratings", "rankings", "unpaired"]
     kinds = {kind: form_of_kind(kind).name for kind in ("preference", "ratings", "rankings", "unpaired")}
@@ -310,7 +310,7 @@ def test_what_data_holds_is_read_by_one_form():
     assert form_named("best_of_n").file == "rankings"
 
 
-def test_items_are_all_choices_of_as_many_responses_as_the_form_shows():
+def test_items_are_all_subsets_of_the_size_that_the_form_shows():
     """Of three responses: three pairs in order, or all three at once."""
     row = {"prompt": PROMPT, "responses": [{"text": t, "tokens": [A], "checkpoint": "key"} for t in "xyz"]}
     pairs = ["".join(response.text for response in item.responses) for item in _items(SideBySide(), [row])]
@@ -325,7 +325,7 @@ def test_a_soft_verdict_makes_a_soft_label():
     assert row == {"prompt": PROMPT, "chosen": "y", "rejected": "x", "label": 0.8}
 
 
-def test_a_form_of_its_own_that_implies_nothing_fits_the_seam():
+def test_a_new_form_that_implies_no_preference_fits_the_interface():
     """A response written by the annotator: its row is a demonstration, and it implies no preference."""
 
     class Written(Form):
@@ -351,7 +351,7 @@ def implied(*records):
     return [(*verdict.responses, choices[verdict.preference]) for verdict in verdicts(records)]
 
 
-def test_what_each_form_implies_about_pairs():
+def test_preferences_that_each_form_implies():
     """For x, y, z: ranks 2, 1, 2; y is the best; scores 2, 4, 4; thumbs up only for x."""
     assert implied(record("ranking", [2, 1, 2])) == [("x", "y", "B"), ("x", "z", "tie"), ("y", "z", "A")]
     assert implied(record("best_of_n", 1)) == [("x", "y", "B"), ("y", "z", "A")]
@@ -445,7 +445,7 @@ def thumb(prompt, response, label):
     return {"prompt": [{"role": "user", "content": prompt}], "response": response, "label": label}
 
 
-def test_pairs_split_into_good_and_bad_rows_where_nothing_is_unpaired(tmp_path, tokenizer):
+def test_pairs_become_good_and_bad_rows_without_unpaired_data(tmp_path, tokenizer):
     """A mismatched row has the response with the same label to the next prompt; the tie is excluded."""
     write_jsonl(
         tmp_path / "preferences_train.jsonl", [pair("a", "b", "c"), pair("b", "d", "e"), pair("c", "a", "b", label=0.5)]
@@ -505,6 +505,6 @@ def test_mismatched_pairs_never_match(prompts):
     assert mismatched(rows[:1]) is None
 
 
-def test_sources_stand_in_the_order_of_the_pairs(tmp_path):
+def test_sources_have_the_order_of_the_pairs(tmp_path):
     write_jsonl(tmp_path / "p.jsonl", [pair("a", "b", "c", source="s"), pair("a", "b", "c")])
     assert pair_sources(tmp_path / "p.jsonl") == ["s", None]

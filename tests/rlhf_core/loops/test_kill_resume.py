@@ -130,7 +130,7 @@ def test_a_killed_training_ends_with_the_same_bits(name, tmp_path, accelerator):
 
 
 @pytest.mark.pitfall(25)
-def test_a_state_is_replaced_as_a_whole(tmp_path):
+def test_a_state_is_replaced_atomically(tmp_path):
     """A partial state, left by a kill, is never read; `clear` deletes everything."""
     store = ResumeStore(tmp_path / "resume")
     assert store.load() is None

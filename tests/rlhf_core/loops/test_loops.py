@@ -141,7 +141,7 @@ def test_on_policy_methods_raise_the_score(accelerator, tokenizer, tmp_path, alg
     assert kl.sum(-1).mean().item() == pytest.approx(metrics["kl"], rel=0.5)  # exact sum against 32 samples
 
 
-def test_a_strong_kl_penalty_holds_the_policy(accelerator, tokenizer, tmp_path):
+def test_a_strong_kl_penalty_keeps_the_policy_near_the_reference(accelerator, tokenizer, tmp_path):
     """With β = 5 nats and a reward of at most 1.5, the policy stays near the reference."""
     training, _ = online(accelerator, tokenizer, tmp_path, PPO(kl_coef=5.0), learning_rate=1e-3)
     assert abs(training.train()[-1]["kl"]) < 0.3
@@ -268,7 +268,7 @@ def test_microbatches_keep_pairs_whole():
     assert torch.cat([weights for _, weights in parts]).tolist() == pytest.approx([1 / 3] * 3)
 
 
-def test_the_tables_lead_to_classes_that_say_what_they_learn_from():
+def test_tables_return_classes_that_declare_their_data():
     kinds = {name: policy_algorithm(name).data for name in policy_algorithms()}
     assert kinds.pop("best_of_n") == "none"
     assert kinds.pop("best_of_n_distillation") == "best_of_n"
@@ -284,7 +284,7 @@ def test_the_tables_lead_to_classes_that_say_what_they_learn_from():
         reward_loss("bt")
 
 
-def test_more_responses_than_prompts_allow_raise(accelerator, tokenizer, tmp_path):
+def test_a_rollout_that_needs_more_prompts_raises(accelerator, tokenizer, tmp_path):
     """A rollout of 8 responses in groups of 2 needs 4 prompts; there are 3."""
     with pytest.raises(UserError, match="rollout_size 8 needs 4 prompts, but the data has 3"):
         OnlineTraining(

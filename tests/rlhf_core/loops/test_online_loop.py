@@ -88,7 +88,7 @@ def test_targets_and_losses_use_the_coefficient_that_is_logged(accelerator, toke
 
 
 @pytest.mark.pitfall(35)
-def test_the_adapted_kl_coefficient_is_the_one_that_rewards_hold(accelerator, tokenizer, tmp_path):
+def test_rewards_use_the_adapted_kl_coefficient(accelerator, tokenizer, tmp_path):
     """Without scores, the return of a rollout is -β KL with the current β, which changes by up to 20 % per rollout."""
     algorithm = PPO(kl_coef=0.1, kl_target=0.01, kl_horizon=4)
     history = online(accelerator, tokenizer, tmp_path, algorithm, steps=3).train()
@@ -111,7 +111,7 @@ def dropping(probability):
 
 
 @pytest.mark.pitfall(10)
-def test_rollouts_are_made_with_dropout_off(accelerator, tokenizer, tmp_path):
+def test_dropout_is_off_in_rollouts(accelerator, tokenizer, tmp_path):
     """The same random stream gives the same responses and log-probabilities with and without dropout layers."""
     rollouts = []
     for probability in (0.5, 0.0):
@@ -128,7 +128,7 @@ def test_rollouts_are_made_with_dropout_off(accelerator, tokenizer, tmp_path):
     assert len(rollouts[0].response_ids.unique(dim=0)) > 6
 
 
-def test_each_rollout_draws_its_own_numbers(accelerator, tokenizer, tmp_path):
+def test_each_rollout_draws_new_random_numbers(accelerator, tokenizer, tmp_path):
     """With one prompt and unchanged weights, the second rollout still has other responses."""
     training = online(accelerator, tokenizer, tmp_path, GRPO(group_size=2), words="aaaa", steps=2, learning_rate=1e-12)
     seen = []
@@ -148,7 +148,7 @@ def test_each_rollout_draws_its_own_numbers(accelerator, tokenizer, tmp_path):
 
 
 @pytest.mark.pitfall(34)
-def test_rollouts_are_full_and_go_on_into_the_next_pass(accelerator, tokenizer, tmp_path):
+def test_rollouts_are_full_and_continue_in_the_next_pass(accelerator, tokenizer, tmp_path):
     """5 prompts in fours: each pass is a shuffled order of all prompts, even if it starts inside a rollout."""
     sizes = {"rollout_size": 8, "minibatch_size": 8}
     training = online(accelerator, tokenizer, tmp_path, GRPO(group_size=2), words="abcde", **sizes)
@@ -187,7 +187,7 @@ def rows_of_each_step(training):
     return seen
 
 
-def test_each_pass_over_a_rollout_has_other_minibatches(accelerator, tokenizer, tmp_path):
+def test_each_pass_over_a_rollout_has_different_minibatches(accelerator, tokenizer, tmp_path):
     """Scores number the rows. 2 rollouts with 3 passes over 12 rows: each row once per pass, 6 different splits."""
     training = online(
         accelerator,
@@ -208,7 +208,7 @@ def test_each_pass_over_a_rollout_has_other_minibatches(accelerator, tokenizer, 
     assert len({frozenset(frozenset(rows) for rows in minibatches) for minibatches in passes}) == 6
 
 
-def test_each_epoch_of_fixed_data_has_other_minibatches(accelerator, tmp_path):
+def test_each_epoch_of_fixed_data_has_different_minibatches(accelerator, tmp_path):
     units = [(Example([6 + number], [6, END]),) for number in range(6)]
     seen = []
 
@@ -226,7 +226,7 @@ def test_each_epoch_of_fixed_data_has_other_minibatches(accelerator, tmp_path):
 # --- optimiser steps ---
 
 
-def test_policy_and_critic_step_by_their_own_learning_rates(accelerator, tokenizer, tmp_path):
+def test_policy_and_critic_have_separate_learning_rates(accelerator, tokenizer, tmp_path):
     """Adam's first step changes a weight by the learning rate."""
     training = online(
         accelerator,
@@ -262,7 +262,7 @@ def factors_of(training, monkeypatch):
 
 
 @pytest.mark.pitfall(34)
-def test_warm_up_counts_every_optimiser_step_and_never_goes_back(accelerator, tokenizer, tmp_path, monkeypatch):
+def test_warm_up_counts_every_optimiser_step_and_does_not_restart(accelerator, tokenizer, tmp_path, monkeypatch):
     """5 prompts, 4 in each of 4 rollouts, 4 steps on each: 1/9, 2/9, ... 8/9, 1, 1, ..."""
     settings = {"words": "abcde", "steps": 4, "rollout_size": 8, "minibatch_size": 2, "warmup_steps": 8}
     training = online(accelerator, tokenizer, tmp_path, GRPO(group_size=2), **settings)
@@ -271,7 +271,7 @@ def test_warm_up_counts_every_optimiser_step_and_never_goes_back(accelerator, to
 
 
 @pytest.mark.pitfall(34)
-def test_trpos_policy_and_critic_warm_up_alike(accelerator, tokenizer, tmp_path, monkeypatch):
+def test_policy_and_critic_of_trpo_have_the_same_warm_up(accelerator, tokenizer, tmp_path, monkeypatch):
     """2 passes of 2 minibatches per rollout and 6 warm-up steps: δ has the factor of steps 0, 4 and 8."""
     settings = {"steps": 3, "minibatch_size": 2, "epochs": 2, "warmup_steps": 6}
     training = online(accelerator, tokenizer, tmp_path, TRPO(max_kl=0.7, fisher_fraction=1.0), **settings)

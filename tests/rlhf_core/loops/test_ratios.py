@@ -54,7 +54,7 @@ def test_ratio_is_one_before_the_first_update(accelerator, tokenizer, tmp_path, 
 
 
 @pytest.mark.pitfall(11)
-def test_temperature_divides_all_logits_alike(accelerator, tokenizer, tmp_path):
+def test_temperature_divides_all_logits(accelerator, tokenizer, tmp_path):
     """New, old and reference log-probabilities and the entropy are computed from logits / 0.7."""
     torch.manual_seed(0)
     policy = tiny.rotary()
@@ -98,7 +98,7 @@ def test_sampling_at_another_temperature_than_training_raises(accelerator, token
 
 
 @pytest.mark.pitfall(12)
-def test_sentinels_never_enter_a_statistic(accelerator, tokenizer, tmp_path):
+def test_nan_and_padding_never_enter_a_statistic(accelerator, tokenizer, tmp_path):
     """Values that are not computed are NaN, and padding is 0: no metric is NaN, and padding changes no mean."""
     save_policy(tiny.rotary(), tokenizer, tmp_path / "policy", max_new_tokens=4)
     torch.manual_seed(0)

@@ -117,7 +117,7 @@ def test_the_full_step_reaches_the_edge_of_the_trust_region(monkeypatch):
     assert (0.5 * steps[0] @ product).item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_the_line_search_goes_on_until_the_surrogate_rises(monkeypatch):
+def test_the_line_search_continues_until_the_surrogate_rises(monkeypatch):
     """The KL is within δ at every length; the surrogate rises only at the third length, a quarter of the full step."""
     policy, _, region = setting(tiny.learned)
     monkeypatch.setattr(region, "_mean_kl", lambda parts: 0.0)
@@ -150,7 +150,7 @@ def test_a_failing_line_search_keeps_the_weights_and_is_counted(monkeypatch):
 
 
 @pytest.mark.pitfall(18)
-def test_equal_advantages_of_zero_make_no_step():
+def test_zero_advantages_make_no_step():
     policy, rollout, region = setting(tiny.learned)
     before = [parameter.clone() for parameter in policy.parameters()]
     metrics = region.step(rollout.with_targets(advantages=torch.zeros_like(rollout.advantages)), scale=1.0)

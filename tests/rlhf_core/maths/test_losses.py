@@ -171,7 +171,7 @@ def test_gae():
     close(returns, [[2.375, 1.5, 4.0], [3.0, 0.0, 0.0]])
 
 
-def test_gae_at_its_ends():
+def test_gae_for_extreme_values_of_lambda():
     """λ = 0 gives the TD residual; λ = γ = 1 gives the return-to-go minus the value: 5 - 2, 4 - 4, 4 - 2."""
     rewards, values, mask = torch.tensor([[1.0, 0.0, 4.0]]), torch.tensor([[2.0, 4.0, 2.0]]), MASK[:1]
     close(gae(rewards, values, mask, 1.0, 0.0)[0], [[3.0, -2.0, 2.0]])
@@ -197,7 +197,7 @@ def test_group_standardize():
 
 
 @pytest.mark.parametrize(("rows", "size"), [(3, 2), (4, 1)])
-def test_group_standardize_refuses_what_is_no_group(rows, size):
+def test_group_standardize_refuses_incomplete_groups(rows, size):
     with pytest.raises(ValueError, match=f"{rows} rows are not groups of {size}"):
         group_standardize(torch.zeros(rows), size)
 

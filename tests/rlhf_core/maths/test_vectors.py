@@ -68,7 +68,7 @@ def ipo_entry(inputs, form):
 
 
 def pair_batch(inputs):
-    """Rows alternate between chosen and rejected, with the lengths of the vectors; the first token has the row's sum."""
+    """Rows alternate between chosen and rejected, with the lengths of the vectors; the first token has the sum."""
     lengths = [n for pair in zip(inputs["chosen_lengths"], inputs["rejected_lengths"], strict=True) for n in pair]
     batch = collate_units(paired([Example([USER], [END] * length) for length in lengths]), PAD)
     sides = [tensor(inputs[f"policy_{side}_logps"]) for side in ("chosen", "rejected")]
@@ -267,7 +267,7 @@ def test_every_offered_entry_equals_its_vector(name):
     assert_equal_entry(OFFERED[name](vectors["inputs"]), expected, vectors["tolerance"], name)
 
 
-def test_nothing_is_skipped_silently():
+def test_every_entry_is_computed_or_listed():
     """Every entry of every file is either computed or listed as not offered, and none is both."""
     for name, vectors in VECTORS.items():
         offered = set(OFFERED[name](vectors["inputs"])) if name in OFFERED else set()

@@ -26,7 +26,7 @@ def test_aggregates():
 
 @pytest.mark.pitfall(26)
 @pytest.mark.parametrize("how", ["mean", "min", "mean_minus_std"])
-def test_an_ensemble_is_centred_and_scaled_as_one_and_comes_back_from_disk(tmp_path, tokenizer, how):
+def test_an_ensemble_is_centred_scaled_and_loaded_from_disk(tmp_path, tokenizer, how):
     """Each member is centred, then the aggregate A: (A(raw_k - o_k) - 3) / 2, also after saving."""
     save_policy(tiny.rotary(), tokenizer, tmp_path / "policy", max_new_tokens=4)
     members = []
@@ -48,7 +48,7 @@ def test_an_ensemble_is_centred_and_scaled_as_one_and_comes_back_from_disk(tmp_p
 
 
 @pytest.mark.pitfall(26)
-def test_a_single_model_comes_back_as_one(tmp_path, tokenizer):
+def test_a_single_model_is_loaded_as_a_single_model(tmp_path, tokenizer):
     save_policy(tiny.rotary(), tokenizer, tmp_path / "policy", max_new_tokens=4)
     save_reward_model(new_scalar_model(tmp_path / "policy"), tokenizer, tmp_path / "reward")
     assert isinstance(load_reward_model(tmp_path / "reward"), ScalarModel)

@@ -145,7 +145,7 @@ def test_dropout_is_off_in_every_forward_pass(name, tmp_path, tokenizer):
 
 
 @pytest.mark.pitfall(10)
-def test_fresh_models_have_no_dropout_either():
+def test_new_models_have_no_dropout():
     for name, changes in DROPOUT.items():
         model = tiny.FAMILIES[name](**changes).train()
         batch = collate(tiny.examples(), PAD)

@@ -38,7 +38,7 @@ def test_training_sees_the_sampled_ids(family, monkeypatch):
 
 
 @pytest.mark.pitfall(3)
-def test_ended_cut_off_and_padding_are_three_things():
+def test_ended_cut_off_and_padding_are_distinguished():
     """[6, END] ended and is padded; [6, 7, 8] was cut off; a sampled pad token is an ordinary token."""
     sampler = LocalSampler(3, (END,), PAD)
     generated = [[6, END, PAD], [6, 7, 8], [6, PAD, END]]
@@ -80,7 +80,7 @@ def test_every_stop_token_ends_a_response(tmp_path, tokenizer):
 
 
 @pytest.mark.pitfall(8)
-def test_generation_stops_at_either(tokenizer):
+def test_generation_stops_at_each_end_token(tokenizer):
     """With a head that is biased to one end token, every response consists of that token."""
     policy = tiny.rotary()
     for stop in (END, STOP):

@@ -40,7 +40,7 @@ def test_preferences_keep_the_sampled_ids(tmp_path, tokenizer):
 
 
 @pytest.mark.pitfall(3)
-def test_pad_equal_to_end_gets_a_pad_of_its_own():
+def test_a_pad_token_equal_to_the_end_token_is_replaced():
     tokenizer = ready_tokenizer(tiny.tiny_tokenizer(pad_token="<end>"))
     assert tokenizer.eos_token_id == END
     assert tokenizer.pad_token_id == tiny.VOCABULARY  # a new id
@@ -49,7 +49,7 @@ def test_pad_equal_to_end_gets_a_pad_of_its_own():
 
 
 @pytest.mark.pitfall(3)
-def test_the_model_gets_an_embedding_for_the_new_pad(family):
+def test_the_model_gets_an_embedding_for_the_new_pad_token(family):
     """The new row is the mean of the others, in the embedding and in the head."""
     policy = family()
     before = policy.get_input_embeddings().weight.detach().clone()
@@ -98,7 +98,7 @@ def test_exactly_one_beginning_token_with_any_template(written):
 
 
 @pytest.mark.pitfall(4)
-def test_no_beginning_token_where_the_model_expects_none():
+def test_no_beginning_token_if_the_model_expects_none():
     tokenizer = ready_tokenizer(tiny.tiny_tokenizer(bos_token="<begin>"))
     assert encode_prompt(tokenizer, MESSAGES) == [USER, 6, 7, ASSISTANT]
     assert encode_prompt(ready_tokenizer(tiny.tiny_tokenizer()), MESSAGES) == [USER, 6, 7, ASSISTANT]

@@ -59,7 +59,7 @@ def stub(*scores):
 
 
 @pytest.mark.pitfall(32)
-def test_both_sides_are_scored_in_one_call_pairs_adjacent_whatever_the_order():
+def test_both_sides_are_scored_in_one_call_with_adjacent_pairs():
     """Scores 3 < 5 and 9 > 1; the second pair is shown in the opposite order of its ids."""
     first, second = tokens(1, 4), tokens(2, 3)
     for sides, verdicts in (((first, second), [0.0, 0.0]), ((second, first), [1.0, 1.0])):
@@ -77,6 +77,6 @@ def test_a_tie_is_a_small_difference_in_standard_deviations_of_all_scores(tolera
 
 
 @pytest.mark.pitfall(32)
-def test_identical_ids_tie_even_where_scores_differ():
+def test_identical_ids_tie_even_if_scores_differ():
     score, _ = stub(0.0, 1.0, 0.0, 1.0)
     assert ScoreJudge("stub", score).prefer(tokens(1, 2), tokens(1, 3)) == [0.5, 0.0]
