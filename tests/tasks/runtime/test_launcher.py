@@ -38,6 +38,6 @@ def test_one_process_does_the_work_itself_and_its_error_is_told():
 
 def test_a_stage_refuses_another_number_of_processes_than_its_launcher_started():
     """`accelerate launch` may silently start one process where two were asked for."""
-    with pytest.raises(UserError, match=r"runs in 2 process\(es\), and accelerate found 1\."):
+    with pytest.raises(UserError, match=r"runs in 2 process\(es\), but accelerate found 1\."):
         device.make_accelerator("cpu", "fp32", 1, processes=2)
     assert device.make_accelerator("cpu", "fp32", 1, LAUNCHER.processes).num_processes == 1
