@@ -32,18 +32,18 @@ class GRPO(KLPenalty, OnPolicyAlgorithm):
 
     group_size: int = setting(64, "G, responses sampled per prompt (sec. 4.2)", ge=2)
     kl_coef: float = setting(0.04, "β, weight of the KL to the reference (sec. 4.2)", title="KL weight", ge=0)
-    kl_in: Literal["reward", "loss"] = setting("loss", "where to add the KL to the reference (eq. 3: in the loss)")
+    kl_in: Literal["reward", "loss"] = setting("loss", "where to add the KL to the reference: reward or loss (eq. 3)")
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = setting(
-        "k3", "estimator on the sampled tokens (k3: eq. 4), or exact sum over the vocabulary; only k1 in the reward"
+        "k3", "k1, k2 or k3 (eq. 4) on the sampled tokens, or exact: the sum over the vocabulary; only k1 in the reward"
     )
     clip: float = setting(0.2, "ε of the clipped surrogate; the paper gives none, 0.2 is usual for PPO", gt=0, lt=1)
     ratio: Literal["token", "response"] = setting("token", "π_θ/π_old per token (eq. 3) or per response")
-    std: Literal["group", "batch", "none"] = setting("group", "standard deviation that divides the advantages")
+    std: Literal["group", "batch", "none"] = setting("group", "std that divides the advantages: group, batch or none")
     std_eps: float = setting(1e-4, "ε added to the std; a very small value amplifies rounding errors", gt=0)
     unbiased_std: bool = setting(False, "use n - 1 instead of n in the variance, as some implementations do")
     averaging: Literal["response", "token", "fixed_length"] = setting(
         "response",
-        "mean per response, then over responses (eq. 3); mean over all tokens; or sum divided by a fixed length",
+        "response: mean per response, then over responses (eq. 3); token: over all tokens; fixed_length: sum / length",
     )
     length: int | None = setting(None, "divisor in tokens for averaging fixed_length", ge=1)
 

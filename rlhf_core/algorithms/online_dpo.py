@@ -29,7 +29,7 @@ class OnlineDPO(OnPolicyAlgorithm):
 
     beta: float = setting(0.1, "weight of the KL to the reference model", title="Beta", gt=0)
     labels: Literal["soft", "sampled", "argmax"] = setting(
-        "soft", "label of a pair: σ(r_1 - r_2), a draw from it, or 1 for the higher score"
+        "soft", "label of a pair: soft is σ(r_1 - r_2), sampled a draw from it, argmax 1 for the higher score"
     )
 
     group_size = 2  # not an option: a pair has two responses

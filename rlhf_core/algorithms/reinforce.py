@@ -36,8 +36,11 @@ class Reinforce(OnPolicyAlgorithm):
     name = "reinforce"
     title = "REINFORCE"
 
-    weight: Weight = setting("reward_to_go", "Ψ_t, weight of each token's log-probability")
-    baseline: Baseline = setting("batch_mean", "b, subtracted from return or reward_to_go; other weights need critic")
+    weight: Weight = setting("reward_to_go", "Ψ_t: return, reward_to_go, q, advantage or td_residual")
+    baseline: Baseline = setting(
+        "batch_mean",
+        "b of return and reward_to_go: none, batch_mean, running_mean, leave_one_out, critic; other weights need critic",
+    )
     group_size: int = setting(1, "responses sampled per prompt", ge=1)
     kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", title="KL weight", ge=0)
     momentum: float = setting(0.9, "weight of the earlier rollouts in the running mean", ge=0, lt=1)

@@ -16,7 +16,7 @@ class OptimizerConfig:
 
     learning_rate: float = setting(1e-5, "peak learning rate of AdamW", title="Learning rate", gt=0)
     schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "learning rate after the warm-up: constant, or falling to 0"
+        "constant", "learning rate after the warm-up: constant, or linear or cosine decay to 0"
     )
     warmup_steps: int = setting(0, "optimiser steps over which the learning rate rises from 0", ge=0)
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", ge=0)

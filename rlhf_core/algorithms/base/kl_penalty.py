@@ -27,9 +27,9 @@ class KLPenalty:
     """β KL(π_θ‖π_ref), in the token reward or in the loss."""
 
     kl_coef: float = setting(0.05, "β, weight of the KL to the reference", title="KL weight", ge=0)
-    kl_in: Literal["reward", "loss"] = setting("reward", "where to add the KL to the reference")
+    kl_in: Literal["reward", "loss"] = setting("reward", "where to add the KL to the reference: reward or loss")
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = setting(
-        "k1", "estimator on the sampled tokens, or exact sum over the vocabulary; only k1 in the reward"
+        "k1", "k1, k2 or k3 on the sampled tokens, or exact: the sum over the vocabulary; only k1 in the reward"
     )
     kl_per: Literal["token", "response"] = setting("token", "in the loss: estimate per token or per response")
     kl_weighted: bool = setting(False, "in the loss: multiply by π_θ/π_old and include its gradient")
