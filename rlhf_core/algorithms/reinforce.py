@@ -39,7 +39,7 @@ class Reinforce(OnPolicyAlgorithm):
     weight: Weight = setting("reward_to_go", "Ψ_t: return, reward_to_go, q, advantage or td_residual")
     baseline: Baseline = setting(
         "batch_mean",
-        "b of return and reward_to_go: none, batch_mean, running_mean, leave_one_out, critic; other weights need critic",
+        "b of return, reward_to_go: none, batch_mean, running_mean, leave_one_out, critic; other weights need critic",
     )
     group_size: int = setting(1, "responses sampled per prompt", ge=1)
     kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", title="KL weight", ge=0)
