@@ -1,1 +1,1 @@
-"""One file per policy method; `base` holds what they share, `reward` the losses of reward models."""
+"""Policy methods, one file each. `base` holds the shared code and `reward` the losses of reward models."""

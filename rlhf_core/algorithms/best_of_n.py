@@ -1,8 +1,8 @@
 """Best-of-N sampling: the best of N samples of the SFT model. Stiennon et al. 2020, arXiv:2009.01325.
 
-Nothing is trained: the policy is the SFT model with the reward model behind it. Its KL to the SFT model is at most
-log N - (N - 1)/N (Beirami et al. 2024, arXiv:2401.01879), tight where no single response has appreciable mass. The
-baseline that every optimiser must be held against.
+Nothing is trained: the SFT model samples N responses and the reward model selects one. The KL of this policy to the SFT
+model is at most log N - (N - 1)/N (Beirami et al. 2024, arXiv:2401.01879); the bound is tight if no single response has
+appreciable probability. Every policy optimiser should be compared with this baseline.
 """
 
 import math
@@ -14,12 +14,12 @@ from rlhf_core.common.fields import check_bounds, setting
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfN(Method):
-    """Of N samples, the one that the reward model scores highest."""
+    """The highest-scoring of N samples under the reward model."""
 
     name = "best_of_n"
     title = "Best of N"
 
-    best_of: int = setting(16, "N, responses sampled per prompt, of which the best is answered", title="N", ge=2)
+    best_of: int = setting(16, "N, responses sampled per prompt; the best one is returned", title="N", ge=2)
 
     data = Data.NOTHING
 
@@ -28,5 +28,5 @@ class BestOfN(Method):
 
     @property
     def kl_bound(self) -> float:
-        """log N - (N - 1)/N, nats per response."""
+        """Upper bound on the KL to the SFT model: log N - (N - 1)/N, nats per response."""
         return math.log(self.best_of) - (self.best_of - 1) / self.best_of

@@ -1,8 +1,8 @@
 """Best-of-N distillation: supervised fine-tuning on the best of N samples.
 
-Sample N responses per prompt from the SFT model, keep the one the reward model scores highest, and train the SFT
-model on those by cross-entropy; known as rejection-sampling fine-tuning (Touvron et al. 2023, arXiv:2307.09288,
-sec. 3.2.3).
+Sample N responses per prompt from the SFT model, keep the one that the reward model scores highest, and train the SFT
+model on the kept responses by cross-entropy. Touvron et al. 2023 (arXiv:2307.09288, sec. 3.2.3) call this rejection
+sampling fine-tuning.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from rlhf_core.common.fields import check_bounds, setting
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfNDistillation(SFT):
-    """SFT's loss; what differs is the data."""
+    """The loss of SFT on other data: the best of N samples."""
 
     name = "best_of_n_distillation"
     title = "Best-of-N distillation"
 
-    best_of: int = setting(8, "N, responses sampled per prompt, of which the best is kept", title="N", ge=2)
-    prompts: int = setting(512, "prompts to sample on", ge=1)
+    best_of: int = setting(8, "N, responses sampled per prompt; the best one is kept", title="N", ge=2)
+    prompts: int = setting(512, "number of prompts to sample responses for", ge=1)
 
     data = Data.BEST_OF_N
 

@@ -1,9 +1,9 @@
 """cDPO: conservative DPO. Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO" (not on arXiv).
 
-DPO with each label taken to be flipped with probability ε: L = (1 - ε) L_DPO(y_w, y_l) + ε L_DPO(y_l, y_w). The
-margin has a finite optimum, log((1 - ε)/ε) on a pair that is always labelled alike.
-The unbiased correction of Chowdhury et al. 2024 (rDPO, arXiv:2403.00409), which subtracts the second term, is another
-loss and is not here.
+DPO under the assumption that each label is flipped with probability ε:
+L = (1 - ε) L_DPO(y_w, y_l) + ε L_DPO(y_l, y_w). The margin has a finite optimum: log((1 - ε)/ε) on a pair that always
+gets the same label. The unbiased correction of Chowdhury et al. 2024 (rDPO, arXiv:2403.00409), which subtracts the
+second term, is a different loss and is not implemented.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class CDPO(PairAlgorithm):
         check_bounds(self)
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """The mixture of both directions per pair, (N,)."""
+        """DPO's loss per pair, averaged over both directions with weights 1 - ε and ε, (N,)."""
         logratios = self.logratios(outputs, batch)
         preferences = smoothed(batch.preferences[0::2], self.label_smoothing)
         return dpo(logratios[0::2], logratios[1::2], self.beta, preferences)

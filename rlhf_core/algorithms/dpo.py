@@ -1,8 +1,8 @@
 """DPO: Direct Preference Optimization. Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
 
-L = -log σ(β [log π_θ(y_w|x)/π_ref(y_w|x) - log π_θ(y_l|x)/π_ref(y_l|x)]), log-probabilities summed over response
-tokens. β is the weight of the KL constraint (eq. 3). The reference is the SFT model; its
-log-probabilities are computed once, before training. A tie (preference ½) counts half in each direction.
+L = -log σ(β [log π_θ(y_w|x)/π_ref(y_w|x) - log π_θ(y_l|x)/π_ref(y_l|x)]), with log-probabilities summed over response
+tokens. β is the weight of the KL constraint (eq. 3). The reference is the SFT model; its log-probabilities are computed
+once, before training. A tie (preference ½) is the mean of both directions.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from rlhf_core.maths.losses import dpo
 
 @dataclass(frozen=True, kw_only=True)
 class DPO(PairAlgorithm):
-    """Eq. 7."""
+    """The DPO loss, eq. 7."""
 
     name = "dpo"
     title = "DPO"
@@ -27,6 +27,6 @@ class DPO(PairAlgorithm):
         check_bounds(self)
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Eq. 7 per pair, (N,)."""
+        """Eq. 7 for each pair, (N,)."""
         logratios = self.logratios(outputs, batch)
         return dpo(logratios[0::2], logratios[1::2], self.beta, batch.preferences[0::2])

@@ -1,10 +1,12 @@
 """GRPO: Group Relative Policy Optimization. Shao et al. 2024, arXiv:2402.03300, eq. 3.
 
-Sample G responses per prompt. A response's advantage is its score standardised within its group, the same for
-all its tokens, so no critic is needed. The KL to the reference is a term of the loss, not of the reward: the
-paper's k3 per token follows KL(π_ref‖π_θ) at each state and does not end at π_ref exp(r/β) exactly.
-Switches: without the std and with a fixed length it is Dr. GRPO (arXiv:2503.20783), averaged over tokens DAPO's loss
-(arXiv:2503.14476); the ratio of whole responses is that of one action per response, as in RLOO.
+Sample G responses per prompt. The advantage of a response is its score, standardised within its group. All tokens of
+the response share it, so no critic is needed. The KL to the reference is a term of the loss, not of the reward. The
+expected gradient of the paper's k3 per token is that of KL(π_ref‖π_θ) at each state, so the optimum is not exactly
+π_ref exp(r/β).
+
+Variants: `std` none with `averaging` fixed_length is Dr. GRPO (arXiv:2503.20783); `averaging` token is the average of
+DAPO (arXiv:2503.14476); `ratio` response treats a whole response as one action, as RLOO does.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from rlhf_core.maths.reductions import at_last_token, fixed_length, sequence_mea
 
 @dataclass(frozen=True, kw_only=True)
 class GRPO(KLPenalty, OnPolicyAlgorithm):
-    """Group-standardised scores, clipped surrogate, k3 in the loss, mean per response then over responses."""
+    """Group-standardised scores, a clipped surrogate and k3 in the loss; mean over tokens, then over responses."""
 
     name = "grpo"
     title = "GRPO"
@@ -30,37 +32,38 @@ class GRPO(KLPenalty, OnPolicyAlgorithm):
 
     group_size: int = setting(64, "G, responses sampled per prompt (sec. 4.2)", ge=2)
     kl_coef: float = setting(0.04, "β, weight of the KL to the reference (sec. 4.2)", title="KL weight", ge=0)
-    kl_in: Literal["reward", "loss"] = setting("loss", "where the KL to the reference stands (eq. 3: in the loss)")
+    kl_in: Literal["reward", "loss"] = setting("loss", "where to add the KL to the reference: reward or loss (eq. 3)")
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = setting(
-        "k3", "k1, k2, k3 (eq. 4) from the sampled tokens, or the exact sum over the vocabulary; in the reward k1 only"
+        "k3", "k1, k2 or k3 (eq. 4) on the sampled tokens, or exact: the sum over the vocabulary; only k1 in the reward"
     )
-    clip: float = setting(0.2, "ε of the clipped surrogate; not given in the paper, PPO's usual value", gt=0, lt=1)
-    ratio: Literal["token", "response"] = setting("token", "π_θ/π_old of each token (eq. 3) or of the whole response")
-    std: Literal["group", "batch", "none"] = setting("group", "whose standard deviation divides the advantages")
-    std_eps: float = setting(1e-4, "ε added to the std; a tiny one amplifies rounding", gt=0)
-    unbiased_std: bool = setting(False, "divide by n - 1 in the variance, as some code bases do, not by n")
+    clip: float = setting(0.2, "ε of the clipped surrogate; the paper gives none, 0.2 is usual for PPO", gt=0, lt=1)
+    ratio: Literal["token", "response"] = setting("token", "π_θ/π_old per token (eq. 3) or per response")
+    std: Literal["group", "batch", "none"] = setting("group", "std that divides the advantages: group, batch or none")
+    std_eps: float = setting(1e-4, "ε added to the std; a very small value amplifies rounding errors", gt=0)
+    unbiased_std: bool = setting(False, "use n - 1 instead of n in the variance, as some implementations do")
     averaging: Literal["response", "token", "fixed_length"] = setting(
-        "response", "mean per response then over responses (eq. 3), over all tokens, or sum over a fixed length"
+        "response",
+        "response: mean per response, then over responses (eq. 3); token: over all tokens; fixed_length: sum / length",
     )
-    length: int | None = setting(None, "the fixed length, in tokens, that averaging fixed_length divides by", ge=1)
+    length: int | None = setting(None, "divisor in tokens for averaging fixed_length", ge=1)
 
     def __post_init__(self) -> None:
         check_bounds(self)
         self.check_kl()
         if (self.length is None) == (self.averaging == "fixed_length"):
-            raise ValueError("length belongs to averaging fixed_length: set both or neither")
+            raise ValueError("length is only for averaging fixed_length, which requires it; set both or neither")
         if self.std == "none" and (self.std_eps != type(self).std_eps or self.unbiased_std):
             raise ValueError("std_eps and unbiased_std have no effect while std is none; leave them out")
 
     @property
     def needs(self) -> Needs:
-        """The exact KL if that estimator is chosen."""
+        """The exact KL, if `kl_estimator` is exact."""
         return Needs(exact_kl=self.uses_exact_kl)
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
-        """Â_{i,t} = (R_i - mean R) / (std R + ε): the same for every token of response i.
+        """Â_{i,t} = (R_i - mean R) / (std R + ε), the same for every token of response i.
 
-        R_i is the score, less β times the response's k1 if the KL stands in the reward.
+        R_i is the score, minus β times the response's k1 if the KL is in the reward.
         """
         rewards = self.token_rewards(rollout)
         advantages = group_standardize(
@@ -77,14 +80,14 @@ class GRPO(KLPenalty, OnPolicyAlgorithm):
         return self._surrogate(outputs, batch) + self.kl_losses(outputs, batch)
 
     def weights(self, batch: Rollout) -> Tensor:
-        """1/G Σ_i 1/|y_i| Σ_t, or as `averaging` says, (B, R)."""
+        """1/G Σ_i 1/|y_i| Σ_t, or another average selected by `averaging`, (B, R)."""
         if self.length is not None:
             return fixed_length(batch.response_mask, self.length, batch.row_weights)
         average = sequence_mean if self.averaging == "response" else token_mean
         return average(batch.response_mask, batch.row_weights)
 
     def statistics(self, outputs: Outputs, batch: Rollout) -> dict[str, Tensor]:
-        """Size of the update, share of clipped ratios, KL term, (B, R)."""
+        """Size of the update, fraction of clipped ratios, and KL term, (B, R)."""
         logratio = (outputs.logprobs - batch.old_logprobs).detach()
         whole = sequence_sum(logratio, batch.response_mask)[:, None].expand_as(logratio)
         ratio = (logratio if self.ratio == "token" else whole).exp()

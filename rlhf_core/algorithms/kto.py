@@ -1,9 +1,9 @@
 """KTO: Kahneman-Tversky Optimization on unpaired data. Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7-8.
 
 With r = log π_θ(y|x)/π_ref(y|x): L = λ_D (1 - σ(β (r - z_0))) for a good response, λ_U (1 - σ(β (z_0 - r))) for a
-bad one. The reference point z_0 = max(0, mean r over mismatched pairs of the whole minibatch), without gradient.
+bad one. The reference point is z_0 = max(0, mean r over the mismatched pairs of the whole minibatch), without gradient.
 
-Units are (the labelled row, a mismatched row: the same prompt with the response to another prompt).
+A unit has two rows: the labelled row, and a mismatched row with the same prompt and the response to another prompt.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from rlhf_core.maths.reductions import sequence_sum, unit_mean
 
 @dataclass(frozen=True, kw_only=True)
 class KTO(Algorithm[Batch]):
-    """Each response counts by itself: `desirable` says whether it is good, `reference_points` hold z_0."""
+    """A loss per response: `desirable` labels it good or bad, and `reference_points` holds z_0."""
 
     name = "kto"
     title = "KTO"
 
-    beta: float = setting(0.1, "β, how sharply a log-ratio is judged (sec. 4.2)", title="Beta", gt=0)
+    beta: float = setting(0.1, "β, factor on the log-ratio inside the sigmoid (sec. 4.2)", title="Beta", gt=0)
     desirable_weight: float = setting(1.0, "λ_D, weight of good responses (sec. 4.2)", gt=0)
     undesirable_weight: float = setting(1.0, "λ_U, weight of bad responses (sec. 4.2)", gt=0)
 
@@ -34,7 +34,7 @@ class KTO(Algorithm[Batch]):
         check_bounds(self)
 
     def prepare(self, batch: Batch, forward: Callable[[Batch], Outputs]) -> Batch:
-        """The labelled rows alone, with z_0 from the mismatched ones."""
+        """The labelled rows only, with z_0 computed from the mismatched rows."""
         mismatched = batch.select(slice(1, None, 2))
         reference_point = self._logratios(forward(mismatched), mismatched).mean().clamp(min=0)
         labelled = batch.select(slice(0, None, 2))
@@ -47,7 +47,7 @@ class KTO(Algorithm[Batch]):
         return values * good * self.desirable_weight + values * ~good * self.undesirable_weight
 
     def weights(self, batch: Batch) -> Tensor:
-        """One response, one vote, (B,)."""
+        """Equal weight for every response, (B,)."""
         return unit_mean(batch.rows, batch.input_ids.device)
 
     def statistics(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:

@@ -1,11 +1,11 @@
-"""Online DPO: DPO on pairs that the policy samples itself. Guo et al. 2024, arXiv:2402.04792, algorithm 1; iterated
-forms before it: Xu et al. 2023, arXiv:2312.16682; Xiong et al. 2023, arXiv:2312.11456.
+"""Online DPO: DPO on pairs sampled from the current policy. Guo et al. 2024, arXiv:2402.04792, algorithm 1; earlier
+iterated variants: Xu et al. 2023, arXiv:2312.16682; Xiong et al. 2023, arXiv:2312.11456.
 
-Departure: Guo et al. have a language model name the better response. Here the reward model labels the pair, softly
-with σ(r_1 - r_2) or by a draw from it; `argmax` is the hard label, which is nearest to theirs.
+Departure: in Guo et al., a language model selects the better response. Here the reward model labels the pair, with the
+probability σ(r_1 - r_2) or with a draw from it. `argmax` gives a hard label, which is closest to theirs.
 
-Two responses per prompt come from the current policy. Soft and drawn labels have DPO's optimum. The label of the larger
-score alone (argmax) has no finite optimum.
+The current policy samples two responses per prompt. Soft and sampled labels have the optimum of DPO. Argmax labels have
+no finite optimum.
 """
 
 import warnings
@@ -22,30 +22,30 @@ from rlhf_core.maths.reductions import at_last_token, sequence_sum
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineDPO(OnPolicyAlgorithm):
-    """Rows alternate the first and second response to a prompt; `targets` sets each row's preference."""
+    """DPO on rollouts: rows alternate between the first and second response to a prompt; `targets` labels them."""
 
     name = "online_dpo"
     title = "Online DPO"
 
     beta: float = setting(0.1, "weight of the KL to the reference model", title="Beta", gt=0)
     labels: Literal["soft", "sampled", "argmax"] = setting(
-        "soft", "σ(r_1 - r_2) itself, a draw from it, or the higher score"
+        "soft", "label of a pair: soft is σ(r_1 - r_2), sampled a draw from it, argmax 1 for the higher score"
     )
 
-    group_size = 2  # not a setting: two responses make a pair
+    group_size = 2  # not an option: a pair has two responses
 
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.labels == "argmax":
-            warnings.warn("online DPO with argmax labels has no finite optimum: margins grow on", stacklevel=2)
+            warnings.warn("online DPO with argmax labels has no finite optimum; margins keep growing", stacklevel=2)
 
     @property
     def rows_per_unit(self) -> int:
-        """A pair."""
+        """2, because the loss needs both rows of a pair."""
         return 2
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
-        """The preference of each row: its probability of being the better one of its pair."""
+        """The preference of each row: the probability that it is the better one of its pair."""
         margin = rollout.scores[0::2] - rollout.scores[1::2]
         first = margin.sigmoid()
         if self.labels == "sampled":
@@ -58,16 +58,16 @@ class OnlineDPO(OnPolicyAlgorithm):
         return labelled.with_targets(advantages=nothing, rewards=rewards)
 
     def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
-        """DPO's loss with the first response as chosen and its label, (N,)."""
+        """DPO's loss for each pair with the first response as chosen and its label, (N,)."""
         logratios = sequence_sum(outputs.logprobs - batch.ref_logprobs, batch.response_mask)
         return dpo(logratios[0::2], logratios[1::2], self.beta, batch.preferences[0::2])
 
     def weights(self, batch: Rollout) -> Tensor:
-        """One pair, one vote, (N,)."""
+        """Equal weight for every pair, (N,)."""
         return batch.row_weights[0::2] / batch.row_weights[0::2].sum()
 
     def statistics(self, outputs: Outputs, batch: Rollout) -> dict[str, Tensor]:
-        """How often the implicit reward ranks a pair as its label does, and the size of the margin, (N,)."""
+        """Whether the implicit reward orders a pair as its label does, and the size of the margin, (N,)."""
         logratios = self.beta * sequence_sum(outputs.logprobs - batch.ref_logprobs, batch.response_mask).detach()
         margin = logratios[0::2] - logratios[1::2]
         agrees = (margin > 0) == (batch.preferences[0::2] > 0.5)

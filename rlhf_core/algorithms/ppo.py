@@ -1,9 +1,9 @@
 """PPO: Proximal Policy Optimization for RLHF. Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9;
 Ziegler et al. 2019, arXiv:1909.08593; InstructGPT, arXiv:2203.02155.
 
-The KL to the reference stands in the token reward, r̃_t = -β (log π_old - log π_ref) + 1[t=T] r(x, y), which makes
-π* ∝ π_ref exp(r/β) the optimum, or in the loss. A critic gives GAE; policy and critic take several
-epochs of clipped minibatch steps per rollout.
+The KL to the reference is part of the token reward, r̃_t = -β (log π_old - log π_ref) + 1[t=T] r(x, y), or a term of
+the loss. In the reward, the optimum is π* ∝ π_ref exp(r/β). The values of a critic give the advantages (GAE). Policy
+and critic are trained on each rollout with clipped minibatch steps over one or more epochs.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from rlhf_core.maths.reductions import token_mean
 
 @dataclass(frozen=True, kw_only=True)
 class PPO(KLPenalty, OnPolicyAlgorithm):
-    """PPO-clip with a critic; the KL's coefficient is fixed or adaptive."""
+    """PPO-clip with a critic and a fixed or adaptive KL coefficient."""
 
     name = "ppo"
     title = "PPO"
@@ -34,11 +34,11 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
         0.02, "β, weight of the KL to the reference (InstructGPT, sec. C.4)", title="KL weight", ge=0
     )
     kl_target: float | None = setting(
-        None, "nats per response; if set, kl_coef adapts towards it (Ziegler et al. sec. 2.2)", gt=0
+        None, "target KL in nats per response; if set, kl_coef adapts to it (Ziegler et al. sec. 2.2)", gt=0
     )
-    kl_horizon: int = setting(10_000, "responses over which an adaptive kl_coef reacts (Ziegler et al.)", ge=1)
+    kl_horizon: int = setting(10_000, "time constant of an adaptive kl_coef, in responses (Ziegler et al.)", ge=1)
     clip: float = setting(0.2, "ε of the clipped surrogate (Schulman et al. 2017, table 3)", gt=0, lt=1)
-    value_clip: float | None = setting(0.2, "ε of the clipped value loss; null to leave it out", gt=0)
+    value_clip: float | None = setting(0.2, "ε of the clipped value loss; null for no clipping", gt=0)
     critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
     entropy_coef: float = setting(0.0, "c_e, weight of the entropy bonus", ge=0)
     gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
@@ -51,15 +51,15 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
         if self.kl_target is None and self.kl_horizon != type(self).kl_horizon:
             raise ValueError("kl_horizon has no effect while kl_target is null; set kl_target or leave kl_horizon out")
         if self.kl_target is not None and self.kl_coef == 0:
-            raise ValueError("kl_target has no effect while kl_coef is 0, which never adapts; raise kl_coef")
+            raise ValueError("kl_target has no effect while kl_coef is 0, because 0 never adapts; raise kl_coef")
 
     @property
     def needs(self) -> Needs:
-        """A critic, and entropies to log them."""
+        """A critic, entropies (also logged), and the exact KL if `kl_estimator` is exact."""
         return Needs(critic=True, entropies=True, exact_kl=self.uses_exact_kl)
 
     def check_rollouts(self, config: OnlineConfig) -> None:
-        """A horizon shorter than a rollout could turn an adaptive kl_coef negative."""
+        """Raise ValueError if kl_horizon is shorter than a rollout, which could make an adaptive kl_coef negative."""
         if self.kl_target is not None and self.kl_horizon < config.rollout_size:
             raise ValueError(
                 f"kl_horizon {self.kl_horizon} is less than rollout_size {config.rollout_size}, so kl_coef could "
@@ -67,22 +67,22 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
             )
 
     def initial_state(self) -> State:
-        """The KL coefficient, which the adaptive controller moves."""
+        """The KL coefficient, which the adaptive controller changes."""
         return {"kl_coef": self.kl_coef}
 
     def at(self, state: State) -> Self:
-        """With the coefficient that the controller has reached."""
+        """This method with the current KL coefficient of the controller."""
         return replace(self, kl_coef=state["kl_coef"])
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
-        """r̃_t, GAE over it, and the returns G_t = Â_t + V_t that the critic is fitted to."""
+        """r̃_t, the advantages (GAE), and the critic's targets G_t = Â_t + V_t."""
         rewards = self.token_rewards(rollout)
         return with_gae(rollout, rewards, self.gamma, self.lam, whitened=self.whiten_advantages)
 
     def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
-        """Clipped surrogate + KL if it stands here + value loss - c_e entropy, (B, R). Schulman et al. eq. 9.
+        """Clipped surrogate + KL term of the loss + value loss - c_e entropy, (B, R). Schulman et al. eq. 9.
 
-        Without its c_1: policy and critic share no weights (`GradientStep`).
+        The coefficient c_1 of eq. 9 is omitted, because policy and critic share no weights (see `GradientStep`).
         """
         surrogate = clipped_surrogate(outputs.logprobs, batch.old_logprobs, batch.advantages, self.clip)
         critic = value_loss(outputs.values, batch.old_values, batch.returns, self.value_clip)
@@ -90,11 +90,11 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
         return surrogate + self.kl_losses(outputs, batch) + critic - bonus
 
     def weights(self, batch: Rollout) -> Tensor:
-        """One token, one vote, (B, R)."""
+        """Equal weight for every response token, (B, R)."""
         return token_mean(batch.response_mask, batch.row_weights)
 
     def statistics(self, outputs: Outputs, batch: Rollout) -> dict[str, Tensor]:
-        """Size of the update, share of clipped tokens, value error, entropy, (B, R)."""
+        """Size of the update, fraction of clipped tokens, value error, and entropy, (B, R)."""
         logratio = (outputs.logprobs - batch.old_logprobs).detach()
         return {
             "clip_fraction": ((logratio.exp() - 1).abs() > self.clip).float(),
@@ -104,7 +104,7 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
         }
 
     def next_state(self, state: State, metrics: dict[str, float], responses: int) -> State:
-        """β for the next rollout."""
+        """The KL coefficient β for the next rollout."""
         if self.kl_target is None:
             return state
         return {"kl_coef": adapted_kl_coef(state["kl_coef"], metrics["kl"], self.kl_target, self.kl_horizon, responses)}

@@ -1,10 +1,10 @@
 """PPO-penalty: an adaptive penalty on the size of the update. Schulman et al. 2017, arXiv:1707.06347, sec. 4, eq. 8.
 
-Departures: the KL is estimated from the sampled tokens by k3, not summed over all actions; β_old has a floor,
+Departures: the KL is estimated from the sampled tokens with k3, not summed over all actions; β_old has a lower bound,
 `penalty_min`.
 
-Maximise ρ Â - β_old KL(π_old‖π_θ); after each rollout's updates β_old halves if that KL < d/1.5 and doubles if it is
-> 1.5 d. The KL to the reference stands in the token reward, as in PPO.
+Maximise ρ Â - β_old KL(π_old‖π_θ). After the updates on a rollout, β_old is halved if that KL is below d/1.5 and
+doubled if it is above 1.5 d. The KL to the reference is part of the token reward, as in PPO.
 """
 
 from dataclasses import dataclass, replace
@@ -22,16 +22,16 @@ from rlhf_core.maths.reductions import token_mean
 
 @dataclass(frozen=True, kw_only=True)
 class PPOPenalty(OnPolicyAlgorithm):
-    """The unclipped surrogate less the KL to the policy that sampled."""
+    """The unclipped surrogate minus β_old times the KL to the policy that sampled."""
 
     name = "ppo_penalty"
     title = "PPO-penalty"
 
     group_size: int = setting(1, "responses sampled per prompt", ge=1)
     kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", title="KL weight", ge=0)
-    penalty: float = setting(1.0, "β_old at the start, weight of KL(π_old‖π_θ)", gt=0)
-    penalty_min: float = setting(1e-2, "β_old never falls below it, so that no step is unbounded", gt=0)
-    update_target: float = setting(0.01, "d, nats per token between two rollouts' policies (table 1)", gt=0)
+    penalty: float = setting(1.0, "initial β_old, weight of KL(π_old‖π_θ)", gt=0)
+    penalty_min: float = setting(1e-2, "lower bound of β_old, so that every step is penalised", gt=0)
+    update_target: float = setting(0.01, "d, target KL of the updates on one rollout, nats per token (table 1)", gt=0)
     critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
     gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
     lam: float = setting(0.95, "λ of GAE (table 3)", ge=0, le=1)
@@ -40,23 +40,23 @@ class PPOPenalty(OnPolicyAlgorithm):
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.penalty < self.penalty_min:
-            raise ValueError(f"penalty {self.penalty} is below penalty_min {self.penalty_min}; raise it")
+            raise ValueError(f"penalty {self.penalty} is below penalty_min {self.penalty_min}; raise penalty")
 
     @property
     def needs(self) -> Needs:
-        """A critic, and the KL to the policy that sampled after the last update."""
+        """A critic, and after the last update the KL to the policy that sampled."""
         return Needs(critic=True, final_kl=True)
 
     def initial_state(self) -> State:
-        """β_old."""
+        """The initial β_old."""
         return {"penalty": self.penalty}
 
     def at(self, state: State) -> Self:
-        """With the β_old that has been reached."""
+        """This method with the current β_old."""
         return replace(self, penalty=state["penalty"])
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
-        """r̃_t, GAE over it, and the returns, as in PPO."""
+        """r̃_t, the advantages (GAE), and the critic's targets, as in PPO."""
         kl = kl_k1(rollout.old_logprobs, rollout.ref_logprobs)
         rewards = token_rewards(rollout.scores, kl, self.kl_coef, rollout.response_mask)
         return with_gae(rollout, rewards, self.gamma, self.lam, whitened=self.whiten_advantages)
@@ -69,18 +69,18 @@ class PPOPenalty(OnPolicyAlgorithm):
         return policy + self.penalty * update_kl + critic
 
     def weights(self, batch: Rollout) -> Tensor:
-        """One token, one vote, (B, R)."""
+        """Equal weight for every response token, (B, R)."""
         return token_mean(batch.response_mask, batch.row_weights)
 
     def statistics(self, outputs: Outputs, batch: Rollout) -> dict[str, Tensor]:
-        """Size of the update and value error, (B, R)."""
+        """KL of the update and value error, (B, R)."""
         return {
             "update_kl": kl_k3(batch.old_logprobs, outputs.logprobs).detach(),
             "value_loss": (outputs.values - batch.returns).detach().square(),
         }
 
     def next_state(self, state: State, metrics: dict[str, float], responses: int) -> State:
-        """Half of β_old if the update stayed under d/1.5, double if it went over 1.5 d."""
+        """β_old for the next rollout: halved if the KL is below d/1.5, doubled if it is above 1.5 d."""
         penalty, kl = state["penalty"], metrics["final_kl_per_token"]
         if kl < self.update_target / 1.5:
             penalty = max(penalty / 2, self.penalty_min)

@@ -1,4 +1,4 @@
-"""REINFORCE with each weight Ψ and baseline. Williams 1992; Schulman et al. 2015, arXiv:1506.02438, eq. 1.
+"""REINFORCE with a choice of weight Ψ and baseline. Williams 1992; Schulman et al. 2015, arXiv:1506.02438, eq. 1.
 
 ∇J = E Σ_t ∇log π(a_t|s_t) Ψ_t, with the KL to the reference in the token reward r̃_t. Ψ_t is
 
@@ -8,8 +8,8 @@
     advantage       Â_t of GAE
     td_residual     δ_t = r̃_t + γ V_{t+1} - V_t
 
-and the baseline, subtracted from the first two, is none, the batch's mean, a running mean over earlier rollouts, the
-mean of the group's other responses (leave-one-out) or the critic's V_t.
+The first two weights subtract a baseline: none, the mean of the batch, a running mean over earlier rollouts, the mean
+of the other responses in the group (leave-one-out), or the critic's V_t.
 """
 
 from dataclasses import dataclass
@@ -31,25 +31,28 @@ Baseline = Literal["none", "batch_mean", "running_mean", "leave_one_out", "criti
 
 @dataclass(frozen=True, kw_only=True)
 class Reinforce(OnPolicyAlgorithm):
-    """-Ψ_t log π(a_t|s_t), summed over tokens, then the mean over responses."""
+    """-Ψ_t log π(a_t|s_t), summed over tokens and averaged over responses."""
 
     name = "reinforce"
     title = "REINFORCE"
 
-    weight: Weight = setting("reward_to_go", "Ψ_t")
-    baseline: Baseline = setting("batch_mean", "b, for weights return and reward_to_go; the others have V in them")
+    weight: Weight = setting("reward_to_go", "Ψ_t: return, reward_to_go, q, advantage or td_residual")
+    baseline: Baseline = setting(
+        "batch_mean",
+        "b of return, reward_to_go: none, batch_mean, running_mean, leave_one_out, critic; other weights need critic",
+    )
     group_size: int = setting(1, "responses sampled per prompt", ge=1)
     kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", title="KL weight", ge=0)
-    momentum: float = setting(0.9, "of the running mean: share that earlier rollouts keep", ge=0, lt=1)
+    momentum: float = setting(0.9, "weight of the earlier rollouts in the running mean", ge=0, lt=1)
     gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
     lam: float = setting(0.95, "λ of GAE, for weight advantage", ge=0, le=1)
     critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
-    length: int = setting(64, "a constant that the sum over tokens is divided by, to keep the loss's scale", ge=1)
+    length: int = setting(64, "divisor of the sum over tokens; it sets the scale of the loss", ge=1)
 
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.weight in ("q", "advantage", "td_residual") and self.baseline != "critic":
-            raise ValueError(f"weight {self.weight} is made of the critic's values; set baseline to critic")
+            raise ValueError(f"weight {self.weight} is computed from the critic's values; set baseline to critic")
         if self.baseline == "leave_one_out" and self.group_size < 2:
             raise ValueError("leave_one_out needs other responses to the prompt; set group_size to 2 or more")
         defaults = {
@@ -65,23 +68,23 @@ class Reinforce(OnPolicyAlgorithm):
 
     @property
     def needs(self) -> Needs:
-        """The critic where Ψ has one."""
+        """A critic, if the baseline is critic."""
         return Needs(critic=self.baseline == "critic")
 
     def check_rollouts(self, config: OnlineConfig) -> None:
-        """The gradient is right for samples of the present policy only: one step per rollout."""
+        """Raise ValueError unless a rollout makes one step: the gradient is correct only for the current policy."""
         if config.epochs > 1 or config.minibatch_size < config.rollout_size:
             raise ValueError(
-                "REINFORCE has no ratio to the policy that sampled, so after one step its samples are stale; "
+                "REINFORCE has no ratio to the policy that sampled, so its samples are stale after one step; "
                 f"set epochs to 1 and minibatch_size to {config.rollout_size}, or choose rloo or ppo"
             )
 
     def initial_state(self) -> State:
-        """The running mean of the return; 0 before the first rollout."""
+        """The running mean of the return, 0 before the first rollout."""
         return {"running_mean": 0.0} if self.baseline == "running_mean" else {}
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
-        """Ψ_t as the advantage, and the returns that a critic is fitted to."""
+        """Ψ_t as the advantage, and the returns as the critic's targets."""
         kl = kl_k1(rollout.old_logprobs, rollout.ref_logprobs)
         rewards = token_rewards(rollout.scores, kl, self.kl_coef, rollout.response_mask)
         weights, returns = self._weights(rollout, rewards, state)
@@ -108,18 +111,18 @@ class Reinforce(OnPolicyAlgorithm):
         return state["running_mean"] if self.baseline == "running_mean" else 0.0
 
     def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
-        """-Ψ_t log π(a_t|s_t), and the critic's squared error where there is one, (B, R)."""
+        """-Ψ_t log π(a_t|s_t), plus the critic's squared error if the baseline is critic, (B, R)."""
         loss = policy_gradient(outputs.logprobs, batch.advantages)
         if self.baseline != "critic":
             return loss
         return loss + value_loss(outputs.values, batch.old_values, batch.returns, None)
 
     def weights(self, batch: Rollout) -> Tensor:
-        """Σ_t / length, mean over responses, (B, R): weights that don't depend on a response's length."""
+        """Σ_t / length, then mean over responses, (B, R): the weights do not depend on the length of a response."""
         return fixed_length(batch.response_mask, self.length, batch.row_weights)
 
     def next_state(self, state: State, metrics: dict[str, float], responses: int) -> State:
-        """The running mean, moved towards this rollout's mean return."""
+        """The running mean, updated with the mean return of this rollout."""
         if self.baseline != "running_mean":
             return state
         return {"running_mean": self.momentum * state["running_mean"] + (1 - self.momentum) * metrics["return"]}

@@ -1,12 +1,12 @@
 """RLOO: REINFORCE with a leave-one-out baseline. Ahmadian et al. 2024, arXiv:2402.14740, after Kool et al. 2019, "Buy 4
 REINFORCE samples, get a baseline for free!" (ICLR workshop on deep RL meets structured prediction).
 
-Departure: theirs is plain REINFORCE on fresh samples. Here several steps on a rollout are possible, and the ratio of
-whole responses to the policy that sampled is clipped as in PPO (arXiv:1707.06347, eq. 7); with one step per rollout the
-ratio is 1 and the gradient is theirs.
+Departure: Ahmadian et al. use plain REINFORCE on fresh samples. Here a rollout can make several steps, and the ratio of
+whole responses to the policy that sampled is clipped as in PPO (arXiv:1707.06347, eq. 7). With one step per rollout the
+ratio is 1, and the gradient equals theirs.
 
-A response's advantage is its return, the KL to the reference included, less the mean return of the other responses to
-the prompt; a response is one action.
+A response is one action. Its advantage is its return, which includes the KL to the reference, minus the mean return of
+the other responses to the prompt.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from rlhf_core.maths.reductions import sequence_sum
 
 @dataclass(frozen=True, kw_only=True)
 class RLOO(OnPolicyAlgorithm):
-    """One number per response."""
+    """A clipped surrogate per response with a leave-one-out advantage."""
 
     name = "rloo"
     title = "RLOO"
@@ -34,8 +34,8 @@ class RLOO(OnPolicyAlgorithm):
         0.03, "β, weight of the KL to the reference in the return (appendix B)", title="KL weight", ge=0
     )
     clip: float = setting(0.2, "ε of the clipped ratio of whole responses; PPO's usual value", gt=0, lt=1)
-    normalize_advantages: bool = setting(False, "divide advantages, less their mean, by their std + ε over the rollout")
-    std_eps: float = setting(1e-4, "ε added to that std", gt=0)
+    normalize_advantages: bool = setting(False, "subtract the mean and divide by std + ε, over the rollout")
+    std_eps: float = setting(1e-4, "ε added to the std of normalize_advantages", gt=0)
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -43,7 +43,7 @@ class RLOO(OnPolicyAlgorithm):
             raise ValueError("std_eps has no effect while normalize_advantages is false; leave it out")
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
-        """R_i less the mean of the other R_j of its group."""
+        """R_i minus the mean R_j of the other responses in its group."""
         mask = rollout.response_mask
         kl = kl_k1(rollout.old_logprobs, rollout.ref_logprobs)
         rewards = token_rewards(rollout.scores, kl, self.kl_coef, mask)
@@ -60,11 +60,11 @@ class RLOO(OnPolicyAlgorithm):
         return clipped_surrogate(logprobs, old_logprobs, batch.advantages[:, 0], self.clip)
 
     def weights(self, batch: Rollout) -> Tensor:
-        """One response, one vote, (B,)."""
+        """Equal weight for every response, (B,)."""
         return batch.row_weights / batch.row_weights.sum()
 
     def statistics(self, outputs: Outputs, batch: Rollout) -> dict[str, Tensor]:
-        """Size of the update in nats per response, and share of clipped responses, (B,)."""
+        """Size of the update in nats per response, and fraction of clipped responses, (B,)."""
         logratio = sequence_sum(outputs.logprobs - batch.old_logprobs, batch.response_mask).detach()
         return {
             "clip_fraction": ((logratio.exp() - 1).abs() > self.clip).float(),

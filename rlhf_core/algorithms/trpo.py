@@ -1,9 +1,9 @@
 """TRPO: Trust Region Policy Optimization. Schulman et al. 2015, arXiv:1502.05477, eq. 14 and sec. 6.
 
-Maximise E[ρ Â] subject to mean KL(π_old‖π_θ) <= δ, by `rlhf_core.loops.trust_region`: one natural-gradient step per
-rollout, accepted only if the surrogate rises and the KL holds; otherwise the weights stay and the failure is counted.
-AdamW trains the critic only. `warmup_steps` counts the critic's optimiser steps, and δ is multiplied by its learning
-rate's factor at the first step on each rollout. The KL to the reference is part of the token reward, as in PPO.
+Maximise E[ρ Â] subject to mean KL(π_old‖π_θ) <= δ. `rlhf_core.loops.trust_region` takes one natural-gradient step per
+rollout and accepts it only if the surrogate rises and the KL is within δ; otherwise the weights do not change and the
+failure is counted. AdamW trains only the critic. `warmup_steps` counts the critic's optimiser steps, and δ is scaled by
+the schedule's factor at the first step on each rollout. The KL to the reference is part of the token reward, as in PPO.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from rlhf_core.maths.reductions import token_mean
 
 @dataclass(frozen=True, kw_only=True)
 class TRPO(OnPolicyAlgorithm):
-    """The surrogate for the policy's step, the squared error for the critic's."""
+    """The surrogate for the policy's step and the squared error for the critic's steps."""
 
     name = "trpo"
     title = "TRPO"
@@ -30,16 +30,16 @@ class TRPO(OnPolicyAlgorithm):
     kl_coef: float = setting(0.02, "β, weight of the KL to the reference in the token reward", title="KL weight", ge=0)
     max_kl: float = setting(
         0.01,
-        "δ, nats per token between two rollouts' policies (table 2); warm-up and schedule scale it",
+        "δ, largest KL of a policy step, nats per token (table 2); scaled by warm-up and schedule",
         title="Largest KL of a step",
         gt=0,
     )
     cg_iterations: int = setting(10, "iterations of conjugate gradient (appendix C)", ge=1)
     cg_damping: float = setting(0.1, "added to the diagonal of the Fisher matrix", ge=0)
     fisher_fraction: float = setting(
-        0.1, "share of the rollout's responses that Fisher-vector products are made of (appendix C)", gt=0, le=1
+        0.1, "fraction of the rollout's responses used for Fisher-vector products (appendix C)", gt=0, le=1
     )
-    line_search_steps: int = setting(10, "step lengths tried, each half of the last", ge=1)
+    line_search_steps: int = setting(10, "step lengths to try, each half the previous one", ge=1)
     gamma: float = setting(1.0, "discount; 1 in RLHF", gt=0, le=1)
     lam: float = setting(0.95, "λ of GAE", ge=0, le=1)
     whiten_advantages: bool = setting(True, "scale advantages to mean 0 and variance 1 over the rollout")
@@ -49,11 +49,11 @@ class TRPO(OnPolicyAlgorithm):
 
     @property
     def needs(self) -> Needs:
-        """A critic, and the natural-gradient step for the policy."""
+        """A critic, and a natural-gradient step for the policy."""
         return Needs(critic=True, trust_region=True)
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
-        """r̃_t, GAE over it, and the returns, as in PPO."""
+        """r̃_t, the advantages (GAE), and the critic's targets, as in PPO."""
         kl = kl_k1(rollout.old_logprobs, rollout.ref_logprobs)
         rewards = token_rewards(rollout.scores, kl, self.kl_coef, rollout.response_mask)
         return with_gae(rollout, rewards, self.gamma, self.lam, whitened=self.whiten_advantages)
@@ -63,13 +63,13 @@ class TRPO(OnPolicyAlgorithm):
         return surrogate(outputs.logprobs, batch.old_logprobs, batch.advantages)
 
     def surrogate_weights(self, batch: Rollout) -> Tensor:
-        """One token, one vote, for surrogate and KL alike, (B, R)."""
+        """Equal weight for every response token, in both surrogate and KL, (B, R)."""
         return token_mean(batch.response_mask, batch.row_weights)
 
     def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
-        """The critic's (V - G)², (B, R)."""
+        """The critic's squared error (V - G)², (B, R)."""
         return value_loss(outputs.values, batch.old_values, batch.returns, None)
 
     def weights(self, batch: Rollout) -> Tensor:
-        """One token, one vote, (B, R)."""
+        """Equal weight for every response token, (B, R)."""
         return token_mean(batch.response_mask, batch.row_weights)

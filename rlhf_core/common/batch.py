@@ -1,8 +1,8 @@
 """The tensors that flow from prompts to a loss.
 
-A batch is rectangular: prompts stand left-padded in the first P columns, responses right-padded in the last R.
-B rows, P prompt tokens, R response tokens. Whatever has not been computed yet is NaN, so that a term
-which reads it by mistake stops the run instead of training on zeros.
+A batch is rectangular: the first P columns are left-padded prompts, the last R columns right-padded responses.
+B rows, P prompt tokens, R response tokens. Values that are not computed yet are NaN: a term that reads one by mistake
+stops the run instead of training on zeros.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from rlhf_core.common.lazy import Tensor, torch
 class Example:
     """One tokenised prompt and response; the response ends with its end token unless it was cut off.
 
-    What was judged of it is NaN where nothing was:
-    preference: the probability that the row is the better one of its pair; chosen 1, rejected 0, ½ and ½ for a tie.
-    margin: what a pair's loss subtracts from the difference of the two before the sigmoid.
+    The feedback on it; fields without feedback are NaN:
+    preference: the probability that the row is the better one of its pair; chosen 1, rejected 0, both ½ for a tie.
+    margin: subtracted from the difference of a pair's scores before the sigmoid.
     rating: the score, standardised over the training data. rank: 1 is the best, ties have equal ranks.
     desirable: 1 for a good response, 0 for a bad one (KTO).
     """
@@ -36,7 +36,7 @@ class Example:
     desirable: float = math.nan
 
 
-# Rows that stand or fall together: one for SFT, (chosen, rejected) for pairs, K for a ranking.
+# Rows that are never separated: one row for SFT, (chosen, rejected) for a pair, K rows for a ranking.
 Unit = tuple[Example, ...]
 
 
@@ -45,10 +45,10 @@ class Batch:
     """Rows of prompts and responses.
 
     input_ids, attention_mask: (B, P+R). response_mask: (B, R), 1 through the end token.
-    ref_logprobs: (B, R) under the frozen reference, NaN where no method asked for them.
-    units: (B,), the number of the unit a row belongs to; the rows of a unit are adjacent, and no split parts them.
-    preferences, margins, ratings, ranks, desirable: (B,), as in Example, NaN where there are none.
-    reference_points: (B,), KTO's z_0, NaN until its `prepare` has computed it.
+    ref_logprobs: (B, R) under the frozen reference, NaN unless the method needs them.
+    units: (B,), the number of each row's unit; the rows of a unit are adjacent and stay in one microbatch.
+    preferences, margins, ratings, ranks, desirable: (B,), as in Example, NaN if missing.
+    reference_points: (B,), KTO's z_0, NaN until KTO's `prepare` has computed it.
     """
 
     input_ids: Tensor
@@ -104,12 +104,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rollout(Batch):
-    """A batch sampled from the policy, with what was known when it was sampled; no gradients.
+    """A batch sampled from the policy, with values computed at sampling; no gradients.
 
-    old_logprobs, old_values, rewards, advantages, returns: (B, R). scores: (B,), one judgement per response.
-    ended: (B,), True where the response holds an end token, False where it was cut off at the length limit.
-    row_weights: (B,), how often each row counts, 1 on average: 1 where rows were sampled, B times the probability of
-    each row where all responses are enumerated.
+    old_logprobs, old_values, rewards, advantages, returns: (B, R). scores: (B,), one score per response.
+    ended: (B,), True if the response has an end token, False if it was cut off at the length limit.
+    row_weights: (B,), the weight of each row, with mean 1: 1 for sampled rows; B times the probability of each row if
+    all responses are enumerated.
     Rows of one group (the G responses to one prompt) are adjacent.
     """
 
@@ -124,7 +124,7 @@ class Rollout(Batch):
 
     @classmethod
     def of(cls, batch: Batch, **computed: Tensor) -> "Rollout":
-        """A rollout of `batch` with everything NaN but what was computed."""
+        """A rollout of `batch` with the computed tensors; all others are NaN."""
         shape, device = batch.response_mask.shape, batch.response_mask.device
         given = {item.name: getattr(batch, item.name) for item in dataclasses.fields(Batch)} | computed
         shapes = {item.name: shape for item in dataclasses.fields(cls)}
@@ -134,17 +134,17 @@ class Rollout(Batch):
 
     @property
     def token_weights(self) -> Tensor:
-        """How often each response token counts, (B, R): the response mask, where rows were sampled."""
+        """The weight of each response token, (B, R); for sampled rows, this is the response mask."""
         return self.response_mask * self.row_weights[:, None]
 
     def row_mean(self, values: Tensor) -> float:
-        """The mean of one number per row, each row counted as often as `row_weights` say, (B,) -> one number."""
+        """The mean of one number per row, weighted by `row_weights`, (B,) -> one number."""
         return ((values * self.row_weights).sum() / self.row_weights.sum()).item()
 
     def with_targets(
         self, *, advantages: Tensor, returns: Tensor | None = None, rewards: Tensor | None = None
     ) -> "Rollout":
-        """The same rollout with what the algorithm computed from it."""
+        """The same rollout with the targets that the algorithm computed."""
         return dataclasses.replace(
             self,
             advantages=advantages,
@@ -155,10 +155,10 @@ class Rollout(Batch):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one forward pass gives an algorithm: never logits, never padding.
+    """The results of one forward pass for an algorithm, without logits and prompt columns.
 
     logprobs, entropies, values, exact_kl (KL(π_θ‖π_ref) at each state, summed over the vocabulary): (B, R);
-    scores: (B,). What the pass did not compute is NaN.
+    scores: (B,). Values that the pass did not compute are NaN.
     """
 
     logprobs: Tensor
@@ -169,29 +169,29 @@ class Outputs:
 
     @classmethod
     def of(cls, batch: Batch, **computed: Tensor) -> "Outputs":
-        """Outputs for `batch` with everything NaN but what was computed."""
+        """Outputs for `batch` with the computed tensors; all others are NaN."""
         shape, device = batch.response_mask.shape, batch.response_mask.device
         shapes = {item.name: shape for item in dataclasses.fields(cls)} | {"scores": shape[:1]}
         return cls(**{name: not_computed(*size, device=device) for name, size in shapes.items()} | computed)
 
 
 def not_computed(*shape: int, device: "torch.device | None" = None) -> Tensor:
-    """A tensor of NaN: reading it by mistake makes the loss NaN, which stops the step."""
+    """A tensor of NaN. A loss that reads it by mistake is NaN, which stops the step."""
     return torch.full(shape, float("nan"), device=device)
 
 
 def collate_units(units: Sequence[Unit], pad_id: int) -> Batch:
-    """Pad the examples of units into one Batch that knows its units."""
+    """Pad the examples of units into one Batch, and number its units."""
     batch = collate([example for unit in units for example in unit], pad_id)
     numbers = [number for number, unit in enumerate(units) for _ in unit]
     return dataclasses.replace(batch, units=torch.tensor(numbers))
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Pad examples into one Batch: prompts on the left, responses on the right; each row is a unit of its own.
+    """Pad examples into one Batch: prompts on the left, responses on the right. Each row is one unit.
 
     Raises:
-        UserError: if a row has no prompt or no response token; the row's index is named.
+        UserError: a row has no prompt token or no response token; states the index of the row.
     """
     for row, example in enumerate(examples):
         for name, ids in (("prompt", example.prompt_ids), ("response", example.response_ids)):

@@ -1,1 +1,1 @@
-"""Forms of feedback, the annotators who give it, and what follows from it."""
+"""Forms of feedback, annotators, and the preferences that their answers imply."""

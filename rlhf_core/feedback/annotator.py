@@ -1,4 +1,4 @@
-"""Who gives feedback: one interface for people, models and the simulated panel."""
+"""The interface of annotators: people, models and the simulated panel."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -8,27 +8,27 @@ from rlhf_core.feedback.judgement import Candidate, Judgement, Message
 
 
 class Annotator(Protocol):
-    """Anything that answers a form of feedback. `rlhf_core.feedback.panel.Panelist` is one."""
+    """Answers a form of feedback. `rlhf_core.feedback.panel.Panelist` is an implementation."""
 
     @property
     def id(self) -> str:
-        """Stands in each record; verdicts of different ids are compared with each other."""
+        """The annotator's id in each record. Agreement compares verdicts with different ids."""
         ...
 
     def answers(self, form: Form, prompt: Sequence[Message], shown: Sequence[Candidate]) -> list[Any]:
-        """What the annotator says about responses, in the order shown.
+        """The annotator's answers about responses, which are in the order shown.
 
-        One answer, or one for each response where the form `is_alone`; each as `form.accepts` it.
+        One answer, or one answer per response if the form `is_alone`. `form.accepts` must accept each.
         """
         ...
 
 
 def ask(annotator: Annotator, form: Form, prompt: Sequence[Message], shown: Sequence[Candidate]) -> list[Judgement]:
-    """An annotator's answers about some responses as records; whoever collects them sets their `order`.
+    """An annotator's answers about responses, as records. The caller sets `order`.
 
     Raises:
-        UserError: an answer that the form does not accept, naming the annotator.
-        ValueError: too many or too few answers.
+        UserError: the form does not accept an answer; states the annotator.
+        ValueError: the number of answers is wrong.
     """
     answers = annotator.answers(form, prompt, shown)
     groups = [[response] for response in shown] if form.is_alone else [list(shown)]

@@ -1,7 +1,8 @@
-"""The seam between forms of feedback and everything else: what a form declares, in its own file.
+"""The interface of forms of feedback. Each form declares its properties in its own file.
 
-Annotators, stages, parameters and reward models never ask which form they have. A form says how responses are shown,
-what an answer is, how it is stored, and which preferences it implies; a form states only what differs from here.
+Annotators, stages, parameters and reward models do not know which form they have. A form defines how responses are
+shown, which answers are valid, how an answer is stored, and which preferences it implies. It overrides only what
+differs from the defaults here.
 """
 
 from collections import defaultdict
@@ -17,59 +18,59 @@ from rlhf_core.feedback.member import Opinion
 
 @dataclass(frozen=True)
 class Form:
-    """A form of feedback. Its fields are its options, keys of the section `collect`."""
+    """A form of feedback. Its fields are its options, which are keys of the section `collect`."""
 
-    name: ClassVar[str]  # in params.yaml; also its file's
-    needs: ClassVar[str]  # what a record holds, for messages
-    file: ClassVar[str]  # NAME_SPLIT.jsonl, the file of its own rows
-    kind: ClassVar[str] = ""  # of a user's data that holds these rows; none where another form reads them
-    data: ClassVar[str]  # what its rows are to methods, one of rlhf_core.algorithms.base.algorithm.Data
-    loss: ClassVar[str]  # the reward loss to use where none is chosen
+    name: ClassVar[str]  # the name in params.yaml and of the file
+    needs: ClassVar[str]  # the contents of a valid record, for messages
+    file: ClassVar[str]  # NAME in NAME_SPLIT.jsonl, the file with the form's rows
+    kind: ClassVar[str] = ""  # the kind of user data with these rows; empty if another form reads the rows
+    data: ClassVar[str]  # the type of the rows for methods, one of rlhf_core.algorithms.base.algorithm.Data
+    loss: ClassVar[str]  # the default reward loss
     has_ties: ClassVar[bool] = True  # whether two responses can be judged equal
-    is_alone: ClassVar[bool] = False  # whether each response shown is answered for on its own
+    is_alone: ClassVar[bool] = False  # whether each response gets a separate answer
 
     @classmethod
     def takes(cls, option: str) -> bool:
-        """Whether an option of the section `collect` has an effect on this form."""
+        """Whether this form uses an option of the section `collect`."""
         return option in {item.name for item in fields(cls)}
 
     def question(self, count: int) -> str:
-        """What is asked about `count` responses, in words."""
+        """The question about `count` responses, in words."""
         raise NotImplementedError
 
     def shown(self, count: int) -> int:
-        """How many of a prompt's `count` responses are shown together."""
+        """The number of responses shown together, out of a prompt's `count`."""
         return count
 
     def accepts(self, answer: Any, count: int) -> bool:
-        """Whether `answer` is one to `count` responses."""
+        """Whether `answer` is valid for `count` responses."""
         raise NotImplementedError
 
     def check(self, answer: Any, count: int, where: str) -> None:
-        """Raise UserError, naming `where`, unless `answer` is one to `count` responses."""
+        """Raise UserError with the place `where` unless `answer` is valid for `count` responses."""
         if not self.accepts(answer, count):
             raise UserError(f"{where}: {self.name} needs {self.needs}. Correct the record.")
 
     def simulated(self, opinion: Opinion) -> list[Any]:
-        """The answers of a simulated annotator: one, or one for each response of a form that `is_alone`."""
+        """The answers of a simulated annotator: one, or one per response if the form `is_alone`."""
         raise NotImplementedError
 
     def row(self, judgement: Judgement) -> Row:
-        """A judgement as a row of `file`; sampled ids are stored beside the texts where there are any."""
+        """A judgement as a row of `file`, with the token ids of sampled responses."""
         raise NotImplementedError
 
     def read(self, row: Mapping[str, Any]) -> tuple[list[str], Any]:
-        """The responses and the answer of a row of `file`. Forms without a `kind` do not read rows."""
+        """The responses and the answer in a row of `file`. Forms without a `kind` do not read rows."""
         raise NotImplementedError
 
     def worth(self, answer: Any, count: int) -> Sequence[float]:
-        """A number for each response that orders them as the answer does; higher is better."""
+        """A number for each response, in the order that the answer implies; higher is better."""
         raise NotImplementedError
 
     def verdicts(self, judgements: Iterable[Judgement]) -> Iterator[Verdict]:
-        """The verdicts on pairs that judgements of this form imply, each in the name of its annotator.
+        """The verdicts on pairs that judgements of this form imply, each with its annotator.
 
-        Responses that were answered for on their own are compared among one annotator's for one prompt.
+        Separate answers about responses are compared within one annotator and one prompt.
         """
         for judgement, worth in self._compared(judgements):
             for i, j in combinations(range(len(worth)), 2):
@@ -83,7 +84,7 @@ class Form:
                     )
 
     def _compared(self, judgements: Iterable[Judgement]) -> Iterator[tuple[Judgement, Sequence[float]]]:
-        """What is compared, all responses in one record, with their worth."""
+        """Records with all responses that are compared with each other, and the worth of each response."""
         if not self.is_alone:
             for judgement in judgements:
                 yield judgement, self.worth(judgement.choice, len(judgement.responses))
@@ -99,5 +100,5 @@ class Form:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from JSON is a finite number, true and false excluded."""
+    """Whether a value from JSON is a finite number; true and false are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")

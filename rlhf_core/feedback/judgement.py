@@ -1,4 +1,4 @@
-"""Records of feedback: what an annotator was shown and answered, and what that says about two responses."""
+"""Records of feedback: what an annotator saw and answered, and the verdicts on pairs that the answer implies."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,9 +9,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A response that is put before an annotator.
+    """A response to show to an annotator.
 
-    tokens: the sampled ids, end token included; None where the text was not sampled.
+    tokens: the sampled ids, including the end token; None if the text was not sampled.
     """
 
     text: str
@@ -21,18 +21,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Judgement:
-    """One judgement: what was shown, exactly as it was sampled, and the answer.
+    """One judgement: the responses shown, exactly as sampled, and the answer.
 
-    `order` is the position in the sequence of all judgements. It replaces a time, so that a record reproduces.
+    `order` is the position in the sequence of all judgements. It replaces a timestamp to keep records reproducible.
     """
 
-    form: str  # the name of one of rlhf_core/feedback/forms
+    form: str  # the name of a form in rlhf_core/feedback/forms
     prompt: list[Message]
     responses: list[str]
-    response_tokens: list[list[int] | None]  # the sampled ids, end token included; None where text was not sampled
-    choice: Any  # the annotator's answer, as the form defines it
+    response_tokens: list[list[int] | None]  # the sampled ids, including the end token; None if not sampled
+    choice: Any  # the annotator's answer; the form defines its type
     annotator: str
-    checkpoint: str | list[str]  # digest of the model that sampled the responses; a list where they differ
+    checkpoint: str | list[str]  # digest of the model that sampled the responses; a list if they differ
     order: int
 
     def to_row(self) -> Row:
@@ -41,14 +41,14 @@ class Judgement:
 
     @property
     def tokens(self) -> list[list[int]] | None:
-        """The sampled ids of all responses; None unless all were sampled."""
+        """The sampled ids of all responses, None unless all were sampled."""
         found = [tokens for tokens in self.response_tokens if tokens is not None]
         return found if len(found) == len(self.responses) else None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judgement implies about two responses."""
+    """The preference between two responses that a judgement implies."""
 
     prompt: list[Message]
     responses: tuple[str, str]
@@ -57,18 +57,18 @@ class Verdict:
     annotator: str
 
 
-PREFERENCES = "preferences"  # the file of preference_row's rows
+PREFERENCES = "preferences"  # the file with the rows of preference_row
 
 
 def preference_row(verdict: Verdict) -> Row:
     """A verdict as {"prompt", "chosen", "rejected"}.
 
-    `chosen_tokens` and `rejected_tokens` are there where both responses were sampled. `label`, the probability that
-    chosen is the better one, is left out where it is 1; of a tie it is ½.
+    If both responses were sampled, the row has `chosen_tokens` and `rejected_tokens`. `label` is the probability that
+    chosen is the better one, ½ for a tie; it is omitted if it is 1.
     """
     better, worse = (0, 1) if verdict.preference >= 0.5 else (1, 0)
     row: Row = {"prompt": verdict.prompt, "chosen": verdict.responses[better], "rejected": verdict.responses[worse]}
-    # What was sampled is trained on as it was sampled: its text might encode to other tokens (docs/pitfalls.md, 2).
+    # Training must use the sampled ids: the text can encode to other tokens (docs/pitfalls.md, 2).
     if None not in verdict.tokens:
         row |= {"chosen_tokens": verdict.tokens[better], "rejected_tokens": verdict.tokens[worse]}
     label = max(verdict.preference, 1 - verdict.preference)
@@ -76,6 +76,6 @@ def preference_row(verdict: Verdict) -> Row:
 
 
 def response_row(judgement: Judgement) -> Row:
-    """{"prompt", "response"} of a record that holds one response, with `response_tokens` where it was sampled."""
+    """{"prompt", "response"} of a record with one response, and `response_tokens` if it was sampled."""
     row: Row = {"prompt": judgement.prompt, "response": judgement.responses[0]}
     return row if judgement.tokens is None else {**row, "response_tokens": judgement.tokens[0]}

@@ -1,4 +1,4 @@
-"""What follows from judgements in any form of feedback: preferences, and how far annotators agree."""
+"""Results from judgements in any form of feedback: preferences, and the agreement of annotators."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -13,10 +13,10 @@ from rlhf_core.feedback.table import form
 
 
 def read_judgement(row: Mapping[str, Any], where: str = "judgement") -> Judgement:
-    """The record of a JSON object.
+    """The record in a JSON object.
 
     Raises:
-        UserError: naming `where` (file and line), and the field that is missing or what the form needs.
+        UserError: a field is missing or the answer is invalid; states `where` (file and line) and the fault.
     """
     for field in fields(Judgement):
         if field.name not in row:
@@ -27,7 +27,7 @@ def read_judgement(row: Mapping[str, Any], where: str = "judgement") -> Judgemen
 
 
 def verdicts(judgements: Iterable[Judgement]) -> list[Verdict]:
-    """The verdicts on pairs that judgements of any form imply, as each form says; those of one form together."""
+    """The verdicts on pairs that judgements of any form imply, grouped by form."""
     by_form: dict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         by_form[judgement.form].append(judgement)
@@ -35,11 +35,11 @@ def verdicts(judgements: Iterable[Judgement]) -> list[Verdict]:
 
 
 def preferences(judgements: Iterable[Judgement], *, keep_ties: bool = False) -> tuple[list[Row], dict[str, int]]:
-    """Preference rows from the verdicts that judgements imply, one for each, in their order.
+    """Preference rows from the verdicts that judgements imply, one per verdict and in their order, and counts.
 
-    With `keep_ties` a tie makes a row whose `label` is ½; otherwise it makes none.
+    With `keep_ties`, a tie gives a row with `label` ½; otherwise it gives no row.
 
-    Also what became of the verdicts: `pairs`, `ties`, and `identical` (equal texts), which make no row.
+    The counts are the numbers of `pairs`, `ties`, and `identical` verdicts (on equal texts), which give no row.
     """
     rows = []
     counts = {"pairs": 0, "ties": 0, "identical": 0}
@@ -55,9 +55,9 @@ def preferences(judgements: Iterable[Judgement], *, keep_ties: bool = False) -> 
 
 
 def preferences_of_rows(form: Form, rows: Iterable[Row], *, keep_ties: bool) -> tuple[list[Row], dict[str, int]]:
-    """The preferences that rows of a form's file imply, and their counts; within one source each.
+    """The preferences that the rows of a form's file imply within each source, and their counts.
 
-    Rows don't say who judged, so all scores and thumbs for one prompt are compared with each other.
+    Rows do not name the annotator, so all scores and thumbs for one prompt are compared with each other.
     """
     by_source: dict[str | None, list[Judgement]] = defaultdict(list)
     for order, row in enumerate(rows):
@@ -77,9 +77,9 @@ def preferences_of_rows(form: Form, rows: Iterable[Row], *, keep_ties: bool) -> 
 
 
 def agreement(judgements: Iterable[Judgement]) -> float | None:
-    """Share of equal verdicts among all couples of verdicts on one pair by two different annotators.
+    """The fraction of equal verdicts among all pairs of verdicts by two annotators on the same two responses.
 
-    Ties are left out; the order in which the pair was shown doesn't matter. None if no pair has two verdicts.
+    Ties are ignored, and so is the order in which the responses were shown. None if no two verdicts can be compared.
     """
     equal = total = 0
     for said in _by_pair(judgements).values():
@@ -91,10 +91,10 @@ def agreement(judgements: Iterable[Judgement]) -> float | None:
 
 
 def cyclic_triples(judgements: Iterable[Judgement]) -> float | None:
-    """Share of cycles (a > b > c > a) among triples of one prompt's responses with all three pairs judged.
+    """The fraction of cycles (a > b > c > a) among the triples of responses to a prompt with all three pairs judged.
 
-    A pair's winner is the one with more verdicts; a triple with an undecided pair counts as no cycle. None if
-    there is no such triple.
+    The winner of a pair is the response with more verdicts. A triple with an undecided pair is not a cycle. None if
+    there is no triple with three judged pairs.
     """
     wins: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
     for (prompt, low, high), said in _by_pair(judgements).items():

@@ -1,14 +1,13 @@
-"""One member of the simulated panel: a taste, and the noise with which answers are drawn from it.
+"""One member of the simulated panel: its taste, and the noise in its answers.
 
-A variant of AlpacaFarm's simulated panel (Dubois et al. 2023, arXiv:2305.14387), whose annotators are prompted
-models with 25 % of labels flipped. Here the gold reward is a weighted sum of features that the task computes; each
-member has weights of its own around the gold ones, likes or dislikes length, favours what is shown first, and
-sometimes errs.
+This is a variant of the simulated panel of AlpacaFarm (Dubois et al. 2023, arXiv:2305.14387), which uses prompted
+models and flips 25 % of the labels. Here the gold reward is a weighted sum of features that the task computes. Each
+member has weights close to the gold weights, likes or dislikes length, has a position bias, and makes random errors.
 
-All answers use the same noise: a response is worth its utility plus Gumbel noise. The better of two is then
-Bradley-Terry's, the order of K Plackett-Luce's (Luce 1959; Yellott 1977), the best of N Luce's choice; a score or a
-thumb says where on the member's own scale the noisy utility lies. A member who errs answers at random, with twice the
-flip probability, since half of the random verdicts on a pair are right.
+All answers have the same noise: the worth of a response is its utility plus Gumbel noise. The better of two responses
+then follows Bradley-Terry, the order of K responses Plackett-Luce (Luce 1959; Yellott 1977), and the best of N Luce's
+choice. A score or a thumb is the position of the noisy utility on the member's scale. An error is a random answer. Its
+probability is twice the flip probability, since half of the random verdicts on a pair are correct.
 """
 
 import math
@@ -24,20 +23,20 @@ EULER_GAMMA = 0.5772156649015329  # mean of the standard Gumbel distribution
 
 @dataclass(frozen=True)
 class Member:
-    """One member's taste and noise. Utilities are in the unit of the gold reward."""
+    """The taste and noise of one member. Utilities have the unit of the gold reward."""
 
     id: str
     weights: Mapping[str, float]  # per feature
     length_liking: float  # utility per ten units of length
     position_bias: float  # utility added to the response shown first
-    flip_probability: float  # chance that a verdict for one side is given to the other
-    scale: float  # how sharply utility decides: the inverse temperature of Bradley-Terry
-    tie_band: float  # verdicts closer than this to indifference are ties, in logits
-    strictness: float = 0.0  # utility taken off before a response is scored on its own
+    flip_probability: float  # probability that a verdict for one side is flipped
+    scale: float  # logits per unit of utility: the inverse temperature of Bradley-Terry
+    tie_band: float  # half-width of the band of ties around indifference, in logits
+    strictness: float = 0.0  # utility subtracted before a response gets a separate score
 
 
 def utility(member: Member, features: Mapping[str, float], length: int) -> float:
-    """What a response with these features and this length is worth to the member, without noise."""
+    """The utility to the member of a response with these features and this length, without noise."""
     taste = sum(member.weights[key] * value for key, value in features.items())
     return taste + member.length_liking * length / 10
 
@@ -52,8 +51,9 @@ def judge(
 ) -> Choice:
     """The member's verdict on two responses shown side by side; draws two numbers from `rng`.
 
-    Bradley-Terry with ties (Rao and Kupper 1967): with d the scaled difference in utility, P(A) = σ(d − band),
-    P(B) = σ(−d − band), the rest are ties. A verdict for one side is then flipped with the flip probability.
+    Bradley-Terry with ties (Rao and Kupper 1967): with the scaled difference in utility d, P(A) = σ(d − band),
+    P(B) = σ(−d − band), and the rest is the probability of a tie. A verdict for one side is then flipped with the flip
+    probability.
     """
     difference = utility(member, features_a, length_a) - utility(member, features_b, length_b) + member.position_bias
     chance, flip = rng.random(), rng.random() < member.flip_probability
@@ -65,9 +65,9 @@ def judge(
 
 
 def rank(member: Member, utilities: Sequence[float], rng: random.Random) -> list[int]:
-    """The rank of each response in the order shown, 1 the best.
+    """The rank of each response, in the order shown; 1 is the best.
 
-    A response closer than the tie band to the next better one shares its rank, as in a side-by-side tie.
+    A response within the tie band of the next better one has the same rank, like a tie side by side.
     """
     noisy = _noisy_in_logits(member, utilities, rng)
     order = sorted(range(len(noisy)), key=lambda index: -noisy[index])
@@ -78,7 +78,7 @@ def rank(member: Member, utilities: Sequence[float], rng: random.Random) -> list
 
 
 def pick(member: Member, utilities: Sequence[float], rng: random.Random) -> int:
-    """The index of the response chosen as the best, in the order shown."""
+    """The index, in the order shown, of the response that the member chooses as the best."""
     noisy = _noisy_in_logits(member, utilities, rng)
     return noisy.index(max(noisy))
 
@@ -86,8 +86,8 @@ def pick(member: Member, utilities: Sequence[float], rng: random.Random) -> int:
 def rate(member: Member, utility: float, highest: int, rng: random.Random) -> int:
     """A score from 1 to `highest` for one response shown alone.
 
-    The scale cuts the utilities from 0 to the member's ideal (the sum of the positive weights) into equal parts;
-    what lies beyond either end gets the score at that end.
+    The scale divides the utilities from 0 to the member's ideal (the sum of the positive weights) into equal parts.
+    Utilities beyond an end get the score at that end.
     """
     if rng.random() < 2 * member.flip_probability:
         return rng.randint(1, highest)
@@ -95,7 +95,7 @@ def rate(member: Member, utility: float, highest: int, rng: random.Random) -> in
 
 
 def approve(member: Member, utility: float, rng: random.Random) -> bool:
-    """Thumbs up: whether the response lies in the upper half of the member's scale."""
+    """Whether the member gives a thumbs up: the response is in the upper half of the member's scale."""
     if rng.random() < 2 * member.flip_probability:
         return rng.random() < 0.5
     return _share_of_ideal(member, utility, rng) >= 0.5
@@ -108,7 +108,7 @@ def _share_of_ideal(member: Member, utility: float, rng: random.Random) -> float
 
 
 def _noisy_in_logits(member: Member, utilities: Sequence[float], rng: random.Random) -> list[float]:
-    """Noisy utilities times `scale`; of the difference of two the noise is logistic, as Bradley-Terry has it."""
+    """Noisy utilities times `scale`. The difference of two noises is logistic, as in Bradley-Terry."""
     errs = rng.random() < 2 * member.flip_probability
     shown = [value + (member.position_bias if place == 0 else 0.0) for place, value in enumerate(utilities)]
     noisy = [member.scale * value + _gumbel(rng) for value in shown]
@@ -127,9 +127,9 @@ def _sigmoid(x: float) -> float:
 
 @dataclass(frozen=True)
 class Opinion:
-    """A member before some responses, in the order shown; each method draws answers from `rng`.
+    """A member's opinion of responses in the order shown; each method draws answers with `rng`.
 
-    features: of each response. lengths: of each response, in tokens.
+    features, lengths: one per response; lengths in tokens.
     """
 
     member: Member
@@ -139,27 +139,27 @@ class Opinion:
 
     @property
     def utilities(self) -> list[float]:
-        """Of each response, without noise."""
+        """The utility of each response, without noise."""
         seen = zip(self.features, self.lengths, strict=True)
         return [utility(self.member, found, length) for found, length in seen]
 
     def verdict(self) -> Choice:
-        """Which of two is better."""
+        """The verdict on two responses."""
         (features_a, features_b), (length_a, length_b) = self.features, self.lengths
         return judge(self.member, features_a, features_b, length_a, length_b, self.rng)
 
     def ranks(self) -> list[int]:
-        """The rank of each."""
+        """The rank of each response."""
         return rank(self.member, self.utilities, self.rng)
 
     def best(self) -> int:
-        """The index of the best."""
+        """The index of the best response."""
         return pick(self.member, self.utilities, self.rng)
 
     def scores(self, highest: int) -> list[int]:
-        """A score from 1 to `highest` for each, one after the other."""
+        """A score from 1 to `highest` for each response, drawn in order."""
         return [rate(self.member, value, highest, self.rng) for value in self.utilities]
 
     def approvals(self) -> list[bool]:
-        """Thumbs up for each, one after the other."""
+        """Whether each response gets a thumbs up, drawn in order."""
         return [approve(self.member, value, self.rng) for value in self.utilities]

@@ -1,4 +1,4 @@
-"""The simulated panel: annotators who share a hidden gold reward but differ in taste, asked in any form of feedback."""
+"""The simulated panel: annotators with a common hidden gold reward and different tastes, for any form of feedback."""
 
 import math
 import random
@@ -26,13 +26,16 @@ def panel(
     tie_band: float = 0.2,
     strictness: float = 0.3,
 ) -> list[Member]:
-    """`size` members around the gold weights, the same for the same seed; the first n of any panel agree.
+    """`size` members with weights drawn around the gold weights. A member depends only on the seed and its number.
 
-    Each weight is the gold one times exp(taste × normal); `length_liking`, `position_bias` and `strictness` are
-    standard deviations around 0; flips are uniform in [0, max_flip_probability]. Raises UserError for an empty panel.
+    Each weight is the gold weight times exp(taste × normal). `length_liking`, `position_bias` and `strictness` are
+    standard deviations around 0. Flip probabilities are uniform in [0, max_flip_probability].
+
+    Raises:
+        UserError: `size` is less than 1.
     """
     if size < 1:
-        raise UserError(f"The panel has {size} annotators. Ask for at least 1.")
+        raise UserError(f"The panel has {size} annotators. Set at least 1.")
     members = []
     for number in range(size):
         rng = random.Random(stream_seed(seed, "panel", number))
@@ -53,9 +56,9 @@ def panel(
 
 @dataclass(frozen=True)
 class Panelist:
-    """The Annotator that a member of the panel is.
+    """A member of the panel as an Annotator.
 
-    features: what the gold reward sees in a response to a prompt. rng: where the member's noise is drawn from.
+    features: computes the features that the gold reward uses, from a prompt and a response. rng: the source of noise.
     """
 
     member: Member
@@ -64,11 +67,11 @@ class Panelist:
 
     @property
     def id(self) -> str:
-        """The member's."""
+        """The member's id."""
         return self.member.id
 
     def answers(self, form: Form, prompt: Sequence[Message], shown: Sequence[Candidate]) -> list[Any]:
-        """Draw what the form asks for, from the utilities of the responses."""
+        """Draw the answers that the form needs from the utilities of the responses."""
         features = [self.features(prompt, response.text) for response in shown]
         lengths = [len(response.tokens or response.text.split()) for response in shown]
         return form.simulated(Opinion(self.member, features, lengths, self.rng))

@@ -1,4 +1,4 @@
-"""The forms of feedback, found by their files: each class in rlhf_core/feedback/forms/NAME.py declares its own name."""
+"""The table of forms of feedback, built from their files: rlhf_core/feedback/forms/NAME.py contains form NAME."""
 
 from dataclasses import fields
 from functools import cache
@@ -15,7 +15,7 @@ PACKAGE = "rlhf_core.feedback.forms"
 
 @cache
 def forms() -> dict[str, type[Form]]:
-    """Every form by its name."""
+    """All forms by name."""
     found: dict[str, type[Form]] = {}
     for file in iter_modules(import_module(PACKAGE).__path__):
         module = import_module(f"{PACKAGE}.{file.name}")
@@ -25,41 +25,41 @@ def forms() -> dict[str, type[Form]]:
 
 
 def form(name: str, where: str = "collect.form") -> type[Form]:
-    """The class of the form called `name`.
+    """The class of the form `name`.
 
     Raises:
-        UserError: if there is none; `where` it was named, and the names that exist.
+        UserError: the form does not exist; states `where` it was requested, and lists the names.
     """
     if name not in forms():
-        raise UserError(f"{where}: there is no form '{name}'. Choose from: {', '.join(forms())}.")
+        raise UserError(f"{where}: the form '{name}' does not exist. Choose from: {', '.join(forms())}.")
     return forms()[name]
 
 
 def make_form(section: Any) -> Form:
-    """The form that the parameters of a section name in `form`, with its options from the same section."""
+    """The form that a section of the parameters selects with `form`, with its options from the same section."""
     kind = form(section.form)
     return kind(**{item.name: getattr(section, item.name) for item in fields(kind)})
 
 
 @cache
 def stored_forms() -> tuple[Form, ...]:
-    """The forms whose rows data can hold, one for each file; preferences first, since every form implies them."""
+    """The forms that user data can have, one per file; preferences first, since every form implies them."""
     read = [kind() for kind in forms().values() if kind.kind]
     return tuple(sorted(read, key=lambda form: form.file != PREFERENCES))
 
 
 def form_of_kind(kind: str) -> Form | None:
-    """The form that data of this kind holds; None for data without feedback."""
+    """The form of user data of this kind; None for data without feedback."""
     return next((form for form in stored_forms() if form.kind == kind), None)
 
 
 def form_feeding(data: str) -> Form:
-    """The form whose rows methods that learn from `data` read.
+    """The form that gives the rows for methods that learn from `data`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: no form gives such rows.
     """
     for form in stored_forms():
         if form.data == data:
             return form
-    raise ValueError(f"no form of feedback feeds methods that learn from {data}")
+    raise ValueError(f"no form of feedback gives rows for methods that learn from {data}")

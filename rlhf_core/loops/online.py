@@ -1,4 +1,4 @@
-"""The loop for sampled data: PPO, GRPO and their family.
+"""The loop for sampled data: PPO, GRPO and the other on-policy methods.
 
 prompts -> Rollout -> targets -> token losses -> scalar
 """
@@ -40,7 +40,7 @@ class Critic:
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a run on sampled data; the critic only where the algorithm needs one."""
+    """The models of a run on sampled data; `critic` is None if the algorithm needs none."""
 
     policy: PreTrainedModel
     reference: PreTrainedModel
@@ -49,7 +49,7 @@ class Models:
 
 
 class OnlineTraining:
-    """One training of `models.policy` in place; `history` holds one dict of metrics per rollout."""
+    """Trains `models.policy` in place; `history` has one dict of metrics per rollout."""
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class OnlineTraining:
         """Prepare models and optimiser.
 
         Raises:
-            UserError: if there are too few prompts for a rollout.
-            ValueError: if method, loop and sampler do not fit together.
+            UserError: there are too few prompts for a rollout.
+            ValueError: the options of method, loop and sampler contradict each other.
         """
         _check(algorithm, prompts, sampler, config)
         self.accelerator, self.algorithm, self.reward = accelerator, algorithm, reward
@@ -89,7 +89,7 @@ class OnlineTraining:
         self.history: list[Metrics] = []
 
     def train(self) -> list[Metrics]:
-        """Run every rollout that is still to do."""
+        """Run all remaining rollouts and return the history."""
         self._restore()
         for step in range(len(self.history), self.config.steps):
             seed_everything(self.run.seed, self.run.name, self.accelerator.process_index, step)
@@ -106,7 +106,7 @@ class OnlineTraining:
 
     @torch.no_grad()
     def rollout(self, step: int) -> tuple[Rollout, Metrics]:
-        """Sample responses, score them, and record what policy, reference and critic give them."""
+        """Sample responses, score them, and compute policy and reference log-probabilities and critic values."""
         self.policy.eval()
         size = self.config.rollout_size // self.algorithm.group_size
         indices = stream_indices(step, len(self.prompts), size, self.run.seed, self.run.name)
@@ -117,14 +117,14 @@ class OnlineTraining:
         return rollout, _rollout_metrics(rollout, terms, self.algorithm.group_size, self.config.epochs)
 
     def draw(self, prompts: Sequence[Prompt]) -> tuple[Responses, Tensor]:
-        """group_size responses to each prompt, adjacent, and how often each row counts, (B,)."""
+        """Sample group_size adjacent responses per prompt; return them and the weight of each row, (B,)."""
         repeated = [prompt for prompt in prompts for _ in range(self.algorithm.group_size)]
         responses = self.sampler.responses(self.policy, self.tokenizer, repeated)
         rows = Responses(repeated, responses, self.tokenizer.pad_token_id, self.accelerator.device)
         return rows, torch.ones(len(repeated))
 
     def _record(self, responses: Responses, scores: Tensor, row_weights: Tensor) -> Rollout:
-        """The rollout as it is known before any target is computed from it."""
+        """Return the rollout before targets are computed."""
         batch, temperature = responses.batch, self.config.temperature
         starts = range(0, batch.rows, self.config.micro_batch_size)
         parts = [batch.select(slice(start, start + self.config.micro_batch_size)) for start in starts]
@@ -144,13 +144,13 @@ class OnlineTraining:
         )
 
     def _learn(self, rollout: Rollout, step: int) -> Metrics:
-        """Compute the targets with the algorithm's present state, and optimise on them."""
+        """Compute the targets with the algorithm's current state, and optimise on them."""
         self.step_on.algorithm = self.algorithm.at(self.state)
         rollout = self.step_on.algorithm.targets(rollout, self.state)
         return {"return": rollout.row_mean(rollout.rewards.sum(-1)), **self._optimise(rollout, step)}
 
     def _optimise(self, rollout: Rollout, step: int) -> Metrics:
-        """Several passes of minibatch steps over one rollout; the metrics are means over those steps."""
+        """Take the minibatch steps on one rollout, and return the mean metrics over the steps."""
         minibatches = self._minibatches(rollout.rows, step)
         updates = len(minibatches)
         first, total = step * updates, self.config.steps * updates
@@ -166,7 +166,7 @@ class OnlineTraining:
         return sums
 
     def _minibatches(self, rows: int, step: int) -> list[Tensor]:
-        """The rows of each minibatch: `epochs` shuffled passes over the rollout, units kept whole."""
+        """Return the rows of each minibatch: `epochs` shuffled passes over the rollout; no unit is split."""
         together = self.algorithm.rows_per_unit
         units, size = rows // together, self.config.minibatch_size // together
         seed, name = stream_seed(self.run.seed, step), f"{self.run.name}/minibatch"
@@ -186,7 +186,7 @@ class OnlineTraining:
 
     @torch.no_grad()
     def _final_kl(self, rollout: Rollout) -> float:
-        """KL(π_old ‖ π_θ) in nats per token after the last update, from the samples of π_old by k3."""
+        """Estimate KL(π_old ‖ π_θ) in nats per token after the last update, with k3 on the samples of π_old."""
         outputs = forward_in_parts(self._forward, rollout, self.config.micro_batch_size)
         kl = kl_k3(rollout.old_logprobs, outputs.logprobs)
         return ((kl * rollout.token_weights).sum() / rollout.token_weights.sum()).item()
@@ -222,15 +222,15 @@ def _check(algorithm: OnPolicyAlgorithm, prompts: Sequence[Prompt], sampler: Sam
     needed = config.rollout_size // algorithm.group_size
     if needed > len(prompts):
         raise UserError(
-            f"rollout_size {config.rollout_size} needs {needed} prompts; there are {len(prompts)}. "
-            "Lower rollout_size, or give more prompts."
+            f"rollout_size {config.rollout_size} needs {needed} prompts, but the data has {len(prompts)}. "
+            "Lower rollout_size, or add prompts."
         )
     if sampler.temperature != config.temperature:
-        raise ValueError(f"sampling at temperature {sampler.temperature}, training at {config.temperature}")
+        raise ValueError(f"the sampler has temperature {sampler.temperature}, the loop {config.temperature}")
 
 
 def _rollout_metrics(rollout: Rollout, terms: Mapping[str, Tensor], group_size: int, epochs: int) -> Metrics:
-    """What the sampled responses are like; `kl` is in nats per response, to the reference, from the samples."""
+    """Return metrics of the sampled responses; `kl` to the reference is estimated in nats per response."""
     mean = rollout.row_mean(rollout.scores)
     tokens = rollout.lengths.sum().item()
     metrics = {

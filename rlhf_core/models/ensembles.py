@@ -33,7 +33,7 @@ def aggregate(scores: Tensor, how: Aggregate, std_coef: float) -> Tensor:
 
 
 class ScalarEnsemble(nn.Module):
-    """M scalar models as one. All have the same scale, so the aggregate has it too."""
+    """M scalar models combined into one. All members have the same scale, and so has the aggregate."""
 
     def __init__(self, members: Sequence[ScalarModel], how: Aggregate, std_coef: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Responses as one type: what samplers give, and what rewards and judges take."""
+"""The types of responses: samplers return them; rewards and judges read them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from rlhf_core.models.tokens import Prompt
 class Response:
     """One response.
 
-    ids: its tokens, as sampled, the end token included. text: for people and text judges only. ended: False where it
-    was cut off at the length limit.
+    ids: the sampled tokens, including the end token. text: only for people and for judges that read text.
+    ended: False if the response was cut off at the length limit.
     """
 
     ids: list[int]
@@ -26,9 +26,9 @@ class Response:
 
 @dataclass(frozen=True)
 class Responses:
-    """Responses to prompts, row by row, and their tensors, which are made when they are first read.
+    """Responses to prompts, one per row, and their tensors, computed at the first access.
 
-    pad_token fills the rows of `batch` up to one width; the tensors are on `device`.
+    pad_token: pads the rows of `batch` to one width. device: the device of the tensors.
     """
 
     prompts: Sequence[Prompt]
@@ -42,10 +42,10 @@ class Responses:
 
     @cached_property
     def batch(self) -> Batch:
-        """The rows as tensors of the very ids that were sampled.
+        """The rows as tensors of exactly the ids that were sampled.
 
         Raises:
-            UserError: if a row has no prompt or no response token.
+            UserError: a row has no prompt token or no response token.
         """
         rows = zip(self.prompts, self.responses, strict=True)
         examples = [Example(prompt.ids, response.ids) for prompt, response in rows]

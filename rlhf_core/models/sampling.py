@@ -1,4 +1,4 @@
-"""Sampling responses from a policy: the protocol, and transformers' `generate` as its implementation."""
+"""Sampling responses from a policy: the protocol, and an implementation with transformers' `generate`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from rlhf_core.models.tokens import Prompt, decode_response
 
 
 def no_report(count: int) -> None:
-    """Report nothing."""
+    """Do not report."""
 
 
 class Sampler(Protocol):
-    """Anything that draws responses from a policy; loops and stages ask for no more than this."""
+    """Samples responses from a policy. Loops and stages use only this interface."""
 
     @property
     def max_new_tokens(self) -> int:
-        """The length limit: a response that has not ended by then is cut off."""
+        """The length limit: a response that reaches it without an end token is cut off."""
         ...
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
-        """The end tokens; any of them ends a response."""
+        """The end tokens; each of them ends a response."""
         ...
 
     @property
     def temperature(self) -> float:
-        """What the logits are divided by; 0 takes the most likely token."""
+        """The divisor of the logits; 0 always takes the most likely token."""
         ...
 
     def responses(
@@ -41,22 +41,22 @@ class Sampler(Protocol):
         prompts: Sequence[Prompt],
         report: Callable[[int], None] = no_report,
     ) -> list[Response]:
-        """One response per prompt, drawn from the policy with the weights that it has at this call.
+        """One response per prompt, sampled from the policy with its current weights.
 
-        report(count): called whenever `count` more responses are there.
+        report(count): called each time that `count` more responses are ready.
 
         Raises:
-            UserError: if prompt and response would not fit into the model's context.
+            UserError: a prompt and its response do not fit into the model's context.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LocalSampler:
-    """A Sampler in this process, by transformers' `generate`; draws from torch's global generator.
+    """A Sampler in this process that uses transformers' `generate` and torch's global generator.
 
-    Samples come from the whole vocabulary: truncation (top-k, top-p) is left out on purpose, because under a KL penalty
-    it makes the KL estimate negative (docs/pitfalls.md, 29).
+    It samples from the whole vocabulary. There is no truncation (top-k, top-p), because truncation can make the
+    estimate of the KL penalty negative (docs/pitfalls.md, 29).
     """
 
     max_new_tokens: int
@@ -72,7 +72,7 @@ class LocalSampler:
         prompts: Sequence[Prompt],
         report: Callable[[int], None] = no_report,
     ) -> list[Response]:
-        """One response per prompt, as in Sampler."""
+        """One response per prompt; see `Sampler`."""
         drawn = self.token_ids(policy, [prompt.ids for prompt in prompts], report)
         return [Response(ids, decode_response(tokenizer, ids), self.ended(ids)) for ids in drawn]
 
@@ -83,7 +83,7 @@ class LocalSampler:
         prompts: Sequence[Sequence[int]],
         report: Callable[[int], None] = no_report,
     ) -> list[list[int]]:
-        """The same as ids alone: one response per prompt, its end token included where it ended."""
+        """The token ids of one response per prompt, including the end token if the response ended."""
         drawn: list[list[int]] = []
         for start in range(0, len(prompts), self.rows):
             drawn += self._generate(policy, prompts[start : start + self.rows])
@@ -91,7 +91,7 @@ class LocalSampler:
         return drawn
 
     def ended(self, ids: Sequence[int]) -> bool:
-        """Whether a response ends with an end token, any of them."""
+        """Whether a response ends with one of the end tokens."""
         return ids[-1] in self.stop_tokens
 
     def _generate(self, policy: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -99,8 +99,8 @@ class LocalSampler:
         context = getattr(policy.config, "max_position_embeddings", None)
         if context is not None and width + self.max_new_tokens > context:
             raise UserError(
-                f"a prompt of {width} tokens and {self.max_new_tokens} new ones exceed the model's context of "
-                f"{context}. Lower prepare.max_response_tokens, or prepare.max_prompt_tokens."
+                f"a prompt of {width} tokens and {self.max_new_tokens} new tokens exceed the model's context of "
+                f"{context} tokens. Lower prepare.max_response_tokens or prepare.max_prompt_tokens."
             )
         device = policy.device
         input_ids = torch.full((len(prompts), width), self.pad_token)
@@ -108,8 +108,8 @@ class LocalSampler:
         for row, prompt in enumerate(prompts):
             input_ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
             attention_mask[row, width - len(prompt) :] = 1
-        # What the model's own generation config sets (a repetition penalty, a minimum length, ...) would fill in
-        # whatever ours leaves open, and the samples would come from another distribution than the log-probabilities.
+        # generate takes values that our config does not set from the model's own generation config (a repetition
+        # penalty, a minimum length). The samples would then not follow the log-probabilities.
         own, policy.generation_config = policy.generation_config, GenerationConfig()
         generate: Any = policy.generate  # untyped in transformers
         try:
@@ -123,7 +123,7 @@ class LocalSampler:
         return [self._until_end(row) for row in sequences[:, width:].tolist()]
 
     def _until_end(self, ids: list[int]) -> list[int]:
-        """Cut behind the first stop token; what follows is padding."""
+        """The ids up to and including the first end token; padding follows it."""
         for position, token in enumerate(ids):
             if token in self.stop_tokens:
                 return ids[: position + 1]

@@ -1,4 +1,4 @@
-"""Judges behind one interface, and the win rate they give."""
+"""The interface of judges, and the win rate computed from their verdicts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,30 +11,30 @@ from rlhf_core.models.responses import Response, Responses
 
 
 class Judge(Protocol):
-    """Anything that prefers one of two responses."""
+    """Decides which of two responses is better."""
 
     @property
     def name(self) -> str:
-        """Who judged; stated beside every win rate."""
+        """The name of the judge, reported with every win rate."""
         ...
 
     def prefer(self, first: Responses, second: Responses) -> list[float]:
-        """For each prompt 1 if the response shown first is better, 0 if the second is, ½ for a tie.
+        """For each prompt: 1 if the response shown first is better, 0 if the second is better, ½ for a tie.
 
-        Both answer the same prompts, row by row.
+        `first` and `second` have the same prompts in the same order.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ScoreJudge:
-    """Prefers the response with the higher score: a gold rubric, an exact answer, or a second reward model.
+    """Prefers the response with the higher score, from a gold rubric, an exact answer, or a second reward model.
 
-    `scores` gets both sides of all pairs in one call, the sides of a pair adjacent and in an order of their own, not
-    that of presentation: a model then pads both alike, and the same pair in the other order gets the mirrored verdict.
+    `scores` gets both sides of all pairs in one call. The sides of a pair are adjacent and sorted by content, not by
+    presentation: the padding is then the same in both orders of presentation, and the verdicts are exactly opposite.
 
-    tolerance: a difference of at most this many standard deviations is a tie; the standard deviation is the population
-    one of all scores of the comparison, both sides together. 0 compares exactly. Identical token ids always tie.
+    tolerance: a difference of at most this many standard deviations is a tie. The population standard deviation is
+    computed over all scores of both sides. 0 compares exactly. Identical token ids always tie.
     """
 
     name: str
@@ -57,13 +57,13 @@ class ScoreJudge:
 
 
 def _content(response: Response) -> tuple[list[int], str]:
-    """What the sides of a pair are ordered by."""
+    """The key that sorts the sides of a pair."""
     return list(response.ids), response.text
 
 
 @dataclass(frozen=True)
 class WinRate:
-    """(wins + ½ ties) / n with its 95 % interval, over n prompts, and the judge."""
+    """(wins + ½ ties) / n over n prompts, with its 95 % interval and the name of the judge."""
 
     value: float
     low: float
@@ -73,10 +73,10 @@ class WinRate:
 
 
 def win_rate(judge: Judge, policy: Responses, opponent: Responses, resamples: int, seed: int) -> WinRate:
-    """Win rate of `policy` against `opponent`, each prompt judged in both orders of presentation.
+    """The win rate of `policy` against `opponent`; each prompt is judged in both orders of presentation.
 
-    A prompt counts the mean of its two verdicts; the interval resamples prompts, because the two verdicts on one
-    prompt are not independent.
+    The value of a prompt is the mean of its two verdicts. The bootstrap interval resamples prompts, because the two
+    verdicts on one prompt are not independent.
     """
     shown_first = judge.prefer(policy, opponent)
     shown_second = [1.0 - verdict for verdict in judge.prefer(opponent, policy)]

@@ -1,4 +1,4 @@
-"""Rewards on sampled responses: a reward model, an exact answer, an end token; summed with weights, logged apart."""
+"""Rewards for sampled responses (a reward model, an exact answer, a missing end token, ...) and their weighted sum."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from rlhf_core.scoring.answers import format_pattern, matches_whole, normal_answ
 
 
 class Reward(Protocol):
-    """Anything that gives each sampled response a number."""
+    """Gives each sampled response a number."""
 
     def __call__(self, responses: Responses) -> Tensor:
         """Scores, (B,), finite."""
@@ -23,7 +23,7 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class ModelReward:
-    """A reward model's score, centred and scaled as its config says, clamped to ±`clamp`."""
+    """The score of a reward model, with the centring and scale of its config, clamped to ±`clamp`."""
 
     model: nn.Module
     rows: int = 128
@@ -42,7 +42,7 @@ class ModelReward:
 
 @dataclass(frozen=True)
 class ExactMatch:
-    """1 where a response states the prompt's answer, else 0; `pattern` reads responses as it reads references."""
+    """1 if a response states the prompt's answer, else 0. `pattern` extracts answers from responses and references."""
 
     pattern: str
 
@@ -58,17 +58,17 @@ class ExactMatch:
         """Whether `text` states `answer`.
 
         Raises:
-            UserError: if the prompt has no answer, or the pattern takes too long.
+            UserError: the prompt has no answer, or the pattern takes too long.
         """
         if answer is None:
-            raise UserError("a prompt has no answer to compare with. Set prepare.format to question_answer.")
+            raise UserError("a prompt has no answer for exact_answer. Set prepare.format to question_answer.")
         found = read_answer(self.pattern, text)
         return found is not None and normal_answer(found) == normal_answer(answer)
 
 
 @dataclass(frozen=True)
 class MissingEnd:
-    """-penalty where a response was cut off before any of its stop tokens."""
+    """-penalty for a response that was cut off before an end token."""
 
     penalty: float
 
@@ -78,7 +78,7 @@ class MissingEnd:
 
 
 class Length:
-    """Response tokens, the end token included; a negative weight makes it a price."""
+    """The number of response tokens, including the end token; a negative weight penalises length."""
 
     def __call__(self, responses: Responses) -> Tensor:
         """|y|, (B,)."""
@@ -87,10 +87,10 @@ class Length:
 
 @dataclass(frozen=True)
 class Format:
-    """1 where the whole response matches `pattern`, as in `<think>.*</think>.*`, else 0; a dot is any character.
+    """1 if the whole response matches `pattern`, else 0. Example: `<think>.*</think>.*`; a dot matches any character.
 
     Raises:
-        UserError: if the pattern is not a regular expression, or takes too long on a response.
+        UserError: the pattern is not a regular expression, or takes too long on a response.
     """
 
     pattern: str
@@ -106,19 +106,19 @@ class Format:
 
 @dataclass(frozen=True)
 class PythonReward:
-    """A function of the user's: function(prompts, responses, answers) -> one number per response.
+    """A function of the user: function(prompts, responses, answers) -> one number per response.
 
-    prompts: lists of chat messages; responses: texts; answers: the right answers, None where there is none.
+    prompts: lists of chat messages. responses: texts. answers: the correct answers, None for a prompt without one.
     """
 
     name: str
     function: Callable[[list[Any], list[str], list[str | None]], Sequence[float]]
 
     def __call__(self, responses: Responses) -> Tensor:
-        """What the function gives, (B,).
+        """The values of the function, (B,).
 
         Raises:
-            UserError: if it raises, or gives something else than one number per response.
+            UserError: the function raises an exception, or does not return one number per response.
         """
         prompts = [list(prompt.messages) for prompt in responses.prompts]
         answers = [prompt.answer for prompt in responses.prompts]
@@ -130,32 +130,33 @@ class PythonReward:
             ) from error
         if len(values) != len(responses):
             raise UserError(
-                f"reward {self.name} gave {len(values)} numbers for {len(responses)} responses. Return one for each."
+                f"reward {self.name} returned {len(values)} values for {len(responses)} responses. "
+                "Return one number per response."
             )
         for row, value in enumerate(values):
             if not isinstance(value, int | float):
-                raise UserError(f"reward {self.name} gave {value!r} for response {row}. Return numbers.")
+                raise UserError(f"reward {self.name} returned {value!r} for response {row}. Return a number.")
         return torch.tensor([float(value) for value in values], device=responses.device)
 
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """Σ weight · reward, each part logged under its name."""
+    """Σ weight · reward, and each reward under its name."""
 
     parts: Sequence[tuple[str, float, Reward]]
 
     def __call__(self, responses: Responses) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum and its unweighted parts, (B,) each.
+        """The weighted sum and its unweighted parts, (B,) each.
 
         Raises:
-            UserError: if a part is not finite or has another shape; the part is named.
+            UserError: a part is not finite or has a wrong shape; states the name of the part.
         """
         total = torch.zeros(len(responses), device=responses.device)
         named = {}
         for name, weight, reward in self.parts:
             value = reward(responses)
             if value.shape != total.shape:
-                raise UserError(f"reward '{name}' gave shape {tuple(value.shape)} for {len(total)} responses.")
+                raise UserError(f"reward '{name}' has shape {tuple(value.shape)} for {len(total)} responses.")
             if not bool(torch.isfinite(value).all()):
                 row = int((~torch.isfinite(value)).nonzero()[0])
                 raise UserError(

@@ -1,1 +1,1 @@
-"""The seam between algorithms and loops, and what several methods share."""
+"""The interface between algorithms and loops, and code that several methods share."""

@@ -1,12 +1,12 @@
-"""The seam between algorithms and loops.
+"""The interface between algorithms and loops.
 
-An algorithm is a frozen dataclass whose fields are its hyperparameters. The loops never ask which one they run:
+An algorithm is a frozen dataclass; its fields are the hyperparameters. The loops do not know which algorithm they run:
 
     fixed data:    batch   -> prepare -> losses, weights -> scalar
     sampled data:  rollout -> targets -> minibatches -> prepare -> losses, weights -> scalar
 
 `losses` and `weights` have the same shape: (B, R) for a loss per token, (B,) per response or (N,) per unit (a pair, a
-ranking). The loop computes `(losses * weights).sum()`. A method states only what differs from the defaults here.
+ranking). The loop computes `(losses * weights).sum()`. A method overrides only what differs from the defaults here.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,15 +20,15 @@ from rlhf_core.common.lazy import Tensor
 
 BatchT = TypeVar("BatchT", bound=Batch)
 
-# What turns the difference of two scores into the probability that the first is better: σ or Φ.
+# The function from the difference of two scores to the probability that the first response is better: σ or Φ.
 Link = Literal["logistic", "normal"]
 
-# What a method carries from rollout to rollout (a KL coefficient, a running mean): part of the checkpoint.
+# The state that a method keeps between rollouts (a KL coefficient, a running mean); it is part of the resume state.
 State = dict[str, float]
 
 
 class Data(StrEnum):
-    """What a method learns from."""
+    """The data that a method learns from."""
 
     PAIRS = "pairs"  # preferences
     UNPAIRED = "unpaired"  # responses labelled good or bad
@@ -40,15 +40,15 @@ class Data(StrEnum):
 
     @property
     def is_rewarded(self) -> bool:
-        """Whether policy.rewards decides what is learned."""
+        """Whether the method uses policy.rewards."""
         return self in (Data.ROLLOUTS, Data.BEST_OF_N, Data.NOTHING)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What the loop has to provide for an algorithm."""
+    """What the loop must provide for an algorithm."""
 
-    critic: bool = False  # values
+    critic: bool = False  # gives the values
     entropies: bool = False
     exact_kl: bool = False
     trust_region: bool = False  # the natural-gradient step, and a copy of the policy
@@ -56,27 +56,27 @@ class Needs:
 
 
 class Method:
-    """What is declared of every method, in its own file; tables, parameters, forms and reports follow from it."""
+    """The declarations of a method, in its own file. Tables, parameters, forms and reports are derived from them."""
 
-    name: ClassVar[str]  # in params.yaml; for a policy also its file's
-    title: ClassVar[str]  # for people
+    name: ClassVar[str]  # the name in params.yaml and of the file
+    title: ClassVar[str]  # the name in reports and forms
     data: ClassVar[Data]
-    loop: ClassVar[type[OptimizerConfig] | None] = None  # the loop that trains it, by its configuration
-    notes: ClassVar[Mapping[str, str]] = {}  # what an option of the loop means here, where that differs
+    loop: ClassVar[type[OptimizerConfig] | None] = None  # the configuration of the loop that trains the method
+    notes: ClassVar[Mapping[str, str]] = {}  # descriptions of loop options that have another meaning for this method
 
 
 class Algorithm(Method, Generic[BatchT]):
-    """What a method that is trained gives a loop."""
+    """A method that a loop trains."""
 
     loop: ClassVar[type[OptimizerConfig] | None] = OfflineConfig
 
     @property
     def needs(self) -> Needs:
-        """What the loop has to provide."""
+        """What the loop must provide."""
         return Needs()
 
     def prepare(self, batch: BatchT, forward: Callable[[BatchT], Outputs]) -> BatchT:
-        """The minibatch with what its rows must know of each other; `forward` is without gradient."""
+        """The minibatch with values that depend on several of its rows; `forward` computes no gradient."""
         return batch
 
     def losses(self, outputs: Outputs, batch: BatchT) -> Tensor:
@@ -84,45 +84,45 @@ class Algorithm(Method, Generic[BatchT]):
         raise NotImplementedError
 
     def weights(self, batch: BatchT) -> Tensor:
-        """Weights of the same shape, computed once from the whole minibatch."""
+        """Weights of the same shape as the losses, computed once from the whole minibatch."""
         raise NotImplementedError
 
     def statistics(self, outputs: Outputs, batch: BatchT) -> dict[str, Tensor]:
-        """Named quantities of the same shape, averaged with the same weights and logged."""
+        """Named quantities of the same shape as the losses; the loop averages them with `weights` and logs them."""
         return {}
 
 
 class OnPolicyAlgorithm(Algorithm[Rollout]):
-    """What a method on sampled data gives besides. `group_size` is a field of each: G, responses per prompt."""
+    """A method that trains on sampled data. Each has a field `group_size`: G, responses per prompt."""
 
     data = Data.ROLLOUTS
     loop = OnlineConfig
-    reuse_options: ClassVar[tuple[str, ...]] = ()  # options without effect where a rollout makes a single step
+    reuse_options: ClassVar[tuple[str, ...]] = ()  # options that have no effect if a rollout makes one step
     group_size: int
 
     @property
     def rows_per_unit(self) -> int:
-        """Adjacent responses that one loss needs together: 2 for a pair."""
+        """The number of adjacent responses that one loss needs: 2 for a pair."""
         return 1
 
     def check_rollouts(self, config: OnlineConfig) -> None:
-        """Raise ValueError if the method is wrong, or unstable, with rollouts and optimiser steps as in `config`."""
+        """Raise ValueError if the method is incorrect or unstable with the rollouts and steps of `config`."""
 
     def initial_state(self) -> State:
         """The state before the first rollout."""
         return {}
 
     def at(self, state: State) -> Self:
-        """The method with the coefficients that its state has reached."""
+        """The method with the coefficients in `state`."""
         return self
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
-        """The rollout with rewards, advantages and returns; no gradient."""
+        """The rollout with rewards, advantages and returns, without gradient."""
         raise NotImplementedError
 
     def next_state(self, state: State, metrics: dict[str, float], responses: int) -> State:
-        """The state for the next rollout, from this one's metrics.
+        """The state for the next rollout, computed from the metrics of this one.
 
-        `kl` and `return` are per response: nats to the reference, and the sum of its token rewards.
+        The metrics `kl` (to the reference, in nats) and `return` (sum of the token rewards) are means per response.
         """
         return state

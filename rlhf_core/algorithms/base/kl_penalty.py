@@ -1,9 +1,12 @@
-"""Where the KL to the reference stands, and how it is estimated: options that PPO and GRPO share.
+"""The KL to the reference, its place and its estimator: options that PPO and GRPO share.
 
-What each choice optimises (docs/algorithms.md; shown by enumeration in `make oracle`), with π* ∝ π_ref exp(r/β):
-in the reward (k1): π*. In the loss, k2 of whole responses: π*. In the loss per token, k2, exact, or weighted k1 and
-k3: the KL of the present token only, not of what follows. In the loss, plain k3: KL(π_ref‖π_θ) at each state. In the
-loss, plain k1: nothing, its expected gradient is zero.
+The choices have different optima (docs/algorithms.md; `make oracle` shows them by enumeration). π* ∝ π_ref exp(r/β).
+
+    in the reward, k1                                       π*
+    in the loss, k2 of whole responses                      π*
+    in the loss per token, k2, exact, or weighted k1 or k3  ignores the KL of the tokens that follow
+    in the loss, unweighted k3                              penalises KL(π_ref‖π_θ) at each state
+    in the loss, unweighted k1                              no penalty: the expected gradient is zero
 """
 
 from dataclasses import dataclass
@@ -24,15 +27,15 @@ class KLPenalty:
     """β KL(π_θ‖π_ref), in the token reward or in the loss."""
 
     kl_coef: float = setting(0.05, "β, weight of the KL to the reference", title="KL weight", ge=0)
-    kl_in: Literal["reward", "loss"] = setting("reward", "where the KL to the reference stands")
+    kl_in: Literal["reward", "loss"] = setting("reward", "where to add the KL to the reference: reward or loss")
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = setting(
-        "k1", "k1, k2, k3 from the sampled tokens, or the exact sum over the vocabulary; in the reward k1 only"
+        "k1", "k1, k2 or k3 on the sampled tokens, or exact: the sum over the vocabulary; only k1 in the reward"
     )
-    kl_per: Literal["token", "response"] = setting("token", "in the loss: estimate per token, or of whole responses")
-    kl_weighted: bool = setting(False, "in the loss: weight by π_θ/π_old, whose gradient then counts too")
+    kl_per: Literal["token", "response"] = setting("token", "in the loss: estimate per token or per response")
+    kl_weighted: bool = setting(False, "in the loss: multiply by π_θ/π_old and include its gradient")
 
     def check_kl(self) -> None:
-        """Raise ValueError for combinations that have no effect or optimise nonsense."""
+        """Raise ValueError for combinations that have no effect or a wrong optimum."""
         if self.kl_in == "reward" and self.kl_estimator != "k1":
             raise ValueError(
                 f"kl_estimator {self.kl_estimator} in the reward makes the policy collapse; "
@@ -40,7 +43,7 @@ class KLPenalty:
             )
         if self.kl_in == "loss" and self.kl_estimator == "k1" and not self.kl_weighted:
             raise ValueError(
-                "kl_estimator k1 in the loss acts as kl_coef 0, because its expected gradient is zero; "
+                "kl_estimator k1 in the loss has no effect, because its expected gradient is zero; "
                 "set kl_in to reward, kl_weighted to true, or kl_estimator to k2, k3 or exact"
             )
         if self.kl_in == "reward" and (self.kl_per != "token" or self.kl_weighted):
@@ -50,16 +53,16 @@ class KLPenalty:
 
     @property
     def uses_exact_kl(self) -> bool:
-        """Whether the loop has to compute the exact KL."""
+        """Whether the loop must compute the exact KL."""
         return self.kl_in == "loss" and self.kl_estimator == "exact" and self.kl_coef > 0
 
     def token_rewards(self, rollout: Rollout) -> Tensor:
-        """The score at the last token, less β k1 at each token if the KL stands in the reward, (B, R)."""
+        """The score at the last token, minus β k1 at each token if the KL is in the reward, (B, R)."""
         kl = kl_k1(rollout.old_logprobs, rollout.ref_logprobs)
         return token_rewards(rollout.scores, kl, self.kl_coef if self.kl_in == "reward" else 0.0, rollout.response_mask)
 
     def kl_losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
-        """β times the KL term of the loss, (B, R); 0 if the KL stands in the reward."""
+        """The KL term of the loss, times β, (B, R); 0 if the KL is in the reward."""
         if self.kl_in == "reward" or self.kl_coef == 0:
             return outputs.logprobs.new_zeros(outputs.logprobs.shape)
         if self.kl_estimator == "exact":

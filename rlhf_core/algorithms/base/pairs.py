@@ -1,4 +1,4 @@
-"""What methods on preference pairs share: DPO, cDPO, IPO."""
+"""Shared by the methods on preference pairs: DPO, cDPO, IPO."""
 
 from rlhf_core.algorithms.base.algorithm import Algorithm, Data
 from rlhf_core.common.batch import Batch, Outputs
@@ -7,17 +7,17 @@ from rlhf_core.maths.reductions import sequence_sum, unit_mean
 
 
 class PairAlgorithm(Algorithm[Batch]):
-    """Rows alternate chosen, rejected; preferences are the probability that a row is the better one."""
+    """Rows alternate between chosen and rejected. A row's preference is the probability that it is the better one."""
 
     beta: float
     data = Data.PAIRS
 
     def weights(self, batch: Batch) -> Tensor:
-        """One pair, one vote, (N,)."""
+        """Equal weight for every pair, (N,)."""
         return unit_mean(batch.rows // 2, batch.input_ids.device)
 
     def statistics(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Implicit rewards β log π_θ/π_ref of both sides, their margin, and how often it has the right sign, (N,)."""
+        """Implicit rewards β log π_θ/π_ref, their margin, and whether its sign is right (½ if it is 0), (N,)."""
         implicit = self.beta * self.logratios(outputs, batch).detach()
         chosen, rejected = implicit[0::2], implicit[1::2]
         logprobs = sequence_sum(outputs.logprobs.detach(), batch.response_mask)

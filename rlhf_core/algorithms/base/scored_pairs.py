@@ -1,4 +1,4 @@
-"""What reward-model losses on preference pairs share: Bradley-Terry, Thurstone."""
+"""Shared by the reward-model losses on preference pairs: Bradley-Terry, Thurstone."""
 
 from rlhf_core.algorithms.base.algorithm import Algorithm, Data
 from rlhf_core.common.batch import Batch, Outputs
@@ -7,16 +7,16 @@ from rlhf_core.maths.reductions import unit_mean
 
 
 class ScoredPairs(Algorithm[Batch]):
-    """Rows alternate chosen, rejected; scores are the scalar head at the last response token."""
+    """Rows alternate between chosen and rejected. A score is the scalar at the last response token."""
 
     data = Data.PAIRS
 
     def weights(self, batch: Batch) -> Tensor:
-        """One pair, one vote, (N,)."""
+        """Equal weight for every pair, (N,)."""
         return unit_mean(batch.rows // 2, batch.input_ids.device)
 
     def statistics(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Accuracy (equal scores are half right; ties are half right whatever the scores) and margin, (N,)."""
+        """Accuracy (½ for equal scores, and ½ for a tie with any scores) and margin, (N,)."""
         margin = (outputs.scores[0::2] - outputs.scores[1::2]).detach()
         right = (margin > 0).float() + 0.5 * (margin == 0).float()
         is_tie = batch.preferences[0::2] == 0.5

@@ -1,7 +1,7 @@
 """SFT: supervised fine-tuning. InstructGPT, Ouyang et al. 2022 (arXiv:2203.02155) sec. 3.5.
 
-L = - Σ_{t in response} log π(a_t | s_t) / #response tokens. The prompt is masked, the end token is trained,
-and every response token of the global batch counts the same.
+L = - Σ_{t in response} log π(a_t | s_t) / #response tokens. The prompt is masked and the end token is trained. Every
+response token of the minibatch has the same weight.
 """
 
 from dataclasses import dataclass
@@ -25,5 +25,5 @@ class SFT(Algorithm[Batch]):
         return cross_entropy(outputs.logprobs)
 
     def weights(self, batch: Batch) -> Tensor:
-        """One token, one vote, (B, R)."""
+        """Equal weight for every response token, (B, R)."""
         return token_mean(batch.response_mask)

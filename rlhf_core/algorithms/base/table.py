@@ -1,7 +1,7 @@
-"""The methods there are, found by their files: each class declares its own name.
+"""The tables of methods, built from their files: each class declares its own name.
 
-A policy method is the class with name = "NAME" in rlhf_core/algorithms/NAME.py, a reward-model loss the one in
-rlhf_core/algorithms/reward/NAME.py.
+A policy method is the class with name = "NAME" in rlhf_core/algorithms/NAME.py. A reward-model loss is the class with
+name = "NAME" in rlhf_core/algorithms/reward/NAME.py.
 """
 
 from functools import cache
@@ -26,28 +26,28 @@ def reward_losses() -> dict[str, type[Any]]:
 
 
 def policy_algorithm(name: str) -> type[Any]:
-    """The class of the policy method called `name`.
+    """The class of the policy method `name`.
 
     Raises:
-        UserError: if there is none; the names that exist are listed.
+        UserError: the method does not exist; lists the names.
     """
     return _look_up(policy_algorithms(), name, "policy.online or policy.offline")
 
 
 def reward_loss(name: str) -> type[Any]:
-    """The class of the reward-model loss called `name`.
+    """The class of the reward-model loss `name`.
 
     Raises:
-        UserError: if there is none; the names that exist are listed.
+        UserError: the loss does not exist; lists the names.
     """
     return _look_up(reward_losses(), name, "reward.loss")
 
 
 def _methods(package: str) -> dict[str, type[Any]]:
-    """The method of each file of a package, by its name.
+    """The method in each file of a package, by its name.
 
     Raises:
-        ValueError: if a file does not hold exactly one method, called as the file is; the file is named.
+        ValueError: a file does not contain exactly one method with the name of the file; states the file.
     """
     found: dict[str, type[Any]] = {}
     for file in iter_modules(import_module(package).__path__):
@@ -59,7 +59,7 @@ def _methods(package: str) -> dict[str, type[Any]]:
         if list(methods) != [file.name]:
             names = ", ".join(map(repr, methods)) or "none"
             raise ValueError(
-                f"{module.__name__.replace('.', '/')}.py must hold one method with name = {file.name!r}; "
+                f"{module.__name__.replace('.', '/')}.py must contain one method with name = {file.name!r}; "
                 f"it declares {names}. Rename the method or the file."
             )
         found |= methods
@@ -68,5 +68,5 @@ def _methods(package: str) -> dict[str, type[Any]]:
 
 def _look_up(table: dict[str, type[Any]], name: str, key: str) -> type[Any]:
     if name not in table:
-        raise UserError(f"{key} names '{name}', which is not known here. Choose from: {', '.join(table)}.")
+        raise UserError(f"{key} contains '{name}', which does not exist. Choose from: {', '.join(table)}.")
     return table[name]

@@ -1,1 +1,1 @@
-"""Losses that fit a reward model, one file each."""
+"""Losses of reward models, one file each."""

@@ -1,7 +1,7 @@
 """Bradley-Terry reward model. Bradley & Terry 1952; InstructGPT (arXiv:2203.02155) eq. 1.
 
 P(y_w ≻ y_l | x) = σ(r(x, y_w) - r(x, y_l)), fitted by maximum likelihood on pairs: L = -log σ(r_w - r_l - m).
-A tie is the mean of both directions. Smoothing and margins bias r; `make oracle` prints by how much.
+A tie is the mean of both directions. Label smoothing and margins bias r; `make oracle` prints the size of the bias.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from rlhf_core.maths.losses import bradley_terry, smoothed
 
 @dataclass(frozen=True, kw_only=True)
 class BradleyTerry(ScoredPairs):
-    """The logistic link."""
+    """Maximum likelihood on pairs with the logistic link."""
 
     name = "bradley_terry"
     title = "Bradley-Terry"
 
-    margin: float = setting(0.0, "m, subtracted from the difference where a pair brings no margin of its own", ge=0)
+    margin: float = setting(0.0, "m, subtracted from the difference of a pair that has no margin in the data", ge=0)
     label_smoothing: float = setting(0.0, "ε, probability that a label is wrong", ge=0, lt=0.5)
 
     link: ClassVar[Link | None] = "logistic"

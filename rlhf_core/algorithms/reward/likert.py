@@ -1,7 +1,7 @@
-"""Reward model by regression on Likert scores, by least squares.
+"""Reward model from Likert scores by least-squares regression.
 
-L = (r(x, y) - score)² on scores standardised over the training data; mean and standard deviation are saved with the
-model, so that its prediction can be read on the annotators' scale.
+L = (r(x, y) - score)² on scores standardised over the training data. The mean and standard deviation are saved with the
+model to convert its predictions to the annotators' scale.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from rlhf_core.maths.reductions import unit_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Likert(Algorithm[Batch]):
-    """One row, one standardised score."""
+    """Least squares on standardised scores, one per row."""
 
     name = "likert"
     title = "Likert regression"
     data = Data.RATINGS
-    link: ClassVar[Link | None] = None  # a rating is no probability
+    link: ClassVar[Link | None] = None  # a rating does not give the probability of a preference
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         """(r - score)², (B,)."""
         return squared_error(outputs.scores, batch.ratings)
 
     def weights(self, batch: Batch) -> Tensor:
-        """One rating, one vote, (B,)."""
+        """Equal weight for every rating, (B,)."""
         return unit_mean(batch.rows, batch.input_ids.device)

@@ -1,6 +1,6 @@
 """Reward model from all pairs of a ranking. InstructGPT, Ouyang et al. 2022 (arXiv:2203.02155) eq. 1.
 
-L = 1 / C(K,2) Σ -log σ(r_w - r_l) over the C(K,2) pairs of a ranking of K responses; a tie is the mean of both
+L = 1 / C(K,2) Σ -log σ(r_w - r_l) over the C(K,2) pairs of a ranking of K responses. A tie is the mean of both
 directions.
 """
 
@@ -13,7 +13,7 @@ from rlhf_core.maths.losses import bradley_terry
 
 @dataclass(frozen=True, kw_only=True)
 class RankingPairs(RankingLoss):
-    """Bradley-Terry's loss on every pair, their mean."""
+    """The mean Bradley-Terry loss over all pairs of a ranking."""
 
     name = "ranking_pairs"
     title = "Pairs of a ranking"

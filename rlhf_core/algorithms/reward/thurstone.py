@@ -1,7 +1,7 @@
 """Thurstone reward model. Thurstone 1927, "A law of comparative judgment".
 
-P(y_w ≻ y_l | x) = Φ(r(x, y_w) - r(x, y_l)): utilities with normal noise whose difference has unit variance. Rewards
-come out on a scale about 1.7 times smaller than Bradley-Terry's; `reward.unit_scale` takes that out.
+P(y_w ≻ y_l | x) = Φ(r(x, y_w) - r(x, y_l)): utilities have normal noise, and the difference of two noises has unit
+variance. Rewards are about 1.7 times smaller than with Bradley-Terry; `reward.unit_scale` removes this difference.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from rlhf_core.maths.losses import smoothed, thurstone
 
 @dataclass(frozen=True, kw_only=True)
 class Thurstone(ScoredPairs):
-    """The normal link."""
+    """Maximum likelihood on pairs with the normal link."""
 
     name = "thurstone"
     title = "Thurstone"

@@ -1,1 +1,1 @@
-"""One file for each form of feedback."""
+"""Forms of feedback, one file each."""

@@ -11,21 +11,21 @@ from rlhf_core.feedback.member import Opinion
 
 @dataclass(frozen=True)
 class BestOfN(Form):
-    """An answer is the index of the best response. It is better than each other; between those it says nothing."""
+    """An answer is the index of the best response. It implies nothing about the order of the others."""
 
     name = "best_of_n"
     needs = "two or more responses and the index of the best"
-    file = "rankings"  # with rank 1 for the best and 2 for the others
+    file = "rankings"  # rank 1 for the best response, 2 for the others
     data = "rankings"
     loss = "best_of_n"
     has_ties = False
 
     def question(self, count: int) -> str:
-        """In words."""
+        """The question in words."""
         return f"the best of {count}"
 
     def accepts(self, answer: Any, count: int) -> bool:
-        """The index of one of at least two responses."""
+        """Whether the answer is the index of one of at least two responses."""
         return count >= 2 and type(answer) is int and 0 <= answer < count
 
     def simulated(self, opinion: Opinion) -> list[Any]:
@@ -38,5 +38,5 @@ class BestOfN(Form):
         return ranking_row(judgement, ranks)
 
     def worth(self, answer: Any, count: int) -> list[float]:
-        """1 for the best, 0 for the others."""
+        """1 for the best response, 0 for the others."""
         return [float(index == answer) for index in range(count)]

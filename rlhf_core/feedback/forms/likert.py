@@ -1,4 +1,4 @@
-"""A score for each response, from 1 to the highest of the scale."""
+"""A score for each response, from 1 to the highest score of the scale."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from rlhf_core.feedback.member import Opinion
 
 @dataclass(frozen=True)
 class Likert(Form):
-    """An answer is a number, higher is better. Two responses with equal scores are a tie."""
+    """An answer is a number; higher is better. Equal scores are a tie."""
 
-    scale: int | None = None  # the highest score; None where it is unknown
+    scale: int | None = None  # the highest score; None if unknown
 
     name = "likert"
     needs = "one response and a score on the scale"
@@ -24,11 +24,11 @@ class Likert(Form):
     is_alone = True
 
     def question(self, count: int) -> str:
-        """In words."""
+        """The question in words."""
         return f"scores from 1 to {self.scale}"
 
     def accepts(self, answer: Any, count: int) -> bool:
-        """A number from 1 to the scale, of one response; any number where the scale is unknown."""
+        """Whether the answer is a number from 1 to the scale for one response; any number if the scale is unknown."""
         return count == 1 and is_number(answer) and (self.scale is None or 1 <= answer <= self.scale)
 
     def simulated(self, opinion: Opinion) -> list[Any]:

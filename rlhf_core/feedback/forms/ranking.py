@@ -11,7 +11,7 @@ from rlhf_core.feedback.member import Opinion
 
 @dataclass(frozen=True)
 class Ranking(Form):
-    """An answer is a rank for each response: 1 is the best, equal ranks are ties."""
+    """An answer is a rank for each response; 1 is the best, and equal ranks are ties."""
 
     name = "ranking"
     needs = "two or more responses and a rank for each"
@@ -21,11 +21,11 @@ class Ranking(Form):
     loss = "plackett_luce"
 
     def question(self, count: int) -> str:
-        """In words."""
+        """The question in words."""
         return f"rankings of {count}"
 
     def accepts(self, answer: Any, count: int) -> bool:
-        """A list of numbers, one for each of at least two responses."""
+        """Whether the answer is a list of numbers, one for each of at least two responses."""
         return count >= 2 and isinstance(answer, list) and len(answer) == count and all(map(is_number, answer))
 
     def simulated(self, opinion: Opinion) -> list[Any]:
@@ -46,7 +46,7 @@ class Ranking(Form):
 
 
 def ranking_row(judgement: Judgement, ranks: list[float]) -> Row:
-    """The responses of a record with these ranks, and `responses_tokens` where all were sampled."""
+    """A row with the responses of a record and these ranks, and `responses_tokens` if all were sampled."""
     row: Row = {"prompt": judgement.prompt, "responses": judgement.responses}
     row |= {} if judgement.tokens is None else {"responses_tokens": judgement.tokens}
     return row | {"ranks": ranks}

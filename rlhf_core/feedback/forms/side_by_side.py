@@ -1,4 +1,4 @@
-"""Two responses side by side: which is better, or a tie."""
+"""Two responses side by side: the better one, or a tie."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,15 +22,15 @@ class SideBySide(Form):
     loss = "bradley_terry"
 
     def question(self, count: int) -> str:
-        """In words."""
+        """The question in words."""
         return "two responses side by side"
 
     def shown(self, count: int) -> int:
-        """Two."""
+        """Two responses."""
         return 2
 
     def accepts(self, answer: Any, count: int) -> bool:
-        """A, B or tie, of two responses."""
+        """Whether the answer is A, B or tie, for two responses."""
         return count == 2 and isinstance(answer, str) and answer in WORTH
 
     def simulated(self, opinion: Opinion) -> list[Any]:
@@ -38,10 +38,10 @@ class SideBySide(Form):
         return [opinion.verdict()]
 
     def row(self, judgement: Judgement) -> Row:
-        """The verdict itself, as a preference."""
+        """The verdict as a preference row."""
         (verdict,) = self.verdicts([judgement])
         return preference_row(verdict)
 
     def worth(self, answer: Any, count: int) -> tuple[float, float]:
-        """1 for the better one, 0 for the other; 0 for both of a tie."""
+        """1 for the better response and 0 for the other; 0 for both in a tie."""
         return WORTH[answer]

@@ -11,23 +11,23 @@ from rlhf_core.feedback.member import Opinion
 
 @dataclass(frozen=True)
 class Thumbs(Form):
-    """An answer is "good" or "bad". Between two responses with equal thumbs it says nothing."""
+    """An answer is "good" or "bad". Equal thumbs imply nothing about the order of two responses."""
 
     name = "thumbs"
     needs = "one response and a choice good or bad"
     file = "unpaired"
     kind = "unpaired"
     data = "unpaired"
-    loss = "bradley_terry"  # of the preferences that thumbs imply
+    loss = "bradley_terry"  # on the preferences that thumbs imply
     has_ties = False
     is_alone = True
 
     def question(self, count: int) -> str:
-        """In words."""
+        """The question in words."""
         return "good or bad"
 
     def accepts(self, answer: Any, count: int) -> bool:
-        """Good or bad, of one response."""
+        """Whether the answer is good or bad, for one response."""
         return count == 1 and isinstance(answer, str) and answer in ("good", "bad")
 
     def simulated(self, opinion: Opinion) -> list[Any]:
@@ -35,7 +35,7 @@ class Thumbs(Form):
         return ["good" if is_good else "bad" for is_good in opinion.approvals()]
 
     def row(self, judgement: Judgement) -> Row:
-        """{"prompt", "response", "label"}, the label true for good."""
+        """{"prompt", "response", "label"}; the label is true for good."""
         return response_row(judgement) | {"label": judgement.choice == "good"}
 
     def read(self, row: Mapping[str, Any]) -> tuple[list[str], Any]:

@@ -1,1 +1,1 @@
-"""What both loops share: the run, the optimiser step, resuming, and checks before a training."""
+"""Shared by both loops: the run, the optimiser step, resume states, and checks before training."""

@@ -1,4 +1,4 @@
-"""Checks of the user's model and data before training starts: silent faults that can be found in seconds.
+"""Checks of the user's model and data before training starts. They find silent faults in seconds.
 
 Each check uses a few real rows and raises UserError with the fault, the row and the fix. No check changes a model. The
 caller must preserve the state of the random streams.

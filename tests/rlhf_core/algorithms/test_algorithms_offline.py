@@ -21,27 +21,27 @@ def close(found, expected, tolerance=1e-6):
 
 
 def pairs(*lengths, preference=1.0):
-    """Units of two rows of these lengths, every reference log-probability -1."""
+    """Units of two rows with these lengths; every reference log-probability is -1."""
     rows = [Example([USER], [END] * length, ref_logprobs=[-1.0] * length) for length in lengths]
     units = [(replace(a, preference=preference), replace(b, preference=1 - preference)) for a, b in paired(rows)]
     return collate_units(units, PAD)
 
 
 def outputs_for(batch, logratios):
-    """Every token of row i lies logratios[i] above the reference."""
+    """Log-probabilities of row i are the reference's plus logratios[i]."""
     above = torch.tensor(logratios)[:, None]
     return Outputs.of(batch, logprobs=(above - 1) * batch.response_mask)
 
 
 def test_dpo_sums_over_tokens():
-    """Chosen 2 tokens of +0.5, rejected 1 of -0.5: log-ratios 1 and -0.5, β = 2: -log σ(3)."""
+    """Chosen: 2 tokens of +0.5; rejected: 1 token of -0.5. Log-ratios 1 and -0.5, β = 2: -log σ(3)."""
     batch = pairs(2, 1)
     losses = DPO(beta=2.0).losses(outputs_for(batch, [0.5, -0.5]), batch)
     close(losses, [math.log(1 + math.exp(-3))])
 
 
 def test_a_tie_pulls_the_margin_to_zero():
-    """Preference ½: the mean of both directions, least at margin 0, where it is log 2."""
+    """Preference ½ gives the mean of both directions, with minimum log 2 at margin 0."""
     batch = pairs(1, 1, preference=0.5)
     at = [DPO(beta=1.0).losses(outputs_for(batch, [margin, 0.0]), batch).item() for margin in (-1.0, 0.0, 1.0)]
     assert at[1] == pytest.approx(math.log(2))
@@ -50,7 +50,7 @@ def test_a_tie_pulls_the_margin_to_zero():
 
 
 def test_cdpo_has_a_finite_optimum():
-    """ε = 0.1: the loss is least at margin log(0.9/0.1), where it is the entropy of 0.1."""
+    """ε = 0.1: the minimum is at margin log(0.9/0.1), with the entropy of 0.1 as loss."""
     batch, best = pairs(1, 1), math.log(9)
     algorithm = CDPO(beta=1.0, label_smoothing=0.1)
     logprobs = torch.tensor([[best - 1], [-1.0]], requires_grad=True)
@@ -70,14 +70,14 @@ def test_ipo_sums_over_tokens_by_default():
 
 
 @pytest.mark.pitfall(22)
-def test_ipo_per_token_divides_policy_and_reference_alike():
-    """A policy equal to the reference has h = 0 whatever the lengths."""
+def test_ipo_per_token_divides_policy_and_reference():
+    """A policy equal to the reference has h = 0 for all lengths."""
     batch = pairs(5, 2)
     close(IPO(beta=0.5, per_token=True).losses(outputs_for(batch, [0.0, 0.0]), batch), [1.0])
 
 
-def test_pairs_count_alike_whatever_their_lengths():
-    """Two pairs: half each."""
+def test_pairs_have_equal_weight_for_all_lengths():
+    """Each of two pairs has weight ½."""
     close(DPO(beta=1.0).weights(pairs(2, 1, 3, 3)), [0.5, 0.5])
 
 
@@ -96,7 +96,7 @@ def test_pair_statistics():
 
 
 def kto_batch(*desirable):
-    """Units of a labelled row and a mismatched one, one token each, reference -1."""
+    """Units of a labelled row and a mismatched row with one token each; reference log-probabilities are -1."""
     row = Example([USER], [END], ref_logprobs=[-1.0])
     return collate_units([(replace(row, desirable=value), row) for value in desirable], PAD)
 
@@ -107,19 +107,19 @@ def column(logratios):
 
 @pytest.mark.pitfall(23)
 def test_kto_reference_point_is_the_mean_over_mismatched_rows():
-    """Mismatched log-ratios 1 and 0: z_0 = ½, without gradient, for every labelled row. -3 and 1: clamped at 0."""
+    """Mismatched log-ratios 1 and 0: z_0 = ½, without gradient, for every labelled row. -3 and 1: clamped to 0."""
     batch = kto_batch(1.0, 0.0)
     for mismatched, expected in (([1.0, 0.0], 0.5), ([-3.0, 1.0], 0.0)):
         logprobs = column(mismatched).requires_grad_()
         prepared = KTO().prepare(batch, lambda part, logprobs=logprobs: Outputs.of(part, logprobs=logprobs.detach()))
         assert prepared.reference_points.tolist() == [expected] * 2
-        assert prepared.margins.isnan().all()  # a pair's, which there is none of here
+        assert prepared.margins.isnan().all()  # unpaired data has no margins
         assert prepared.desirable.tolist() == [1.0, 0.0]
         assert not prepared.reference_points.requires_grad
 
 
 def test_kto_losses_and_weights():
-    """β = 1, z_0 = 0, r = log 3: good 1 - ¾ times λ_D = 2, bad 1 - ¼ times λ_U = 3; each row half."""
+    """β = 1, z_0 = 0, r = log 3: good (1 - ¾) λ_D with λ_D = 2, bad (1 - ¼) λ_U with λ_U = 3; each row has weight ½."""
     batch = replace(kto_batch(1.0, 0.0).select(slice(0, None, 2)), reference_points=torch.zeros(2))
     algorithm = KTO(beta=1.0, desirable_weight=2.0, undesirable_weight=3.0)
     outputs = Outputs.of(batch, logprobs=column([math.log(3)] * 2))
@@ -130,13 +130,13 @@ def test_kto_losses_and_weights():
 
 @pytest.mark.pitfall(15)
 def test_kto_reference_point_is_of_the_whole_minibatch(accelerator):
-    """Four units, mismatched log-ratios 4, 0, 0, 0: z_0 = 1 whatever the microbatch, not 4 or 0."""
+    """Four units with mismatched log-ratios 4, 0, 0, 0: z_0 = 1 for any microbatch size, not 4 or 0."""
     batch = kto_batch(1.0, 0.0, 1.0, 0.0)
     found = []
     for size in (4, 2, 1):
         weights = torch.nn.Parameter(torch.tensor([[0.5], [4.0], [0.5], [0.0], [0.5], [0.0], [0.5], [0.0]]))
         table = torch.nn.ParameterList([weights])
-        numbered = replace(batch, ref_logprobs=torch.arange(8.0)[:, None])  # rows keep their number to be looked up
+        numbered = replace(batch, ref_logprobs=torch.arange(8.0)[:, None])  # numbers the rows for lookup
 
         def forward(part, weights=weights):
             numbers = part.ref_logprobs[:, 0].long()

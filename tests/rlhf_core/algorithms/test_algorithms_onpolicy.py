@@ -1,4 +1,4 @@
-"""Methods on sampled data: credit, losses, weights and states, worked by hand; options without effect raise."""
+"""Methods on sampled data: targets, losses, weights and states, worked by hand; options without effect raise."""
 
 import math
 from dataclasses import replace
@@ -49,15 +49,15 @@ def targets(algorithm, **changes):
 
 
 def test_returns_to_go():
-    """γ = ½: 1 + ½ (2 + ½ 4) = 3, 2 + 2 = 4, 4. What stands behind the end counts nothing."""
+    """γ = ½: 1 + ½ (2 + ½ 4) = 3, 2 + 2 = 4, 4. Padding is ignored."""
     found = returns_to_go(torch.tensor([[1.0, 2.0, 4.0], [1.0, 9.0, 9.0]]), MASK, 0.5)
     close(found, [[3, 4, 4], [1, 0, 0]])
 
 
 def test_leave_one_out():
-    """Of 1, 2, 6: (2 + 6)/2, (1 + 6)/2, (1 + 2)/2. Of three equal ones exactly themselves."""
+    """For 1, 2, 6: (2 + 6)/2, (1 + 6)/2, (1 + 2)/2. For three equal values exactly the same values."""
     close(leave_one_out(torch.tensor([1.0, 2.0, 6.0, 0.7, 0.7, 0.7]), 3), [4, 3.5, 1.5, 0.7, 0.7, 0.7])
-    equal = torch.full((3,), 0.7)  # the sum less one of them, halved, is 0.69999993 in float32
+    equal = torch.full((3,), 0.7)  # (sum - one value) / 2 is 0.69999993 in float32
     assert leave_one_out(equal, 3).tolist() == equal.tolist()
     with pytest.raises(ValueError, match="3 rows are not groups of 2"):
         leave_one_out(torch.ones(3), 2)
@@ -91,7 +91,7 @@ def test_reinforce_weights_and_baselines(settings, expected):
 
 
 def test_reinforce_loss_and_averaging():
-    """-Ψ log π with Ψ = R: 1.8 · (1 + 2 + 1) and -0.9 · ½, over length 2 and two responses."""
+    """-Ψ log π with Ψ = R: 1.8 · (1 + 2 + 1) and -0.9 · ½, divided by length 2 and two responses."""
     algorithm = Reinforce(weight="return", baseline="none", kl_coef=0.5, length=2)
     batch = targets(algorithm)
     losses = algorithm.losses(Outputs.of(batch, logprobs=OLD), batch)
@@ -100,7 +100,7 @@ def test_reinforce_loss_and_averaging():
 
 
 def test_reinforce_critic_is_fitted_to_the_returns():
-    """V = 0: G² besides -Ψ log π."""
+    """V = 0: the loss is G² - Ψ log π."""
     algorithm = Reinforce(weight="q", baseline="critic", kl_coef=0.5)
     batch = targets(algorithm)
     outputs = Outputs.of(batch, logprobs=torch.zeros(2, 3), values=torch.zeros(2, 3))
@@ -108,7 +108,7 @@ def test_reinforce_critic_is_fitted_to_the_returns():
 
 
 def test_running_mean_moves_by_the_momentum():
-    """0 at first; 0.9 · 0 + 0.1 · 2 = 0.2; 0.9 · 0.2 + 0.1 · 2 = 0.38. It is subtracted from the next rollout."""
+    """Initially 0; 0.9 · 0 + 0.1 · 2 = 0.2; 0.9 · 0.2 + 0.1 · 2 = 0.38. The next rollout subtracts it."""
     algorithm = Reinforce(weight="return", baseline="running_mean", kl_coef=0.5)
     state = algorithm.next_state(algorithm.initial_state(), {"return": 2.0}, 2)
     assert state == pytest.approx({"running_mean": 0.2})
@@ -117,7 +117,7 @@ def test_running_mean_moves_by_the_momentum():
 
 
 def test_rloo():
-    """Returns 1.8 and -0.9: ±2.7, one number per response. ρ = e^{0.3} is clipped at 1.2 for the first."""
+    """Returns 1.8 and -0.9: advantages ±2.7, one per response. ρ = e^{0.3} of the first is clipped to 1.2."""
     algorithm = RLOO(group_size=2, kl_coef=0.5)
     batch = targets(algorithm)
     close(batch.advantages, [[2.7, 2.7, 2.7], [-2.7, 0, 0]])
@@ -128,7 +128,7 @@ def test_rloo():
 
 
 def moved_outputs(**computed):
-    """Log-ratios to the sampling policy 0.1 and to the reference d + 0.1 at each token."""
+    """At each token, the log-ratio is 0.1 to the sampling policy and d + 0.1 to the reference."""
     return Outputs.of(rollout(), logprobs=(OLD + 0.1) * MASK, **computed)
 
 
@@ -136,14 +136,14 @@ E1 = math.exp(0.1)
 
 
 class UncheckedPPO(PPO):
-    """PPO that takes every place and estimator of the KL, also those that optimise nothing."""
+    """PPO that accepts every place and estimator of the KL, including those with a wrong optimum."""
 
     def check_kl(self):
         """Refuse nothing."""
 
 
 class UncheckedGRPO(GRPO):
-    """The same of GRPO."""
+    """GRPO that accepts every place and estimator of the KL."""
 
     def check_kl(self):
         """Refuse nothing."""
@@ -152,7 +152,7 @@ class UncheckedGRPO(GRPO):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        # d is 0.3, -0.1, 0.5 and -0.1 after the move; of whole responses 0.7 and -0.1.
+        # After the update d is 0.3, -0.1, 0.5 and -0.1 per token, and 0.7 and -0.1 per response.
         ({"kl_estimator": "k1"}, [[0.3, -0.1, 0.5], [-0.1, 0, 0]]),
         ({"kl_estimator": "k2"}, [[0.045, 0.005, 0.125], [0.005, 0, 0]]),
         (
@@ -170,7 +170,7 @@ class UncheckedGRPO(GRPO):
     ],
 )
 def test_kl_in_the_loss(settings, expected):
-    """β = 2 times the estimate; the reward is then the score alone."""
+    """β = 2 times the estimate; the reward is then only the score."""
     exact = torch.tensor([[7.0, 8, 9], [7, 0, 0]])
     for kind in (UncheckedPPO, UncheckedGRPO):
         more = {"group_size": 2} if kind is UncheckedGRPO else {}
@@ -180,7 +180,7 @@ def test_kl_in_the_loss(settings, expected):
         assert algorithm.needs.exact_kl == (settings["kl_estimator"] == "exact")
 
 
-def test_kl_in_the_reward_leaves_the_loss_alone():
+def test_kl_in_the_reward_does_not_change_the_loss():
     algorithm = PPO(kl_coef=0.5)
     close(algorithm.kl_losses(moved_outputs(), rollout()), [[0, 0, 0], [0, 0, 0]])
     close(algorithm.token_rewards(rollout()), REWARDS)
@@ -188,7 +188,7 @@ def test_kl_in_the_reward_leaves_the_loss_alone():
 
 @pytest.mark.pitfall(35)
 def test_an_adaptive_coefficient_reaches_targets_and_losses():
-    """β = 0.02 grown to 0.5 by the state."""
+    """The state changes β = 0.02 to 0.5."""
     algorithm = PPO(kl_target=6.0)
     state = {"kl_coef": 0.5}
     close(algorithm.at(state).targets(rollout(), state).rewards, REWARDS)
@@ -205,7 +205,7 @@ def test_an_entropy_bonus_lowers_the_loss():
 
 @pytest.mark.parametrize("algorithm", [PPO(lam=1.0, kl_coef=0.5, value_clip=None), PPOPenalty(lam=1.0, kl_coef=0.5)])
 def test_the_critics_squared_error_counts_once(algorithm):
-    """Beside a critic that is right, one that says V_old is off by G - V = 1.3, 0.9, 0.3 and -2.9."""
+    """Compared with an exact critic, a critic with V = V_old has errors G - V = 1.3, 0.9, 0.3 and -2.9."""
     batch, none = targets(algorithm), torch.zeros(2, 3)
     right, wrong = (
         algorithm.losses(moved_outputs(values=values, entropies=none), batch) for values in (batch.returns, VALUES)
@@ -214,8 +214,8 @@ def test_the_critics_squared_error_counts_once(algorithm):
 
 
 @pytest.mark.parametrize("kind", [PPO, PPOPenalty, TRPO])
-def test_whitening_leaves_the_returns_alone(kind):
-    """λ = 1: G_t = 1.8, 1.9, 1.8 and -0.9 whatever is done to Â = G - V = 1.3, 0.9, 0.3 and -2.9.
+def test_whitening_does_not_change_the_returns(kind):
+    """λ = 1: G_t = 1.8, 1.9, 1.8 and -0.9, with and without whitening of Â = G - V = 1.3, 0.9, 0.3 and -2.9.
 
     Â has mean -0.1 and sample variance (1.4² + 1² + 0.4² + 2.8²)/3 = 3.653.
     """
@@ -227,7 +227,7 @@ def test_whitening_leaves_the_returns_alone(kind):
 
 
 def test_ppo_penalty_loss():
-    """β_old = 3: -ρ Â + 3 (ρ - 1 - log ρ), ρ = e^{0.1}; Â = G - V with λ = 1. The critic now is off by 0.5."""
+    """β_old = 3: -ρ Â + 3 (ρ - 1 - log ρ), ρ = e^{0.1}; Â = G - V with λ = 1. The critic's current error is 0.5."""
     algorithm = PPOPenalty(kl_coef=0.5, penalty=3.0, lam=1.0, whiten_advantages=False)
     batch = targets(algorithm)
     close(batch.advantages, [[1.3, 0.9, 0.3], [-2.9, 0, 0]])
@@ -238,7 +238,7 @@ def test_ppo_penalty_loss():
 
 
 def test_ppo_penalty_adapts_after_each_rollout():
-    """d = 0.01: below 0.00667 it halves, above 0.015 it doubles, never below its least; `at` applies it."""
+    """d = 0.01: a KL below 0.00667 halves β_old, above 0.015 doubles it, down to penalty_min; `at` applies it."""
     algorithm = PPOPenalty(penalty=1.0, penalty_min=0.4)
     for kl, expected in ((0.006, 0.5), (0.01, 1.0), (0.014, 1.0), (0.016, 2.0)):
         assert algorithm.next_state({"penalty": 1.0}, {"final_kl_per_token": kl}, 8) == {"penalty": expected}
@@ -248,7 +248,7 @@ def test_ppo_penalty_adapts_after_each_rollout():
 
 
 def test_trpo_losses():
-    """The surrogate -ρ Â for the policy's step, (V - G)² for AdamW, one token one vote for both."""
+    """The surrogate -ρ Â for the policy's step, (V - G)² for AdamW; both weight tokens equally."""
     algorithm = TRPO(kl_coef=0.5, lam=1.0, whiten_advantages=False)
     batch = targets(algorithm)
     close(
@@ -260,7 +260,7 @@ def test_trpo_losses():
 
 
 def test_grpo_stds():
-    """Scores 0, 2 and 0, 6: means 1 and 3, population stds 1 and 3; of all four √6. ε = 1."""
+    """Scores 0, 2 and 0, 6: means 1 and 3, population stds 1 and 3; std of all four √6. ε = 1."""
     scores = torch.tensor([0.0, 2.0, 0.0, 6.0])
     mask = torch.ones(4, 1)
     batch = tiny.rollout_of(tiny.mask_batch(mask), old_logprobs=torch.zeros(4, 1), scores=scores)
@@ -283,7 +283,7 @@ def test_grpo_groups_have_group_size_rows():
 
 
 def test_grpo_has_the_kl_in_the_loss():
-    """d = log 2: k3 = ½ - 1 + log 2, weighted by β = 2; the surrogate is 0 where the advantage is."""
+    """d = log 2: k3 = ½ - 1 + log 2, times β = 2; the surrogate is 0 because the advantage is 0."""
     batch = rollout(ref_logprobs=OLD - math.log(2)).with_targets(advantages=torch.zeros(2, 3))
     losses = GRPO(group_size=2, kl_coef=2.0).losses(Outputs.of(batch, logprobs=OLD), batch)
     close(losses[0], [2 * math.log(2) - 1] * 3)
@@ -302,7 +302,7 @@ def test_grpo_averagings(settings, expected):
 
 
 def test_grpo_ratio_of_whole_responses():
-    """ρ = e^{0.3} > 1.2 for three tokens: clipped as one number, on the last token; e^{0.1} per token is not."""
+    """ρ = e^{0.3} of three tokens is one number on the last token, clipped to 1.2; e^{0.1} per token is not clipped."""
     batch = rollout().with_targets(advantages=torch.tensor([[2.0, 2, 2], [-1, 0, 0]]))
     whole = GRPO(group_size=2, kl_coef=0.0, ratio="response").losses(moved_outputs(), batch)
     close(whole, [[0, 0, -2.4], [E1, 0, 0]])
@@ -311,17 +311,17 @@ def test_grpo_ratio_of_whole_responses():
 
 
 def test_grpo_with_the_kl_in_the_reward_standardises_whole_returns():
-    """Returns 1.8 and -0.9, mean 0.45, no std: ±1.35 for every token."""
+    """Returns 1.8 and -0.9, mean 0.45, without std: ±1.35 for every token."""
     algorithm = GRPO(group_size=2, kl_coef=0.5, kl_in="reward", kl_estimator="k1", std="none")
     close(targets(algorithm).advantages, [[1.35, 1.35, 1.35], [-1.35, 0, 0]])
 
 
 def test_online_dpo_labels():
-    """Scores log 3 and 0: σ = ¾. A draw is 0 or 1 and complementary; argmax is 1 and warns."""
+    """Scores log 3 and 0: σ = ¾. A sampled label is 0 or 1, and the two are complementary; argmax is 1 and warns."""
     scores = torch.tensor([math.log(3), 0.0])
     soft = OnlineDPO().targets(rollout(scores=scores), {})
     close(soft.preferences, [0.75, 0.25])
-    four = torch.tensor([math.log(3), 0.0, 0.0, 0.0])  # the second pair is equal: ½ each
+    four = torch.tensor([math.log(3), 0.0, 0.0, 0.0])  # the second pair has equal scores: ½ each
     batch = tiny.rollout_of(tiny.mask_batch(torch.ones(4, 1)), old_logprobs=torch.zeros(4, 1), scores=four)
     close(OnlineDPO().targets(batch, {}).preferences, [0.75, 0.25, 0.5, 0.5])
     torch.manual_seed(0)
@@ -337,7 +337,7 @@ def test_online_dpo_labels():
 
 
 def test_online_dpo_loss_is_dpos_with_the_label():
-    """Log-ratios to the reference 0.7 and -0.1 after the move, β = ½, label ¾."""
+    """Log-ratios to the reference 0.7 and -0.1 after the update, β = ½, label ¾."""
     algorithm = OnlineDPO(beta=0.5)
     batch = algorithm.targets(rollout(scores=torch.tensor([math.log(3), 0.0])), {})
     losses = algorithm.losses(moved_outputs(), batch)
@@ -347,18 +347,18 @@ def test_online_dpo_loss_is_dpos_with_the_label():
 
 
 def gradients(loss_of):
-    """Gradient with respect to each token's log-probability, at the sampling policy moved by 0.1."""
+    """Gradient with respect to each token's log-probability, which is the sampling policy's plus 0.1."""
     logprobs = ((OLD + 0.1) * MASK).requires_grad_()
     loss_of(logprobs).backward()
     return logprobs.grad
 
 
 def test_grpo_of_two_and_dpo():
-    """It is said that GRPO with G = 2 and binary rewards reduces to DPO. What is true of it.
+    """A common claim: GRPO with G = 2 and binary rewards reduces to DPO. Only the direction agrees, with token sums.
 
-    Scores 1 and 0 without the std: Â = ±½. With token sums GRPO's gradient at ratio 1 is ¼ (∇log π(y_l) − ∇log π(y_w)),
-    DPO's is β σ(−margin) times the same direction: parallel, in the proportion ¼ : β σ(−margin), and σ(0) = ½.
-    With 1/|y| the tokens of y_w weigh a third of those of y_l: no longer parallel.
+    Scores 1 and 0 without the std: Â = ±½. With token sums, GRPO's gradient at ratio 1 is ¼ (∇log π(y_l) − ∇log π(y_w))
+    and DPO's is β σ(−margin) times the same direction: parallel, in the proportion ¼ : β σ(−margin), with σ(0) = ½.
+    With 1/|y|, the tokens of y_w have a third of the weight of those of y_l, and the gradients are not parallel.
     """
     batch = rollout(scores=torch.tensor([1.0, 0.0]), old_logprobs=(OLD + 0.1) * MASK)
     direction = torch.tensor([[-1.0, -1, -1], [1, 0, 0]])
@@ -397,7 +397,7 @@ def test_grpo_of_two_and_dpo():
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (Reinforce, {"weight": "q"}, "weight q is made of the critic's values; set baseline to critic"),
+        (Reinforce, {"weight": "q"}, "weight q is computed from the critic's values; set baseline to critic"),
         (Reinforce, {"baseline": "leave_one_out"}, "leave_one_out needs other responses to the prompt"),
         (Reinforce, {"momentum": 0.5}, "momentum has no effect with weight reward_to_go and baseline batch_mean"),
         (Reinforce, {"lam": 0.5}, "lam has no effect"),
@@ -405,14 +405,14 @@ def test_grpo_of_two_and_dpo():
         (RLOO, {"group_size": 1}, "group_size is 1; it must be at least 2"),
         (RLOO, {"std_eps": 0.5}, "std_eps has no effect while normalize_advantages is false"),
         (GRPO, {"group_size": 1}, "group_size is 1; it must be at least 2"),
-        (GRPO, {"averaging": "fixed_length"}, "length belongs to averaging fixed_length"),
-        (GRPO, {"length": 5}, "length belongs to averaging fixed_length"),
+        (GRPO, {"averaging": "fixed_length"}, "length is only for averaging fixed_length"),
+        (GRPO, {"length": 5}, "length is only for averaging fixed_length"),
         (GRPO, {"std": "none", "std_eps": 0.5}, "std_eps and unbiased_std have no effect while std is none"),
         (GRPO, {"kl_in": "reward"}, "kl_estimator k3 in the reward makes the policy collapse"),
         (PPO, {"kl_estimator": "k2"}, "kl_estimator k2 in the reward makes the policy collapse"),
         (PPO, {"kl_weighted": True}, "kl_per and kl_weighted have no effect while kl_in is reward"),
-        (PPO, {"kl_in": "loss"}, "kl_estimator k1 in the loss acts as kl_coef 0"),
-        (PPO, {"kl_in": "loss", "kl_per": "response"}, "kl_estimator k1 in the loss acts as kl_coef 0"),
+        (PPO, {"kl_in": "loss"}, "kl_estimator k1 in the loss has no effect"),
+        (PPO, {"kl_in": "loss", "kl_per": "response"}, "kl_estimator k1 in the loss has no effect"),
         (GRPO, {"kl_estimator": "k1"}, "set kl_in to reward, kl_weighted to true, or kl_estimator to k2, k3 or exact"),
         (
             PPO,
@@ -422,7 +422,7 @@ def test_grpo_of_two_and_dpo():
         (PPOPenalty, {"penalty": 1e-3}, "penalty 0.001 is below penalty_min 0.01"),
     ],
 )
-def test_settings_without_effect_or_sense_raise(kind, settings, message):
+def test_options_without_effect_or_with_a_wrong_optimum_raise(kind, settings, message):
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         kind(**settings)
 
@@ -453,7 +453,7 @@ def test_settings_without_effect_or_sense_raise(kind, settings, message):
         (GRPO(ratio="response"), {}, "ratio has no effect with one step per rollout"),
     ],
 )
-def test_loop_and_method_must_fit(algorithm, settings, message):
+def test_loop_and_method_must_be_compatible(algorithm, settings, message):
     with pytest.raises(ValueError, match=message):
         check_loop(OnlineConfig(**settings), algorithm)
     if "step per rollout" in message:
@@ -468,7 +468,7 @@ def test_loop_and_method_must_fit(algorithm, settings, message):
             {"policy.online": ["reinforce"], "policy.reinforce.epochs": 2},
             "in 'policy.reinforce', REINFORCE has no ratio",
         ),
-        ({"policy.ppo.kl_in": "loss"}, "in 'policy.ppo', kl_estimator k1 in the loss acts as kl_coef 0"),
+        ({"policy.ppo.kl_in": "loss"}, "in 'policy.ppo', kl_estimator k1 in the loss has no effect"),
         ({"policy.ppo.kl_target": 6.0, "policy.ppo.kl_horizon": 127}, "kl_horizon 127 is less than rollout_size 128"),
         ({"policy.grpo.rollout_size": 96}, "set rollout_size to 64 or 128, or minibatch_size to 48"),
     ],
@@ -481,15 +481,15 @@ def test_what_a_method_cannot_learn_from_is_refused_with_the_parameters(changes,
     assert message in str(caught.value)
 
 
-def test_a_horizon_of_one_rollout_and_weighted_k1_are_taken():
+def test_a_horizon_of_one_rollout_and_weighted_k1_are_accepted():
     check_loop(OnlineConfig(), PPO(kl_target=6.0, kl_horizon=64))
     check_loop(OnlineConfig(), PPO(kl_in="loss", kl_weighted=True))
     check_loop(OnlineConfig(rollout_size=128), GRPO())
     check_loop(OnlineConfig(), Reinforce())
 
 
-def test_row_weights_count_rows():
-    """Rows that stand for 1½ and ½ samples: whole batch means and averages follow."""
+def test_row_weights_enter_means_and_averages():
+    """Rows with weights 1½ and ½: batch means and averages include the weights."""
     weighted = replace(rollout(), row_weights=torch.tensor([1.5, 0.5]))
     algorithm = Reinforce(weight="return", baseline="batch_mean", kl_coef=0.5, length=1)
     # (1.5 · 1.8 - 0.5 · 0.9)/2 = 1.125.

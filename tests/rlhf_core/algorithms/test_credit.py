@@ -1,4 +1,4 @@
-"""Losses, credit and averaging: gradients, token rewards, KL, whitening and the KL controller."""
+"""Losses, credit assignment and averaging: gradients, token rewards, KL, whitening and the KL controller."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ from tiny import END, PAD
 
 
 def prepared(name, folder, tokenizer):
-    """(algorithm, minibatch, model, forward) of one method; six rows of differing lengths."""
+    """(algorithm, minibatch, model, forward) of one method; six rows of different lengths."""
     policy, batch = tiny.rotary(), collate(tiny.examples(), PAD)
     if name in ("bradley_terry", "dpo"):
         batch = collate_units(tiny.paired(tiny.examples()), PAD)
@@ -42,7 +42,7 @@ def prepared(name, folder, tokenizer):
     if name == "dpo":
         paired = tiny.rollout_of(batch, old_logprobs=ref_logprobs)
         return DPO(beta=0.5), paired, policy, lambda part: policy_outputs(policy, part)
-    # A sampling policy a little away from the present one, so that some ratios are clipped.
+    # The sampling policy differs slightly from the current policy, so some ratios are clipped.
     old = response_logprobs(policy, batch) + 0.3 * torch.randn(batch.response_mask.shape) * batch.response_mask
     rollout = tiny.rollout_of(
         batch,
@@ -67,7 +67,7 @@ def prepared(name, folder, tokenizer):
 @pytest.mark.pitfall(15)
 @pytest.mark.parametrize("name", ["sft", "bradley_terry", "dpo", "ppo", "grpo"])
 def test_gradient_does_not_depend_on_microbatch_size(name, accelerator, tmp_path, tokenizer):
-    """Microbatches of 1, 2, 4 and all units: 4 leaves a smaller last one. Loss and statistics are the same too."""
+    """Microbatches of 1, 2, 4 and all units; with 4, the last one is smaller. Loss and statistics are equal too."""
     algorithm, batch, model, forward = prepared(name, tmp_path, tokenizer)
     found = []
     for size in (len(batch.unit_sizes), 4, 2, 1):
@@ -84,8 +84,8 @@ def test_gradient_does_not_depend_on_microbatch_size(name, accelerator, tmp_path
 
 
 @pytest.mark.pitfall(15)
-def test_tokens_of_uneven_microbatches_count_the_same(accelerator):
-    """Rows of 1 and 3 tokens, -log π = 1, and 2, 2, 2: the mean over tokens is 7/4, not the mean of means 3/2."""
+def test_tokens_of_uneven_microbatches_have_equal_weight(accelerator):
+    """-log π of rows with 1 and 3 tokens is 1 and 2, 2, 2: the mean over tokens is 7/4, not the mean of means 3/2."""
     batch = tiny.mask_batch(torch.tensor([[1, 0, 0], [1, 1, 1]]))
     logprobs = torch.nn.Parameter(torch.tensor([[-1.0, 0, 0], [-2.0, -2.0, -2.0]]))
     model = torch.nn.ParameterList([logprobs])
@@ -106,7 +106,7 @@ def test_tokens_of_uneven_microbatches_count_the_same(accelerator):
 def test_token_rewards_sum_to_score_minus_kl():
     """β = 0.5. Row 0: KL 0.2 + 0.4 + 0.6 and score 2: 2 - 0.6 = 1.4. Row 1: KL -1 (of one token), score -1: -0.5.
 
-    The KL of 9 behind row 1's end is padding and counts nothing. The score stands at the last token.
+    The KL of 9 after the end of row 1 is padding and is ignored. The score is at the last token.
     """
     mask = torch.tensor([[1.0, 1, 1], [1, 0, 0]])
     kl = torch.tensor([[0.2, 0.4, 0.6], [-1.0, 9.0, 9.0]])
@@ -116,8 +116,8 @@ def test_token_rewards_sum_to_score_minus_kl():
 
 
 @pytest.mark.pitfall(16)
-def test_ppos_rewards_sum_to_score_minus_kl():
-    """Through PPO.targets: every row sums to score - β Σ (log π_old - log π_ref)."""
+def test_rewards_of_ppo_sum_to_score_minus_kl():
+    """With PPO.targets, every row sums to score - β Σ (log π_old - log π_ref)."""
     batch = collate(tiny.examples(), PAD)
     old = response_logprobs(tiny.rotary(), batch)
     ref = response_logprobs(tiny.rotary(seed=1), batch)
@@ -133,11 +133,11 @@ SMALL = {"vocab_size": 4, "eos_token_id": 2}
 
 
 def enumerated():
-    """Policy and reference in float64, of four tokens, and every response of at most three tokens to one prompt.
+    """Policy and reference in float64 with four tokens, and all responses of at most three tokens to one prompt.
 
-    GPT-2, because Llama computes its norms in float32 whatever the weights are.
+    The models are GPT-2, because Llama always computes its norms in float32.
 
-    Token 2 ends a response: 1 of one token, 3 of two, 9 of three that end and 27 that are cut off, 40 in all.
+    Token 2 ends a response: 1 response of one token, 3 of two, 9 of three that end and 27 that are cut off: 40 in all.
     """
     others = [token for token in range(4) if token != 2]
     responses = [
@@ -158,7 +158,7 @@ def gradient_of(value, policy):
 
 @pytest.mark.pitfall(17)
 def test_kl_in_the_reward_has_the_exact_gradient():
-    """No score, γ = λ = 1, no critic: the expected PPO loss has the gradient of β KL(π_θ‖π_ref) of whole responses."""
+    """Without score and critic, γ = λ = 1: the expected PPO loss has the gradient of β KL(π_θ‖π_ref) of responses."""
     policy, reference, batch = enumerated()
     outputs = policy_outputs(policy, batch)
     ref = response_logprobs(reference, batch)
@@ -173,7 +173,7 @@ def test_kl_in_the_reward_has_the_exact_gradient():
         batch, old_logprobs=old, ref_logprobs=ref, old_values=zeros, scores=torch.zeros(40, dtype=torch.float64)
     )
     rollout = algorithm.targets(rollout, algorithm.initial_state())
-    # At V = G the critic's loss is 0, whatever the policy.
+    # With V = G the critic's loss is 0 for every policy.
     seen = Outputs.of(batch, logprobs=outputs.logprobs, entropies=zeros, values=rollout.returns)
     expected = (probabilities.detach()[:, None] * algorithm.losses(seen, rollout)).sum()
     found = gradient_of(expected, policy)
@@ -182,8 +182,8 @@ def test_kl_in_the_reward_has_the_exact_gradient():
 
 
 @pytest.mark.pitfall(17)
-def test_k3_in_the_loss_follows_the_reverse_kl_at_each_state():
-    """No score: GRPO's expected loss has the gradient of β Σ_s p(s) KL(π_ref(·|s)‖π_θ(·|s)), p(s) held fixed."""
+def test_k3_in_the_loss_has_the_gradient_of_the_reverse_kl_at_each_state():
+    """Without score, GRPO's expected loss has the gradient of β Σ_s p(s) KL(π_ref(·|s)‖π_θ(·|s)) with fixed p(s)."""
     policy, reference, batch = enumerated()
     outputs = policy_outputs(policy, batch)
     ref = response_logprobs(reference, batch)
@@ -210,12 +210,12 @@ def test_k3_in_the_loss_follows_the_reverse_kl_at_each_state():
 @pytest.mark.pitfall(18)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_groups_have_advantage_exactly_zero(dtype):
-    """0.7 seven times has a float32 mean that is not 0.7; 0.1 + 0.2 is not 0.3 in float64. Both are equal scores.
+    """The float32 mean of seven 0.7 is not 0.7, and 0.1 + 0.2 is not 0.3 in float64. Both groups have equal scores.
 
-    A tiny ε would blow the rounding up. The third group, 0 ×6 and 1, is no such group.
+    A very small ε would amplify the rounding. The third group, six 0 and a 1, does not have equal scores.
     """
     scores = torch.tensor([0.7] * 7 + [0.1 + 0.2, *[0.3] * 6] + [0.0] * 6 + [1.0], dtype=dtype)
-    scores[0] += torch.finfo(dtype).eps  # as a model may score one response in two batches
+    scores[0] += torch.finfo(dtype).eps  # scores of one response in two batches can differ by this
     assert equal_groups(scores, 7).tolist() == [True, True, False]
     advantages = group_standardize(scores, 7, eps=1e-12)
     assert (advantages[:14] == 0).all()
@@ -223,15 +223,15 @@ def test_equal_groups_have_advantage_exactly_zero(dtype):
 
 
 @pytest.mark.pitfall(18)
-def test_small_differences_are_still_learned_from():
-    """1000 and 1000.0625 differ by more than rounding: advantages ∓1."""
+def test_small_differences_give_nonzero_advantages():
+    """1000 and 1000.0625 differ by more than rounding, so the advantages are ∓1."""
     advantages = group_standardize(torch.tensor([1000.0, 1000.0625]), 2, eps=1e-8)
     torch.testing.assert_close(advantages, torch.tensor([-1.0, 1.0]))
 
 
 @pytest.mark.pitfall(19)
 def test_whitening_is_masked():
-    """Masked: 1, 3, 5 have mean 3 and sample variance 4, so -1, 0, 1; population variance 8/3. 100 is padding."""
+    """Without the padding 100, 1, 3, 5 have mean 3 and sample variance 4: -1, 0, 1. The population variance is 8/3."""
     values, mask = torch.tensor([[1.0, 3.0, 100.0], [5.0, 100.0, 100.0]]), torch.tensor([[1.0, 1, 0], [1, 0, 0]])
     torch.testing.assert_close(whiten(values, mask), torch.tensor([[-1.0, 0, 0], [1, 0, 0]]))
     scaled = 2 / math.sqrt(8 / 3)
@@ -248,7 +248,7 @@ def test_whitening_keeps_the_mean_when_it_only_scales():
 
 @pytest.mark.pitfall(19)
 def test_whitening_one_element_is_safe():
-    """Alone, 5 has no variance: 0 if shifted, and 5 if only scaled."""
+    """A single 5 has no variance: 0 if shifted, 5 if only scaled."""
     one, mask = torch.tensor([[5.0, 9.0]]), torch.tensor([[1.0, 0]])
     assert whiten(one, mask).tolist() == [[0, 0]]
     assert whiten(one, mask, shift_mean=False).tolist() == [[5, 0]]
@@ -259,7 +259,7 @@ def test_whitening_one_element_is_safe():
 def test_the_kl_controller_counts_nats_per_response():
     """Target 6 per response, horizon 1000, 50 responses, so ±0.2 moves β by ±1 %.
 
-    KL 12: error 1, clipped to 0.2: 0.1 → 0.101. KL 5.4: error -0.1: 0.1 · (1 - 0.005) = 0.0995. KL 6: nothing.
+    KL 12: error 1, clipped to 0.2: 0.1 → 0.101. KL 5.4: error -0.1: 0.1 · (1 - 0.005) = 0.0995. KL 6: no change.
     """
     for kl, expected in ((12.0, 0.101), (5.4, 0.0995), (6.0, 0.1), (-3.0, 0.099)):
         assert adapted_kl_coef(0.1, kl, 6.0, 1000, 50) == pytest.approx(expected)
@@ -285,16 +285,16 @@ def test_the_kl_controller_validates_its_inputs(settings, message):
 
 @pytest.mark.pitfall(20)
 def test_a_horizon_shorter_than_a_rollout_raises():
-    """Horizon 10 and 100 responses would make β · (1 - 0.2 · 10) = -β."""
+    """Horizon 10 and 100 responses would give β · (1 - 0.2 · 10) = -β."""
     with pytest.raises(UserError, match="kl_horizon is 10, less than the 100 responses"):
         adapted_kl_coef(0.1, 0.0, 6.0, 10, 100)
 
 
 @pytest.mark.pitfall(21)
 def test_the_critic_starts_from_the_reward_model(tmp_path, tokenizer):
-    """Offset 0.5 and scale 2: on the last token, a critic loaded from the reward model's folder says its score.
+    """Offset 0.5 and scale 2: on the last token, a critic loaded from the reward model's folder gives its score.
 
-    Rows are given one more token, so that the critic's last value is read where the score was.
+    Rows get one more token, so the critic's last value is read at the position of the score.
     """
     save_policy(tiny.rotary(), tokenizer, tmp_path / "policy", max_new_tokens=4)
     reward = new_scalar_model(tmp_path / "policy")
@@ -318,7 +318,7 @@ def test_adam_eps_is_1e_5_for_ppo():
 @pytest.mark.parametrize("gap", [1e4, -1e4])
 @pytest.mark.parametrize("loss", [bradley_terry, lambda chosen, rejected: dpo(chosen, rejected, 1.0)])
 def test_pairwise_losses_are_finite_at_any_gap(gap, loss):
-    """-log σ(±10⁴) is 0 or 10⁴, its derivative 0 or -1."""
+    """-log σ(±10⁴) is 0 or 10⁴, and its derivative is 0 or -1."""
     chosen = torch.tensor([gap], requires_grad=True)
     value = loss(chosen, torch.zeros(1))
     value.backward()

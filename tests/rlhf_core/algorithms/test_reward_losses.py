@@ -35,7 +35,7 @@ def close(found, expected, tolerance=1e-6):
 
 
 def units_of(**judged):
-    """Units of rows of one token, of which what was judged is given by its name; ragged."""
+    """Units of rows with one token and the named kinds of feedback; units can have different sizes."""
     units = []
     for unit in zip(*judged.values(), strict=True):
         rows = [dict(zip(judged, row, strict=True)) for row in zip(*unit, strict=True)]
@@ -49,9 +49,9 @@ def loss_of(algorithm, scores, batch):
 
 
 def test_bradley_terry_label_and_margin():
-    """d = log 3: σ(d) = ¾. Label 1: -log ¾; 0: -log ¼; ½: their mean. A margin of log 3 takes d away: log 2.
+    """d = log 3: σ(d) = ¾. Label 1: -log ¾; 0: -log ¼; ½: their mean. With margin log 3, d - m = 0: log 2.
 
-    It is subtracted in both directions: σ(-2 log 3) = 1/10.
+    The margin is subtracted in both directions: σ(-2 log 3) = 1/10.
     """
     three = torch.tensor([math.log(3)])
     zero = torch.zeros(1)
@@ -63,7 +63,7 @@ def test_bradley_terry_label_and_margin():
 
 
 def test_smoothing():
-    """ε = 0.1: 1 → 0.9, 0 → 0.1, ½ stays."""
+    """ε = 0.1: 1 → 0.9, 0 → 0.1, ½ → ½."""
     close(smoothed(torch.tensor([1.0, 0.0, 0.5]), 0.1), [0.9, 0.1, 0.5])
 
 
@@ -77,7 +77,7 @@ def test_thurstone():
 
 
 def test_plackett_luce_and_best_of():
-    """exp(r) = 4, 2, 1, best first: 4/7 · 2/3 · 1. The second is the best with chance 2/7."""
+    """exp(r) = 4, 2, 1, best first: 4/7 · 2/3 · 1. The second is the best with probability 2/7."""
     scores = torch.tensor([4.0, 2.0, 1.0]).log()
     close(plackett_luce(scores), -math.log(4 / 7 * 2 / 3))
     close(best_of(scores, 1), -math.log(2 / 7))
@@ -93,7 +93,7 @@ def test_squared_error():
 
 
 def test_policy_gradient_and_surrogate():
-    """-Ψ log π; and -ρ Â with ρ = 2."""
+    """-Ψ log π, and -ρ Â with ρ = 2."""
     close(policy_gradient(torch.tensor([-0.5]), torch.tensor([3.0])), [1.5])
     close(surrogate(torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)]), torch.tensor([3.0])), [-6.0])
 
@@ -120,7 +120,7 @@ def test_kto():
 
 
 def test_bradley_terry_margins_of_rows_and_the_constant():
-    """Differences log 3; the first pair brings margin log 3, the second takes the constant 0: log 2, log 4/3."""
+    """Differences log 3; the first pair has margin log 3, the second gets the constant 0: log 2, log 4/3."""
     batch = units_of(preference=[[1.0, 0.0], [1.0, 0.0]], margin=[[math.log(3)] * 2, [math.nan] * 2])
     losses, weights, statistics = loss_of(BradleyTerry(), [math.log(3), 0.0, math.log(3), 0.0], batch)
     close(losses, [math.log(2), math.log(4 / 3)])
@@ -131,7 +131,7 @@ def test_bradley_terry_margins_of_rows_and_the_constant():
 
 
 def test_smoothing_reaches_both_losses_on_pairs():
-    """ε = 0.1 and differences of 1 and log 3: Φ(1) = 0.841345, σ(log 3) = ¾."""
+    """ε = 0.1 with differences 1 and log 3: Φ(1) = 0.841345, σ(log 3) = ¾."""
     batch = units_of(preference=[[1.0, 0.0]])
     losses, *_ = loss_of(Thurstone(label_smoothing=0.1), [1.0, 0.0], batch)
     close(losses, [-0.9 * math.log(0.841345) - 0.1 * math.log(0.158655)], 1e-5)
@@ -139,7 +139,7 @@ def test_smoothing_reaches_both_losses_on_pairs():
     close(losses, [0.9 * math.log(4 / 3) + 0.1 * math.log(4)])
 
 
-def test_a_tie_is_half_right_whatever_the_scores():
+def test_a_tie_has_accuracy_one_half_for_all_scores():
     batch = units_of(preference=[[0.5, 0.5], [1.0, 0.0]])
     for algorithm in (BradleyTerry(), Thurstone()):
         losses, _, statistics = loss_of(algorithm, [1.0, -1.0, 2.0, 0.0], batch)
@@ -148,7 +148,7 @@ def test_a_tie_is_half_right_whatever_the_scores():
         assert losses[0] > losses[1]
 
 
-def test_likert_weights_each_rating_alike():
+def test_likert_weights_all_ratings_equally():
     batch = units_of(rating=[[0.5], [-1.0]])
     losses, weights, _ = loss_of(Likert(), [1.0, -1.0], batch)
     close(losses, [0.25, 0.0])
@@ -161,14 +161,14 @@ SCORES = torch.tensor([4.0, 2.0, 1.0, 1.0, 3.0]).log().tolist()
 
 
 def test_ranked_pairs():
-    """Ranks 2, 1, 2: the second beats the others; the tie of first and third counts only where ties do."""
+    """Ranks 2, 1, 2: the second beats the others; the tied pair of first and third is included only with `ties`."""
     ranks = torch.tensor([2.0, 1.0, 2.0])
     assert ranked_pairs(ranks, ties=False) == ([1, 1], [0, 2])
     assert ranked_pairs(ranks, ties=True) == ([1, 0, 1], [0, 2, 2])
 
 
 def test_all_pairs_of_ragged_rankings():
-    """σ: 4 over 2 is 2/3, 4 over 1 is 4/5, 2 over 1 is 2/3, the mean of three; 3 over 1 is ¾. One ranking, one vote."""
+    """P(4 beats 2) = 2/3, 4 beats 1: 4/5, 2 beats 1: 2/3, averaged; 3 beats 1: ¾. Both rankings have equal weight."""
     losses, weights, statistics = loss_of(RankingPairs(), SCORES, units_of(rank=RAGGED))
     close(losses, [-(2 * math.log(2 / 3) + math.log(4 / 5)) / 3, -math.log(3 / 4)])
     close(weights, [0.5, 0.5])
@@ -180,13 +180,13 @@ def test_plackett_luce_of_ragged_rankings():
     close(losses, [-math.log(4 / 7 * 2 / 3), -math.log(3 / 4)])
 
 
-def test_best_of_n_looks_at_the_best_alone():
+def test_best_of_n_uses_only_the_best_rank():
     losses, *_ = loss_of(BestOfNChoice(), SCORES, units_of(rank=RAGGED))
     close(losses, [-math.log(4 / 7), -math.log(3 / 4)])
 
 
 def test_ties_are_averaged_over_their_orders():
-    """exp(r) = 4, 2, 1 with ranks 1, 2, 2: after 4/7 the orders 2, 1 (2/3) and 1, 2 (1/3), their mean log-loss."""
+    """exp(r) = 4, 2, 1 with ranks 1, 2, 2: 4/7, then the mean log-loss of the orders 2, 1 (2/3) and 1, 2 (1/3)."""
     batch, scores = units_of(rank=[[1.0, 2.0, 2.0]]), SCORES[:3]
     losses, *_ = loss_of(PlackettLuce(), scores, batch)
     close(losses, [-math.log(4 / 7) - (math.log(2 / 3) + math.log(1 / 3)) / 2])
@@ -195,14 +195,16 @@ def test_ties_are_averaged_over_their_orders():
     close(pairs, [(-math.log(2 / 3) - math.log(4 / 5) + tie) / 3])
 
 
-def test_a_ranking_of_ties_alone_ranks_nothing():
+def test_a_ranking_of_only_ties_has_accuracy_one_half():
     _, _, statistics = loss_of(RankingPairs(), [1.0, 2.0], units_of(rank=[[1.0, 1.0]]))
     close(statistics["accuracy"], [0.5])
 
 
 def test_too_many_orders_raise():
-    """8! = 40,320 orders of eight tied entries."""
-    with pytest.raises(UserError, match=r"a ranking of 8 has so many ties.*Set reward\.loss to ranking_pairs"):
+    """Eight tied responses have 8! = 40,320 orders."""
+    with pytest.raises(
+        UserError, match=r"a ranking of 8 responses has too many ties.*Set reward\.loss to ranking_pairs"
+    ):
         loss_of(PlackettLuce(), [0.0] * 8, units_of(rank=[[1.0] * 8]))
 
 

@@ -1,4 +1,4 @@
-"""Methods are found by their files: one in each, named as the file is."""
+"""Methods are found by their files: each file contains one method with the file's name."""
 
 import sys
 
@@ -16,7 +16,7 @@ class {kind}(Method):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of methods to write into."""
+    """An empty package for methods."""
     folder = tmp_path / "toy_methods"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
@@ -41,13 +41,13 @@ def test_a_method_is_found_by_its_file(package):
         ("", "none"),
     ],
 )
-def test_a_file_with_another_name_is_named(package, text, declared):
+def test_a_file_with_a_wrong_name_is_reported(package, text, declared):
     (package / "mine.py").write_text(text)
-    with pytest.raises(ValueError, match=rf"toy_methods/mine\.py must hold one method .* it declares {declared}\."):
+    with pytest.raises(ValueError, match=rf"toy_methods/mine\.py must contain one method .* it declares {declared}\."):
         table._methods("toy_methods")
 
 
-def test_policies_and_reward_losses_are_all_there():
+def test_all_policies_and_reward_losses_are_found():
     policies = "best_of_n best_of_n_distillation cdpo dpo grpo ipo kto online_dpo ppo ppo_penalty reinforce rloo trpo"
     assert list(table.policy_algorithms()) == policies.split()
     losses = "best_of_n bradley_terry likert plackett_luce ranking_pairs thurstone"

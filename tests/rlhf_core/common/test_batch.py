@@ -1,4 +1,4 @@
-"""Batches: one field per thing that was judged, and rollouts of which only what was computed can be read."""
+"""Batches: one field per kind of feedback, and rollouts with NaN for tensors that are not computed."""
 
 import math
 from dataclasses import fields, replace
@@ -21,7 +21,7 @@ JUDGED = {
 
 
 @pytest.mark.parametrize("name", JUDGED)
-def test_what_was_judged_fills_its_own_field_alone(name):
+def test_each_kind_of_feedback_fills_only_its_field(name):
     batch = collate([replace(ROWS[0], **{name: 0.25}), ROWS[1]], PAD)
     for field in (*JUDGED.values(), "reference_points"):
         first, second = getattr(batch, field).tolist()
@@ -29,8 +29,8 @@ def test_what_was_judged_fills_its_own_field_alone(name):
         assert first == 0.25 if field == JUDGED[name] else math.isnan(first)
 
 
-def test_a_rollout_holds_its_batch_and_what_was_computed():
-    """Everything else is NaN, of the shape that it will have."""
+def test_a_rollout_has_its_batch_and_the_computed_tensors():
+    """All other tensors are NaN and have their final shape."""
     batch = collate([replace(ROWS[0], margin=2.0), ROWS[1]], PAD)
     scores, units = torch.tensor([1.0, 2.0]), torch.tensor([0, 0])
     rollout = Rollout.of(batch, scores=scores, units=units)
@@ -49,14 +49,14 @@ def test_a_rollout_holds_its_batch_and_what_was_computed():
         Rollout.of(batch, old_logprob=scores)
 
 
-def test_row_mean_counts_rows_by_their_weights():
+def test_row_mean_is_weighted():
     """(½ · 1 + 3/2 · 3) / 2 = 2.5."""
     rollout = Rollout.of(collate(ROWS, PAD), row_weights=torch.tensor([0.5, 1.5]))
     assert rollout.row_mean(torch.tensor([1.0, 3.0])) == 2.5
 
 
 def test_prompts_are_padded_on_the_left_and_responses_on_the_right():
-    """Prompts of 1 and 2 tokens, responses of 3 and 1; the pad token is 9."""
+    """Prompts of 1 and 2 tokens, responses of 3 and 1 tokens; the pad token is 9."""
     batch = collate([Example([6], [7, 8, END], preference=1.0), Example([6, 7], [END], margin=0.5)], 9)
     assert batch.input_ids.tolist() == [[9, 6, 7, 8, END], [6, 7, END, 9, 9]]
     assert batch.attention_mask.tolist() == [[0, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
@@ -65,21 +65,21 @@ def test_prompts_are_padded_on_the_left_and_responses_on_the_right():
     assert batch.lengths.tolist() == [3, 1]
 
 
-def test_reference_logprobs_are_0_in_padding_and_nan_where_there_are_none():
-    """0 times NaN is NaN: padding would poison every masked sum."""
+def test_reference_logprobs_are_0_in_padding_and_nan_if_missing():
+    """0 times NaN is NaN, so NaN in padding would make every masked sum NaN."""
     batch = collate([Example([6], [7, END], ref_logprobs=[-1.0, -2.0]), Example([6], [END], ref_logprobs=[-3.0])], 9)
     assert batch.ref_logprobs.tolist() == [[-1, -2], [-3, 0]]
     assert collate([Example([6], [END])], 9).ref_logprobs.isnan().all()
 
 
-def test_rows_know_their_unit():
+def test_rows_have_the_number_of_their_unit():
     rows = tiny.examples(4)
     batch = collate_units([(rows[0],), (rows[1], rows[2], rows[3])], 9)
     assert batch.units.tolist() == [0, 1, 1, 1]
     assert batch.unit_sizes == [1, 3]
 
 
-def test_what_was_not_computed_is_nan():
+def test_values_that_are_not_computed_are_nan():
     batch = collate(tiny.examples(2), 9)
     outputs = Outputs.of(batch, logprobs=torch.zeros_like(batch.response_mask))
     assert outputs.logprobs.isfinite().all()
@@ -88,8 +88,8 @@ def test_what_was_not_computed_is_nan():
     assert outputs.scores.shape == (2,)
 
 
-def test_token_weights_count_rows():
-    """Rows of 2 and 1 tokens that count 1½ times and half."""
+def test_token_weights_include_row_weights():
+    """Rows of 2 and 1 tokens with weights 1½ and ½."""
     batch = collate([Example([6], [7, END]), Example([6], [END])], 9)
     rollout = tiny.rollout_of(batch, old_logprobs=torch.zeros(2, 2))
     assert rollout.token_weights.tolist() == [[1, 1], [1, 0]]

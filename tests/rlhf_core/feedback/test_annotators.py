@@ -1,4 +1,4 @@
-"""The simulated panel and the records it leaves, by numbers worked by hand."""
+"""The simulated panel and its records, with numbers worked by hand."""
 
 import json
 import math
@@ -23,7 +23,7 @@ GOOD, BAD = {"good": 1.0}, {"good": 0.0}
 
 
 def scripted(*numbers):
-    """A generator that hands out these numbers."""
+    """A generator that returns these numbers."""
     numbers = iter(numbers)
     return SimpleNamespace(random=lambda: next(numbers))
 
@@ -40,7 +40,7 @@ def judgement(choice, first="x", second="y", annotator="ann", prompt=PROMPT, ord
 
 
 def test_bradley_terry_threshold():
-    """d = 1 - 0, P(A) = σ(1) = 0.731059: a draw below it says A, one above it says B."""
+    """d = 1 - 0, P(A) = σ(1) = 0.731059: a draw below it gives A, a draw above it B."""
     assert verdict(PLAIN, 0.7310) == "A"
     assert verdict(PLAIN, 0.7311) == "B"
 
@@ -59,18 +59,18 @@ def test_length_liking_is_per_ten_units():
 
 
 def test_position_bias_favours_what_is_shown_first():
-    """Equal responses: d = 0.5, σ(0.5) = 0.622459, whichever stands first."""
+    """Equal responses: d = 0.5 and σ(0.5) = 0.622459 for both orders."""
     biased = replace(PLAIN, position_bias=0.5)
     assert (verdict(biased, 0.6224, b=GOOD), verdict(biased, 0.6225, b=GOOD)) == ("A", "B")
 
 
 def test_tie_band():
-    """d = 1, band 0.5: P(A) = σ(0.5) = 0.622459, P(B) = σ(-1.5) = 0.182426, so B from 0.817574 on."""
+    """d = 1, band 0.5: P(A) = σ(0.5) = 0.622459, P(B) = σ(-1.5) = 0.182426, so draws from 0.817574 give B."""
     unsure = replace(PLAIN, tie_band=0.5)
     assert [verdict(unsure, u) for u in (0.6224, 0.6225, 0.8175, 0.8176)] == ["A", "tie", "tie", "B"]
 
 
-def test_flips_turn_verdicts_but_not_ties():
+def test_flips_change_verdicts_but_not_ties():
     erring = replace(PLAIN, flip_probability=0.1, tie_band=0.5)
     assert [verdict(erring, 0.3, flip) for flip in (0.0999, 0.1)] == ["B", "A"]
     assert [verdict(erring, 0.9, flip) for flip in (0.0999, 0.1)] == ["A", "B"]
@@ -94,7 +94,7 @@ def test_frequencies_match_the_formula():
 # --- the panel ---
 
 
-def test_panel_is_deterministic_and_grows_at_its_end():
+def test_panel_is_deterministic_and_a_larger_panel_only_adds_members():
     assert panel(GOLD_WEIGHTS, 5, 3) == panel(GOLD_WEIGHTS, 5, 3)
     assert panel(GOLD_WEIGHTS, 2, 3) == panel(GOLD_WEIGHTS, 5, 3)[:2]
     assert panel(GOLD_WEIGHTS, 5, 3) != panel(GOLD_WEIGHTS, 5, 4)
@@ -114,7 +114,7 @@ def test_panel_without_taste_is_the_gold_reward():
 
 
 def test_taste_is_lognormal():
-    """log(weight / gold) has standard deviation 0.3; over 200 x 13 draws its error is 0.3 / sqrt(5200) = 0.004."""
+    """log(weight / gold) has standard deviation 0.3; 200 x 13 draws have standard error 0.3 / sqrt(5200) = 0.004."""
     logs = [
         math.log(annotator.weights[key] / weight)
         for annotator in panel(GOLD_WEIGHTS, 200, 0)
@@ -129,8 +129,8 @@ def test_empty_panel_is_refused():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_annotator_agrees_with_gold_about_eight_times_in_ten(seed):
-    """Pairs of demonstration-like replies to one prompt; ties and pairs that gold holds equal are left out."""
+def test_an_annotator_agrees_with_gold_on_about_80_percent_of_pairs(seed):
+    """Pairs of replies like the demonstrations; ties, and pairs with equal gold rewards, are excluded."""
     world, rng, annotators = World.load(), random.Random(seed), panel(GOLD_WEIGHTS, 40, seed)
     hits = total = 0
     for case in split_cases(world, seed)["train"][:3000]:
@@ -176,9 +176,9 @@ def test_preferences_of_verdicts():
 
 
 def test_agreement():
-    """x against y: ann and bob say x (bob saw them swapped), eve says y: of 3 couples 1 agrees.
+    """x against y: ann and bob prefer x (bob saw them swapped), eve prefers y: 1 of 3 comparisons agrees.
 
-    The tie counts with nobody, ann's second verdict not with her own: with bob's (equal) and eve's (not): 2 of 5.
+    Ties are not compared. Ann's second verdict is compared with bob's (equal) and eve's (not equal): 2 of 5.
     """
     verdicts = [judgement("A"), judgement("B", "y", "x", "bob"), judgement("B", annotator="eve")]
     assert agreement(verdicts) == pytest.approx(1 / 3)
@@ -193,7 +193,7 @@ def test_agreement_needs_two_annotators_on_one_pair():
 
 
 def test_cyclic_triples():
-    """x > y > z > x is a cycle, shown in either order; with z > x turned round it is none."""
+    """x > y > z > x is a cycle in either order of presentation; with x > z there is no cycle."""
     line = [judgement("A", "x", "y"), judgement("B", "z", "y")]
     assert cyclic_triples([*line, judgement("A", "z", "x")]) == 1
     assert cyclic_triples([*line, judgement("B", "z", "x")]) == 0
@@ -202,9 +202,9 @@ def test_cyclic_triples():
 
 
 def test_cyclic_triples_take_the_majority_and_count_per_prompt():
-    """Prompt 1: one cycle, though one of three verdicts on (x, y) goes the other way. Prompt 2: none. So 1/2.
+    """Prompt 1: one cycle, although one of three verdicts on (x, y) is opposite. Prompt 2: no cycle. So 1/2.
 
-    With a fourth response w that beats all in prompt 1, there are 4 triples and still one cycle: 1/5.
+    With a fourth response w that wins all pairs of prompt 1, there are 4 triples and still one cycle there: 1/5.
     """
     other = [{"role": "user", "content": "Another?"}]
     first = [judgement(choice, "x", "y", who) for choice, who in (("A", "ann"), ("B", "bob"), ("A", "eve"))]

@@ -1,4 +1,4 @@
-"""Every form of feedback: what the simulated panel says, what it implies about pairs, and the units made of it."""
+"""Every form of feedback: the answers of the simulated panel, the preferences they imply, and the training units."""
 
 import math
 import random
@@ -37,17 +37,17 @@ PLAIN = Member("ann", {"good": 1.0, "bad": -3.0}, 0.0, 0.0, 0.0, 1.0, 0.0)
 PROMPT = [{"role": "user", "content": "a"}]
 OTHER = [{"role": "user", "content": "b"}]
 A, B, C, D = range(6, 10)  # the ids of the words a, b, c, d
-CERTAIN = 0.99  # a draw that makes nobody err
+CERTAIN = 0.99  # a draw that causes no error
 
 
 def scripted(*numbers, shuffled=None):
-    """A generator that hands out these numbers, and that shuffles by reversing."""
+    """A generator that returns these numbers, and shuffles by reversing."""
     numbers = iter(numbers)
     return SimpleNamespace(random=lambda: next(numbers), shuffle=list.reverse, randint=lambda low, high: high)
 
 
 def uniform(gumbel):
-    """The uniform number from which the Gumbel noise `gumbel` comes: u = exp(-exp(-g))."""
+    """The uniform number that gives the Gumbel noise `gumbel`: u = exp(-exp(-g))."""
     return math.exp(-math.exp(-gumbel))
 
 
@@ -56,18 +56,18 @@ def record(form, choice, responses=("x", "y", "z"), annotator="ann", prompt=PROM
     return Judgement(form, prompt, list(responses), tokens, choice, annotator, "key", 0)
 
 
-# --- what an annotator says ---
+# --- answers of annotators ---
 
 
 def test_ranking_sorts_noisy_utilities():
-    """Utilities 1, 0, 3 and noise 0, 2.5, -2.5: 1, 2.5 and 0.5."""
+    """Utilities 1, 0, 3 with noise 0, 2.5, -2.5 are 1, 2.5 and 0.5."""
     noise = [uniform(gumbel) for gumbel in (0.0, 2.5, -2.5)]
     assert rank(PLAIN, [1.0, 0.0, 3.0], scripted(CERTAIN, *noise)) == [2, 1, 3]
     assert pick(PLAIN, [1.0, 0.0, 3.0], scripted(CERTAIN, *noise)) == 1
 
 
-def test_ranking_ties_within_the_band_and_leans_to_what_stands_first():
-    """1, 2.5, 0.5 with a band of 0.6: the last two tie. With 1.6 added to the first: 2.6, 2.5, 0.5."""
+def test_ranking_has_ties_within_the_band_and_a_position_bias():
+    """1, 2.5, 0.5 with a band of 0.6: the two lowest tie. With 1.6 added to the first: 2.6, 2.5, 0.5."""
     noise = [uniform(gumbel) for gumbel in (0.0, 2.5, -2.5)]
     banded = replace(PLAIN, tie_band=0.6)
     assert rank(banded, [1.0, 0.0, 3.0], scripted(CERTAIN, *noise)) == [2, 1, 2]
@@ -75,8 +75,8 @@ def test_ranking_ties_within_the_band_and_leans_to_what_stands_first():
     assert rank(biased, [1.0, 0.0, 3.0], scripted(CERTAIN, *noise)) == [1, 1, 2]
 
 
-def test_who_errs_answers_at_random():
-    """Flips of 0.1 are errors of 0.2: a draw of 0.19 is one. Shuffling here turns (2, 1, 3) round."""
+def test_an_error_is_a_random_answer():
+    """Flip probability 0.1 is error probability 0.2: a draw of 0.19 is an error. The shuffle reverses (2, 1, 3)."""
     erring = replace(PLAIN, flip_probability=0.1)
     noise = [uniform(gumbel) for gumbel in (0.0, 2.5, -2.5)]
     assert rank(erring, [1.0, 0.0, 3.0], scripted(0.19, *noise)) == [3, 1, 2]
@@ -85,10 +85,10 @@ def test_who_errs_answers_at_random():
     assert approve(erring, 9.0, scripted(0.19, 0.6)) is False
 
 
-def test_a_score_says_where_on_the_scale_from_0_to_the_ideal_a_response_lies():
-    """The ideal is 1, a fifth of it a step of the scale: 0.39 is 2, 0.41 is 3. Beyond the ends: 1 and 5.
+def test_a_score_is_the_position_between_0_and_the_ideal():
+    """The ideal is 1, and a step of the scale is a fifth of it: 0.39 is 2, 0.41 is 3. Beyond the ends: 1 and 5.
 
-    Strictness 0.2 takes one step off; noise 0.2 over its mean gives one.
+    Strictness 0.2 subtracts one step; noise 0.2 above its mean adds one.
     """
     calm = uniform(EULER_GAMMA)
     given = [rate(PLAIN, value, 5, scripted(CERTAIN, calm)) for value in (-3.0, 0.19, 0.39, 0.41, 0.99, 1.0, 9.0)]
@@ -99,8 +99,8 @@ def test_a_score_says_where_on_the_scale_from_0_to_the_ideal_a_response_lies():
     assert [approve(PLAIN, value, scripted(CERTAIN, calm)) for value in (0.49, 0.51)] == [False, True]
 
 
-def test_rankings_are_plackett_luces_and_the_best_is_luces_choice():
-    """Worth 3, 2, 1: P(that order) = 3/6 · 2/3 = 1/3, P(first is best) = 1/2. 20,000 draws err by 0.0035."""
+def test_rankings_follow_plackett_luce_and_the_best_follows_luce():
+    """Worth 3, 2, 1: P(this order) = 3/6 · 2/3 = 1/3, P(first is best) = 1/2. 20,000 draws: standard error 0.0035."""
     rng, worth = random.Random(0), [math.log(3), math.log(2), 0.0]
     orders = Counter(tuple(rank(PLAIN, worth, rng)) for _ in range(20_000))
     assert orders[1, 2, 3] / 20_000 == pytest.approx(1 / 3, abs=0.014)
@@ -109,7 +109,7 @@ def test_rankings_are_plackett_luces_and_the_best_is_luces_choice():
 
 
 def test_a_ranking_of_two_is_a_side_by_side_verdict():
-    """The same shares of A, B and ties with band, bias and errors: 0.9 σ(0.6) + 0.1 σ(-1.6), from 20,000 draws."""
+    """A, B and ties have the same frequencies with band, bias and errors: 0.9 σ(0.6) + 0.1 σ(-1.6), 20,000 draws."""
     annotator = replace(PLAIN, tie_band=0.5, position_bias=0.1, flip_probability=0.1)
     rng = random.Random(1)
     orders = Counter(tuple(rank(annotator, [1.0, 0.0], rng)) for _ in range(20_000))
@@ -120,7 +120,7 @@ def test_a_ranking_of_two_is_a_side_by_side_verdict():
 
 
 class Scripted:
-    """An annotator who gives the answers it was handed, and remembers what it saw."""
+    """An annotator with given answers that records what it was shown."""
 
     def __init__(self, *answers, id="ann"):
         self.id, self.given, self.seen = id, list(answers), []
@@ -132,7 +132,7 @@ class Scripted:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_responses_are_shown_in_random_order(count):
-    """Each order as often as another: of 600 times, 300 or 100, which err by 12 and 9."""
+    """All orders are equally frequent: 300 or 100 of 600, with standard errors 12 and 9."""
     annotator, rng = Scripted([1] * count), random.Random(0)
     item = Item(PROMPT, tuple(Candidate(f"answer {number}", [number], "key") for number in range(count)))
     for _ in range(600):
@@ -145,7 +145,7 @@ def test_responses_are_shown_in_random_order(count):
 
 
 def test_any_annotator_can_be_asked():
-    """One answer to a ranking of three; one for each response to a score; the record holds what was shown."""
+    """A ranking of three has one answer, scores have one per response; the record has what was shown."""
     shown = [Candidate("x", [A, END], "one"), Candidate("y", None, "one"), Candidate("z", [B], "two")]
     (judgement,) = ask(Scripted([2, 1, 3]), Ranking(), PROMPT, shown)
     tokens = [[A, END], None, [B]]
@@ -169,8 +169,8 @@ def test_an_answer_that_the_form_does_not_accept_is_refused():
         ask(Scripted(4), Likert(5), PROMPT, shown)
 
 
-def test_the_panel_answers_every_form_as_its_members_functions_do():
-    """The same draws from the same generator; the length is that of the sampled ids, or of the words without them."""
+def test_the_panel_answers_every_form_with_the_functions_of_its_members():
+    """The same draws from the same generator; the length counts sampled ids, or words if there are no ids."""
     member = panel(GOLD_WEIGHTS, 1, 0)[0]
     texts = {"x": {"right_fix": 1.0}, "y": {"promises": 2.0}, "z": {"flattery": 1.0}}
     shown = [Candidate("x", [1] * 30), Candidate("y", [1] * 5), Candidate("z", None)]
@@ -193,10 +193,10 @@ def test_the_panel_answers_every_form_as_its_members_functions_do():
     assert said(Thumbs(), 3) == ["good" if approve(member, value, one) else "bad" for value in worth]
 
 
-def test_every_form_agrees_with_gold_about_eight_times_in_ten():
-    """Demonstration-like replies, four to a prompt; of the pairs that each form implies, ties left out.
+def test_every_form_agrees_with_gold_on_about_80_percent_of_pairs():
+    """Four replies per prompt, like the demonstrations; agreement over the pairs that each form implies, without ties.
 
-    Scores and still more thumbs leave close pairs undecided, so what they do decide is right more often.
+    Scores, and thumbs even more, leave close pairs undecided, so the pairs that they decide are right more often.
     """
     world, rng, annotators = World.load(), random.Random(0), panel(GOLD_WEIGHTS, 40, 0)
     right = {form: [] for form in ("ranking", "best_of_n", "likert", "thumbs")}
@@ -239,7 +239,7 @@ def test_every_form_agrees_with_gold_about_eight_times_in_ten():
         ("thumbs", "bad", ["x"], "down"),
     ],
 )
-def test_records_of_every_form_come_back_and_wrong_ones_are_refused(form, choice, responses, wrong):
+def test_records_of_every_form_are_read_back_and_invalid_records_are_refused(form, choice, responses, wrong):
     whole = record(form, choice, responses)
     assert read_judgement(whole.to_row()) == whole
     for broken in ({"choice": wrong}, {"responses": []}):
@@ -247,8 +247,8 @@ def test_records_of_every_form_come_back_and_wrong_ones_are_refused(form, choice
             read_judgement(whole.to_row() | broken, "judgements.jsonl line 3")
 
 
-def test_a_record_of_no_known_form_is_refused():
-    with pytest.raises(UserError, match=r"line 3: there is no form 'stars'. Choose from: best_of_n, likert"):
+def test_a_record_of_an_unknown_form_is_refused():
+    with pytest.raises(UserError, match=r"line 3: the form 'stars' does not exist. Choose from: best_of_n, likert"):
         read_judgement(record("stars", 3).to_row(), "judgements.jsonl line 3")
 
 
@@ -263,14 +263,14 @@ def test_a_record_of_no_known_form_is_refused():
         (Thumbs(), 1, ["good", "bad"], ["up", True, 1, ["good"]]),
     ],
 )
-def test_what_each_form_accepts(form, count, right, wrong):
+def test_answers_that_each_form_accepts(form, count, right, wrong):
     assert all(form.accepts(answer, count) for answer in right)
     assert not any(form.accepts(answer, count) for answer in wrong)
     others = {0, 1} - {count} | ({2, 3} if form.is_alone else set())
     assert not any(form.accepts(answer, other) for answer in right for other in others)
 
 
-def test_what_each_form_asks_and_shows():
+def test_question_and_number_of_responses_of_each_form():
     section = SimpleNamespace(scale=7)
     asked = {name: make_form(SimpleNamespace(form=name, **vars(section))) for name in forms()}
     assert {name: (one.question(4), one.shown(4), one.is_alone) for name, one in asked.items()} == {
@@ -285,7 +285,7 @@ def test_what_each_form_asks_and_shows():
 
 
 def test_forms_and_reward_losses_fit_together():
-    """Every form's rows are data that some method learns from; its default loss exists and learns from it or pairs."""
+    """Every form gives rows for a method; its default loss exists and learns from these rows or from pairs."""
     for kind in forms().values():
         assert reward_loss(kind.loss).data in (Data(kind.data), Data.PAIRS)
     feeding = {name: form_feeding(reward_loss(name).data).name for name in reward_losses()}
@@ -297,12 +297,12 @@ def test_forms_and_reward_losses_fit_together():
         "plackett_luce": "ranking",
         "best_of_n": "ranking",
     }
-    with pytest.raises(ValueError, match="no form of feedback feeds"):
+    with pytest.raises(ValueError, match="no form of feedback gives rows"):
         form_feeding("rollouts")
 
 
-def test_what_data_holds_is_read_by_one_form():
-    """The best of N is stored as a ranking, so its rows are read as rankings."""
+def test_rows_of_data_are_read_by_one_form():
+    """The best of N is stored as a ranking, so the form `ranking` reads its rows."""
     assert [one.file for one in stored_forms()] == ["preferences", "ratings", "rankings", "unpaired"]
     kinds = {kind: form_of_kind(kind).name for kind in ("preference", "ratings", "rankings", "unpaired")}
     assert list(kinds.values()) == ["side_by_side", "likert", "ranking", "thumbs"]
@@ -310,7 +310,7 @@ def test_what_data_holds_is_read_by_one_form():
     assert form_named("best_of_n").file == "rankings"
 
 
-def test_items_are_all_choices_of_as_many_responses_as_the_form_shows():
+def test_items_are_all_subsets_of_the_size_that_the_form_shows():
     """Of three responses: three pairs in order, or all three at once."""
     row = {"prompt": PROMPT, "responses": [{"text": t, "tokens": [A], "checkpoint": "key"} for t in "xyz"]}
     pairs = ["".join(response.text for response in item.responses) for item in _items(SideBySide(), [row])]
@@ -325,8 +325,8 @@ def test_a_soft_verdict_makes_a_soft_label():
     assert row == {"prompt": PROMPT, "chosen": "y", "rejected": "x", "label": 0.8}
 
 
-def test_a_form_of_its_own_that_implies_nothing_fits_the_seam():
-    """A written response: its row is a demonstration, and it orders nothing."""
+def test_a_new_form_that_implies_no_preference_fits_the_interface():
+    """A response written by the annotator: its row is a demonstration, and it implies no preference."""
 
     class Written(Form):
         name, needs, file, data, loss = "written", "a text", "demonstrations", "none", "bradley_terry"
@@ -351,8 +351,8 @@ def implied(*records):
     return [(*verdict.responses, choices[verdict.preference]) for verdict in verdicts(records)]
 
 
-def test_what_each_form_implies_about_pairs():
-    """Ranks 2, 1, 2 of x, y, z; y the best; scores 2, 4, 4; thumbs up for x only."""
+def test_preferences_that_each_form_implies():
+    """For x, y, z: ranks 2, 1, 2; y is the best; scores 2, 4, 4; thumbs up only for x."""
     assert implied(record("ranking", [2, 1, 2])) == [("x", "y", "B"), ("x", "z", "tie"), ("y", "z", "A")]
     assert implied(record("best_of_n", 1)) == [("x", "y", "B"), ("y", "z", "A")]
     scores = [record("likert", score, [text]) for text, score in (("x", 2), ("y", 4), ("z", 4))]
@@ -371,12 +371,12 @@ def test_scores_of_two_annotators_or_prompts_are_not_compared():
 
 
 def test_agreement_of_rankings():
-    """x, y, z: ann ranks 1, 2, 3, bob 1, 3, 2: they agree on two of three pairs."""
+    """x, y, z: ann ranks 1, 2, 3 and bob 1, 3, 2: they agree on two of three pairs."""
     assert agreement([record("ranking", [1, 2, 3]), record("ranking", [1, 3, 2], annotator="bob")]) == 2 / 3
 
 
 def test_rows_of_every_form_and_the_preferences_they_imply():
-    """Sampled ids go into the rows; the pairs made of a user's rows keep the name of their source."""
+    """Rows have the sampled ids; pairs made from user rows keep the name of the source."""
     ranking = record("best_of_n", 1, ["x", "y"], tokens=[[6, 2], [7, 2]])
     row = {"prompt": PROMPT, "responses": ["x", "y"], "responses_tokens": [[6, 2], [7, 2]], "ranks": [2, 1]}
     assert BestOfN().row(ranking) == row
@@ -445,8 +445,8 @@ def thumb(prompt, response, label):
     return {"prompt": [{"role": "user", "content": prompt}], "response": response, "label": label}
 
 
-def test_pairs_split_into_good_and_bad_rows_where_nothing_is_unpaired(tmp_path, tokenizer):
-    """Each takes the response of its like at the next prompt; the tie is left out."""
+def test_pairs_become_good_and_bad_rows_without_unpaired_data(tmp_path, tokenizer):
+    """A mismatched row has the response with the same label to the next prompt; the tie is excluded."""
     write_jsonl(
         tmp_path / "preferences_train.jsonl", [pair("a", "b", "c"), pair("b", "d", "e"), pair("c", "a", "b", label=0.5)]
     )
@@ -493,18 +493,18 @@ def test_unpaired_data_that_kto_cannot_learn_from_is_refused(tmp_path, tokenizer
     ["ab", "abc", "aab", "abab", "aabbcc", "aaaaab", "baaaa", "aaabaaacaaa", "abcdeffffff", "aabbbcccc"],
 )
 def test_mismatched_pairs_never_match(prompts):
-    """Odd counts, repeated prompts apart from each other, one prompt with most of the rows."""
+    """Odd counts, repeated prompts that are not adjacent, and one prompt with most of the rows."""
     rows = [Example([ord(prompt)], [number, ord(prompt)]) for number, prompt in enumerate(prompts)]
     others = mismatched(rows)
     assert len(others) == len(rows)
     for row, other in zip(rows, others, strict=True):
         assert other in rows
         assert row.prompt_ids != other.prompt_ids
-    if len(set(Counter(prompts).values())) == 1:  # every response is taken once
+    if len(set(Counter(prompts).values())) == 1:  # every response is used once
         assert {other.response_ids[0] for other in others} == set(range(len(rows)))
     assert mismatched(rows[:1]) is None
 
 
-def test_sources_stand_in_the_order_of_the_pairs(tmp_path):
+def test_sources_have_the_order_of_the_pairs(tmp_path):
     write_jsonl(tmp_path / "p.jsonl", [pair("a", "b", "c", source="s"), pair("a", "b", "c")])
     assert pair_sources(tmp_path / "p.jsonl") == ["s", None]

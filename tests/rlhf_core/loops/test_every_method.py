@@ -1,4 +1,4 @@
-"""What must hold for every method on sampled data, through the loop itself."""
+"""Properties of every method on sampled data, tested with the loop."""
 
 import pytest
 import torch
@@ -37,12 +37,12 @@ MOVING = {"ppo_adaptive": "kl_coef", "ppo_penalty": "penalty", "reinforce_runnin
 
 
 def share_of_a(sampled):
-    """Share of the token 6 in a response of at most four, twice."""
+    """Twice the fraction of token 6 in a response of at most four tokens."""
     return ((sampled.batch.response_ids == 6) * sampled.batch.response_mask).sum(-1) / 2
 
 
 def training_of(accelerator, tokenizer, folder, algorithm, **settings):
-    """A training of a policy that is not its reference, on four rollouts."""
+    """A training on four rollouts; policy and reference are different models."""
     save_policy(tiny.learned(), tokenizer, folder / "policy", max_new_tokens=4)
     torch.manual_seed(0)
     critic = Critic(new_scalar_model(folder / "policy"), 3e-3) if algorithm.needs.critic else None
@@ -67,7 +67,7 @@ def method(request):
 
 @pytest.mark.pitfall(9)
 def test_ratio_is_1_before_the_first_update(method, accelerator, tokenizer, tmp_path):
-    """The sampled tokens, recomputed in train mode: the log-probabilities of the rollout to 1e-5."""
+    """In train mode, the sampled tokens have the log-probabilities of the rollout within 1e-5."""
     training = training_of(accelerator, tokenizer, tmp_path, METHODS[method])
     rollout, _ = training.rollout(0)
     training.policy.train()
@@ -77,7 +77,7 @@ def test_ratio_is_1_before_the_first_update(method, accelerator, tokenizer, tmp_
 
 @pytest.mark.pitfall(14)
 def test_the_sampler_follows_the_policy_that_was_updated(accelerator, tokenizer, tmp_path):
-    """Tokens sampled after a training have the trained policy's log-probabilities, and no longer the first policy's."""
+    """Tokens sampled after a training have the log-probabilities of the trained policy, not of the initial policy."""
     training = training_of(accelerator, tokenizer, tmp_path, METHODS["grpo"])
     training.train()
     rollout, _ = training.rollout(4)
@@ -90,7 +90,7 @@ def test_the_sampler_follows_the_policy_that_was_updated(accelerator, tokenizer,
 @pytest.mark.pitfall(15)
 @pytest.mark.pitfall(30)
 def test_gradient_and_metrics_do_not_depend_on_the_microbatch_size(method, accelerator, tokenizer, tmp_path):
-    """A rollout whose policy has moved on since, in microbatches of 16, 6 and 2: the same gradient and metrics."""
+    """Microbatches of 16, 6 and 2 give the same gradient and metrics on a rollout of an earlier policy."""
     found = []
     for size in (16, 6, 2):
         training = training_of(
@@ -115,7 +115,7 @@ def test_gradient_and_metrics_do_not_depend_on_the_microbatch_size(method, accel
 @pytest.mark.pitfall(25)
 @pytest.mark.pitfall(30)
 def test_a_resumed_training_ends_with_the_same_bits(method, accelerator, tokenizer, tmp_path):
-    """4 rollouts = 2 + a new process's objects + 2, weights, state and metrics; what a method carries has moved."""
+    """4 rollouts equal 2, new objects and 2 more, in weights, state and metrics; the method's state has changed."""
     algorithm = METHODS[method]
     whole = training_of(accelerator, tokenizer, tmp_path / "whole", algorithm)
     history = whole.train()

@@ -1,7 +1,7 @@
-"""2N steps are N steps, a kill, a resume and N steps, bit for bit: weights, history, KL controller.
+"""2N steps equal N steps, a kill, a resume and N steps, bit for bit: weights, history, KL controller.
 
-A training in a process of its own is killed with SIGKILL in its fifth of eight steps; the last resume state is that
-of the fourth, an epoch's end. `python test_kill_resume.py NAME FOLDER` is that process.
+A training in a separate process is killed with SIGKILL in the fifth of eight steps. The last resume state is from the
+fourth step, the end of an epoch. `python test_kill_resume.py NAME FOLDER` runs that process.
 """
 
 import os
@@ -42,7 +42,7 @@ def kill(metrics, step, total, tokens):
 
 
 def train(name, folder, accelerator, report=ignore):
-    """History, and policy's and critic's weights, of one training that uses and writes the folder's resume state."""
+    """Train with the resume state in the folder; return the history and the weights of policy and critic."""
     policy = tiny.rotary()
     run = tiny.quiet_run(folder / "resume", name, report=report)
     if name == "sft":
@@ -54,7 +54,7 @@ def train(name, folder, accelerator, report=ignore):
 
 
 def train_on_rows(accelerator, policy, run):
-    """Four steps to an epoch, the last one smaller; warm-up and cosine."""
+    """Four steps per epoch, with a smaller last step; warm-up and cosine schedule."""
     units = [(example,) for example in tiny.examples(14)]
     config = OfflineConfig(
         learning_rate=1e-2,
@@ -102,7 +102,7 @@ def train_on_samples(name, folder, accelerator, policy, run):
 
 
 def killed_training(name, folder):
-    """Run a training in a process that kills itself; give its exit code and what it said."""
+    """Run a training in a process that kills itself; return its exit code and output."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/support'}"}
     command = [sys.executable, __file__, name, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -125,13 +125,13 @@ def test_a_killed_training_ends_with_the_same_bits(name, tmp_path, accelerator):
         for key, value in tensors.items():
             assert torch.equal(value, resumed[model][key]), (model, key)
     if name == "ppo":
-        assert len({step["kl_coef"] for step in history}) == STEPS  # the controller moved, and was resumed
+        assert len({step["kl_coef"] for step in history}) == STEPS  # the coefficient changed and was resumed
         assert "critic" in weights
 
 
 @pytest.mark.pitfall(25)
-def test_a_state_is_replaced_as_a_whole(tmp_path):
-    """A half-written state, left by a kill, is never read; clearing forgets everything."""
+def test_a_state_is_replaced_atomically(tmp_path):
+    """A partial state, left by a kill, is never read; `clear` deletes everything."""
     store = ResumeStore(tmp_path / "resume")
     assert store.load() is None
     store.save({"step": 1})

@@ -30,7 +30,7 @@ def offline(accelerator, folder, model, forward, algorithm, units, held_out=(), 
 
 
 def next_word_units(count=24):
-    """Say the word after the prompt's only word, then end: 7 after 6, 6 after 11."""
+    """The response is the word after the prompt's only word, then the end token: 7 after 6, 6 after 11."""
     return [(Example([word], [6 + (word - 5) % 6, END]),) for word in range(6, 12) for _ in range(count // 6)]
 
 
@@ -44,7 +44,7 @@ def test_sft_learns_the_next_word(accelerator, tmp_path):
 
 
 def preference_units():
-    """Responses with the word 6 are preferred to the same with the word 7."""
+    """Responses with word 6 are preferred to the same responses with word 7."""
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(8, 12, (24, 3), generator=generator).tolist()
     return tiny.paired([Example([a], [b, word, c, END]) for a, b, c in words for word in (6, 7)])
@@ -62,7 +62,7 @@ def test_bradley_terry_separates_pairs(accelerator, tmp_path, tokenizer):
 
 
 def test_dpo_raises_the_margin(accelerator, tmp_path):
-    """It starts at the reference: margin 0, so loss log 2 and accuracy a tie."""
+    """The policy starts at the reference: margin 0, loss log 2, accuracy ½."""
     units = with_ref_logprobs(
         accelerator, tiny.rotary(), preference_units(), OfflineConfig(micro_batch_size=5), pad_id=PAD
     )
@@ -77,7 +77,7 @@ def test_dpo_raises_the_margin(accelerator, tmp_path):
 
 
 def test_ref_logprobs_are_computed_once_per_token(accelerator):
-    """The units keep their tokens and hold one log-probability a response token, whatever the microbatch."""
+    """The units keep their tokens and have one log-probability per response token, for any microbatch size."""
     reference, units = tiny.rotary(), preference_units()[:5]
     batch = collate([row for unit in units for row in unit], PAD)
     expected = response_logprobs(reference, batch)
@@ -91,7 +91,7 @@ def test_ref_logprobs_are_computed_once_per_token(accelerator):
 
 @pytest.mark.pitfall(30)
 def test_evaluation_averages_over_all_held_out_rows(accelerator):
-    """Microbatches of 2 rows of differing lengths: the same as one pass over all of them."""
+    """Microbatches of 2 rows with different lengths give the same result as one pass over all rows."""
     model, units = tiny.rotary(), [(row,) for row in tiny.examples(7)]
     batch = collate([row for (row,) in units], PAD)
     expected = -response_logprobs(model, batch).sum() / batch.response_mask.sum()
@@ -101,12 +101,12 @@ def test_evaluation_averages_over_all_held_out_rows(accelerator):
 
 
 def share_of_a(sampled):
-    """Share of the token 6 in a response of at most four."""
+    """The fraction of token 6 in a response of at most four tokens."""
     return ((sampled.batch.response_ids == 6) * sampled.batch.response_mask).sum(-1) / 4
 
 
 def online(accelerator, tokenizer, folder, algorithm, run=None, **settings):
-    """(training, its reference): the policy is to say 6, to one-word prompts."""
+    """(training, its reference): token 6 is rewarded, and prompts have one word."""
     save_policy(tiny.learned(), tokenizer, folder / "policy", max_new_tokens=4)
     torch.manual_seed(0)
     critic = Critic(new_scalar_model(folder / "policy"), 3e-3) if algorithm.needs.critic else None
@@ -127,7 +127,7 @@ def online(accelerator, tokenizer, folder, algorithm, run=None, **settings):
 
 @pytest.mark.parametrize("algorithm", [PPO(kl_coef=0.02), GRPO(group_size=8, kl_coef=0.02)], ids=["ppo", "grpo"])
 def test_on_policy_methods_raise_the_score(accelerator, tokenizer, tmp_path, algorithm):
-    """The most is three sixes and an end, 2 · ¾, or four and none, 2 - ½: 1.5 either way. At first hardly any."""
+    """The largest score is 1.5: three sixes and an end, 2 · ¾, or four sixes without an end, 2 - ½. It starts low."""
     training, reference = online(accelerator, tokenizer, tmp_path, algorithm)
     history = training.train()
     assert history[0]["score"] < 0.5
@@ -141,14 +141,14 @@ def test_on_policy_methods_raise_the_score(accelerator, tokenizer, tmp_path, alg
     assert kl.sum(-1).mean().item() == pytest.approx(metrics["kl"], rel=0.5)  # exact sum against 32 samples
 
 
-def test_a_strong_kl_penalty_holds_the_policy(accelerator, tokenizer, tmp_path):
-    """β = 5 nats against a reward of at most 1.5: the policy stays near the reference."""
+def test_a_strong_kl_penalty_keeps_the_policy_near_the_reference(accelerator, tokenizer, tmp_path):
+    """With β = 5 nats and a reward of at most 1.5, the policy stays near the reference."""
     training, _ = online(accelerator, tokenizer, tmp_path, PPO(kl_coef=5.0), learning_rate=1e-3)
     assert abs(training.train()[-1]["kl"]) < 0.3
 
 
 def test_rollout_holds_groups_and_sums_its_rewards(accelerator, tokenizer, tmp_path):
-    """Rows of one group are adjacent and share their prompt; four groups of eight are four prompts."""
+    """Rows of one group are adjacent and have the same prompt; four groups of eight have four prompts."""
     training, _ = online(accelerator, tokenizer, tmp_path, GRPO(group_size=8))
     rollout, metrics = training.rollout(0)
     prompts = rollout.input_ids[:, : -rollout.response_length]
@@ -168,7 +168,7 @@ def test_groups_must_fill_the_rollout(accelerator, tokenizer, tmp_path):
 
 
 def test_minibatch_indices_visit_every_item_once_an_epoch():
-    """Ten items by four: 4, 4 and 2, in another order each epoch; a pure function of the step."""
+    """Ten items in fours: 4, 4 and 2, in a different order each epoch; a pure function of the step."""
     epochs = []
     for epoch in range(3):
         steps = [minibatch_indices(3 * epoch + step, 10, 4, seed=0, name="x") for step in range(3)]
@@ -182,7 +182,7 @@ def test_minibatch_indices_visit_every_item_once_an_epoch():
 
 
 def test_marks_are_evenly_spaced_and_end_with_the_last_step():
-    """Three of ten: 4, 7, 10. More marks than steps: every step. None: none."""
+    """Three marks in ten steps: 4, 7, 10. More marks than steps: every step. No marks: no step."""
     assert [step for step in range(1, 11) if is_mark(step, 10, 3)] == [4, 7, 10]
     assert [step for step in range(1, 4) if is_mark(step, 3, 9)] == [1, 2, 3]
     assert not any(is_mark(step, 10, 0) for step in range(1, 11))
@@ -191,7 +191,7 @@ def test_marks_are_evenly_spaced_and_end_with_the_last_step():
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
-        # Warm-up over 3 steps: 1/4, 2/4, 3/4; four steps are left, of which 0, 1, 2, 3 are done.
+        # Warm-up over 3 steps: 1/4, 2/4, 3/4. At the other four steps, 0, 1, 2 and 3 of them are done.
         ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1]),
         ("linear", [0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25]),
         # ½ (1 + cos πx) at x = 0, ¼, ½, ¾.
@@ -204,7 +204,7 @@ def test_learning_rate_schedules(schedule, expected):
 
 
 def test_history_holds_the_learning_rates(accelerator, tmp_path):
-    """Six steps, linear from 0.012: 6/6, 5/6, ... of it."""
+    """Six steps, linear schedule: 6/6, 5/6, ... of 0.012."""
     history = offline(
         accelerator,
         tmp_path,
@@ -220,13 +220,13 @@ def test_history_holds_the_learning_rates(accelerator, tmp_path):
 
 
 def test_total_steps():
-    """Ten units by four are three steps an epoch."""
+    """Ten units in batches of four are three steps per epoch."""
     assert OfflineConfig(epochs=2, batch_size=4).total_steps(10) == 6
     assert OfflineConfig(epochs=2, batch_size=4, max_steps=5).total_steps(10) == 5
 
 
 def test_reports_snapshots_and_evaluations_come_at_the_right_steps(accelerator, tmp_path):
-    """Six steps: snapshots at 2, 4 and 6, evaluations at 3 and 6, a report after each step with its tokens."""
+    """Six steps: snapshots at 2, 4 and 6, evaluations at 3 and 6, and a report with the tokens after each step."""
     snapshots, reports = [], []
     run = tiny.quiet_run(tmp_path, snapshot=snapshots.append, report=lambda *report: reports.append(report))
     history = offline(
@@ -260,7 +260,7 @@ def test_online_snapshots_come_at_the_right_steps(accelerator, tokenizer, tmp_pa
 
 @pytest.mark.pitfall(15)
 def test_microbatches_keep_pairs_whole():
-    """Three pairs in microbatches of two: rows 0-3 and 4-5, each pair weighing ⅓."""
+    """Three pairs in microbatches of two: rows 0-3 and 4-5; each pair has weight ⅓."""
     batch = collate_units(tiny.paired(tiny.examples(6)), PAD)
     parts = microbatches(BradleyTerry(), batch, micro_units=2)
     assert [part.rows for part, _ in parts] == [4, 2]
@@ -268,7 +268,7 @@ def test_microbatches_keep_pairs_whole():
     assert torch.cat([weights for _, weights in parts]).tolist() == pytest.approx([1 / 3] * 3)
 
 
-def test_the_tables_lead_to_classes_that_say_what_they_learn_from():
+def test_tables_return_classes_that_declare_their_data():
     kinds = {name: policy_algorithm(name).data for name in policy_algorithms()}
     assert kinds.pop("best_of_n") == "none"
     assert kinds.pop("best_of_n_distillation") == "best_of_n"
@@ -277,16 +277,16 @@ def test_the_tables_lead_to_classes_that_say_what_they_learn_from():
     assert {name for name, kind in kinds.items() if kind == "rollouts"} == kinds.keys() - {"dpo", "cdpo", "ipo"}
     assert {reward_loss(name).data for name in reward_losses()} == {"pairs", "ratings", "rankings"}
     with pytest.raises(
-        UserError, match=r"policy.online or policy.offline names 'pp0', which is not known here. Choose"
+        UserError, match=r"policy.online or policy.offline contains 'pp0', which does not exist. Choose"
     ):
         policy_algorithm("pp0")
-    with pytest.raises(UserError, match=r"reward.loss names 'bt'"):
+    with pytest.raises(UserError, match=r"reward.loss contains 'bt'"):
         reward_loss("bt")
 
 
-def test_more_responses_than_prompts_allow_raise(accelerator, tokenizer, tmp_path):
-    """A rollout of 8 with groups of 2 needs 4 prompts; 3 are there."""
-    with pytest.raises(UserError, match="rollout_size 8 needs 4 prompts; there are 3"):
+def test_a_rollout_that_needs_more_prompts_raises(accelerator, tokenizer, tmp_path):
+    """A rollout of 8 responses in groups of 2 needs 4 prompts; there are 3."""
+    with pytest.raises(UserError, match="rollout_size 8 needs 4 prompts, but the data has 3"):
         OnlineTraining(
             accelerator,
             Models(tiny.rotary(), tiny.rotary(), None, tokenizer),

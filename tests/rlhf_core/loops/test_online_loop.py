@@ -1,4 +1,4 @@
-"""The loop for sampled data: what it samples on, in which order, with which coefficients and learning rates."""
+"""The loop for sampled data: prompts and their order, coefficients, and learning rates."""
 
 from dataclasses import dataclass, replace
 
@@ -26,12 +26,12 @@ from tiny import END, PAD
 
 
 def nothing(sampled):
-    """No reward."""
+    """A reward of 0."""
     return torch.zeros(sampled.batch.rows)
 
 
 def online(accelerator, tokenizer, folder, algorithm, *, reward=nothing, policy=None, words="abcdef", **settings):
-    """A training on one-word prompts; the reference is another model, so that there is a KL from the start."""
+    """A training on one-word prompts; the reference is a different model, so the KL is not 0 at the start."""
     policy = policy or tiny.learned()
     save_policy(policy, tokenizer, folder / "policy", max_new_tokens=4)
     torch.manual_seed(0)
@@ -49,12 +49,12 @@ def online(accelerator, tokenizer, folder, algorithm, *, reward=nothing, policy=
     )
 
 
-# --- coefficients that move ---
+# --- coefficients that change ---
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counting(OnPolicyAlgorithm):
-    """Each token's loss, and each response's reward, is the number of rollouts before: the method's state."""
+    """The loss of each token and the reward of each response are the number of earlier rollouts, the method's state."""
 
     count: float = 0.0
     group_size: int = 1
@@ -88,8 +88,8 @@ def test_targets_and_losses_use_the_coefficient_that_is_logged(accelerator, toke
 
 
 @pytest.mark.pitfall(35)
-def test_the_adapted_kl_coefficient_is_the_one_that_rewards_hold(accelerator, tokenizer, tmp_path):
-    """No score, so the return of each rollout is -β KL with its own β, which moves by up to 20 % a rollout."""
+def test_rewards_use_the_adapted_kl_coefficient(accelerator, tokenizer, tmp_path):
+    """Without scores, the return of a rollout is -β KL with the current β, which changes by up to 20 % per rollout."""
     algorithm = PPO(kl_coef=0.1, kl_target=0.01, kl_horizon=4)
     history = online(accelerator, tokenizer, tmp_path, algorithm, steps=3).train()
     assert len({step["kl_coef"] for step in history}) == 3
@@ -102,7 +102,7 @@ def test_the_adapted_kl_coefficient_is_the_one_that_rewards_hold(accelerator, to
 
 
 def dropping(probability):
-    """A policy whose dropout layers drop, which no checkpoint that this project loads has."""
+    """A policy with active dropout layers; checkpoints loaded by this project never have them."""
     policy = tiny.learned()
     for module in policy.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -111,15 +111,15 @@ def dropping(probability):
 
 
 @pytest.mark.pitfall(10)
-def test_rollouts_are_made_with_dropout_off(accelerator, tokenizer, tmp_path):
-    """The same stream gives the same responses and log-probabilities, whether or not layers would drop in training."""
+def test_dropout_is_off_in_rollouts(accelerator, tokenizer, tmp_path):
+    """The same random stream gives the same responses and log-probabilities with and without dropout layers."""
     rollouts = []
     for probability in (0.5, 0.0):
         policy, folder = dropping(probability), tmp_path / str(probability)
         training = online(
             accelerator, tokenizer, folder, GRPO(group_size=2), policy=policy, rollout_size=12, minibatch_size=12
         )
-        training.policy.train()  # as it is after an optimiser step
+        training.policy.train()  # the mode after an optimiser step
         torch.manual_seed(0)
         rollouts.append(training.rollout(0)[0])
         assert training.policy.training
@@ -128,8 +128,8 @@ def test_rollouts_are_made_with_dropout_off(accelerator, tokenizer, tmp_path):
     assert len(rollouts[0].response_ids.unique(dim=0)) > 6
 
 
-def test_each_rollout_draws_its_own_numbers(accelerator, tokenizer, tmp_path):
-    """One prompt, and a learning rate that moves nothing: the second rollout is drawn anew all the same."""
+def test_each_rollout_draws_new_random_numbers(accelerator, tokenizer, tmp_path):
+    """With one prompt and unchanged weights, the second rollout still has other responses."""
     training = online(accelerator, tokenizer, tmp_path, GRPO(group_size=2), words="aaaa", steps=2, learning_rate=1e-12)
     seen = []
     rollout = training.rollout
@@ -148,8 +148,8 @@ def test_each_rollout_draws_its_own_numbers(accelerator, tokenizer, tmp_path):
 
 
 @pytest.mark.pitfall(34)
-def test_rollouts_are_full_and_go_on_into_the_next_pass(accelerator, tokenizer, tmp_path):
-    """5 prompts by 4: each pass is a shuffled order of all, whether or not a rollout begins with it."""
+def test_rollouts_are_full_and_continue_in_the_next_pass(accelerator, tokenizer, tmp_path):
+    """5 prompts in fours: each pass is a shuffled order of all prompts, even if it starts inside a rollout."""
     sizes = {"rollout_size": 8, "minibatch_size": 8}
     training = online(accelerator, tokenizer, tmp_path, GRPO(group_size=2), words="abcde", **sizes)
     visited = []
@@ -157,7 +157,7 @@ def test_rollouts_are_full_and_go_on_into_the_next_pass(accelerator, tokenizer, 
         rollout, _ = training.rollout(step)
         prompts = rollout.input_ids[:, 0]
         assert rollout.rows == 8
-        assert torch.equal(prompts[0::2], prompts[1::2])  # a group is of one prompt
+        assert torch.equal(prompts[0::2], prompts[1::2])  # a group has one prompt
         visited += prompts[0::2].tolist()
     passes = [visited[start : start + 5] for start in range(0, 40, 5)]
     assert all(sorted(order) == list(range(6, 11)) for order in passes)
@@ -166,7 +166,7 @@ def test_rollouts_are_full_and_go_on_into_the_next_pass(accelerator, tokenizer, 
 
 @pytest.mark.pitfall(34)
 def test_stream_indices_are_a_pure_function_of_the_step():
-    """Of 5 by 3: positions 0-2, 3-5, ...; whole passes are those of the loop for fixed data; 12 of 5 take 3 passes."""
+    """5 items in threes: positions 0-2, 3-5, ... Passes equal those of the offline loop; 12 items need 3 passes."""
     stream = [index for step in range(10) for index in stream_indices(step, 5, 3, seed=0, name="x")]
     epochs = [index for step in range(6) for index in minibatch_indices(step, 5, 5, seed=0, name="x")]
     assert stream == epochs
@@ -187,8 +187,8 @@ def rows_of_each_step(training):
     return seen
 
 
-def test_each_pass_over_a_rollout_has_other_minibatches(accelerator, tokenizer, tmp_path):
-    """Rows are numbered by their scores. 2 rollouts of 3 passes over 12 rows: each row once a pass, 6 divisions."""
+def test_each_pass_over_a_rollout_has_different_minibatches(accelerator, tokenizer, tmp_path):
+    """Scores number the rows. 2 rollouts with 3 passes over 12 rows: each row once per pass, 6 different splits."""
     training = online(
         accelerator,
         tokenizer,
@@ -208,7 +208,7 @@ def test_each_pass_over_a_rollout_has_other_minibatches(accelerator, tokenizer, 
     assert len({frozenset(frozenset(rows) for rows in minibatches) for minibatches in passes}) == 6
 
 
-def test_each_epoch_of_fixed_data_has_other_minibatches(accelerator, tmp_path):
+def test_each_epoch_of_fixed_data_has_different_minibatches(accelerator, tmp_path):
     units = [(Example([6 + number], [6, END]),) for number in range(6)]
     seen = []
 
@@ -226,8 +226,8 @@ def test_each_epoch_of_fixed_data_has_other_minibatches(accelerator, tmp_path):
 # --- optimiser steps ---
 
 
-def test_policy_and_critic_step_by_their_own_learning_rates(accelerator, tokenizer, tmp_path):
-    """Adam's first step moves a weight by the learning rate in size."""
+def test_policy_and_critic_have_separate_learning_rates(accelerator, tokenizer, tmp_path):
+    """Adam's first step changes a weight by the learning rate."""
     training = online(
         accelerator,
         tokenizer,
@@ -249,7 +249,7 @@ def test_policy_and_critic_step_by_their_own_learning_rates(accelerator, tokeniz
 
 
 def factors_of(training, monkeypatch):
-    """Train, and return the learning rate's factor of each optimiser step."""
+    """Train, and return the factor on the learning rate at each optimiser step."""
     factors = []
 
     def record(config, step, total):
@@ -262,7 +262,7 @@ def factors_of(training, monkeypatch):
 
 
 @pytest.mark.pitfall(34)
-def test_warm_up_counts_every_optimiser_step_and_never_goes_back(accelerator, tokenizer, tmp_path, monkeypatch):
+def test_warm_up_counts_every_optimiser_step_and_does_not_restart(accelerator, tokenizer, tmp_path, monkeypatch):
     """5 prompts, 4 in each of 4 rollouts, 4 steps on each: 1/9, 2/9, ... 8/9, 1, 1, ..."""
     settings = {"words": "abcde", "steps": 4, "rollout_size": 8, "minibatch_size": 2, "warmup_steps": 8}
     training = online(accelerator, tokenizer, tmp_path, GRPO(group_size=2), **settings)
@@ -271,8 +271,8 @@ def test_warm_up_counts_every_optimiser_step_and_never_goes_back(accelerator, to
 
 
 @pytest.mark.pitfall(34)
-def test_trpos_policy_and_critic_warm_up_alike(accelerator, tokenizer, tmp_path, monkeypatch):
-    """2 passes of 2 minibatches on a rollout, 6 steps of warm-up: δ has the factor of steps 0, 4 and 8."""
+def test_policy_and_critic_of_trpo_have_the_same_warm_up(accelerator, tokenizer, tmp_path, monkeypatch):
+    """2 passes of 2 minibatches per rollout and 6 warm-up steps: δ has the factor of steps 0, 4 and 8."""
     settings = {"steps": 3, "minibatch_size": 2, "epochs": 2, "warmup_steps": 6}
     training = online(accelerator, tokenizer, tmp_path, TRPO(max_kl=0.7, fisher_fraction=1.0), **settings)
     factors = factors_of(training, monkeypatch)
@@ -281,7 +281,7 @@ def test_trpos_policy_and_critic_warm_up_alike(accelerator, tokenizer, tmp_path,
 
 
 def gradient_step(accelerator, weight, norm):
-    """One step on the loss Σ weight · logprobs over one row of two tokens, each a parameter: gradients (w, w)."""
+    """One step on the loss Σ weight · logprobs; the two tokens of the one row are parameters with gradients (w, w)."""
     logprobs = torch.nn.Parameter(torch.zeros(1, 2))
     batch = tiny.mask_batch(torch.ones(1, 2))
 
@@ -304,11 +304,11 @@ def gradient_step(accelerator, weight, norm):
     ("weight", "clipped"),
     [
         (3.0, 1.0),  # (3, 3) has norm 3√2; scaled to √2 it is (1, 1)
-        (0.5, 0.5),  # a shorter gradient is left alone
+        (0.5, 0.5),  # a smaller gradient does not change
     ],
 )
 def test_gradients_are_scaled_down_to_the_largest_norm(accelerator, weight, clipped):
-    """Adam's first step with ε = 1 is lr g / (|g| + 1), so that it shows the gradient it was given."""
+    """Adam's first step with ε = 1 is lr g / (|g| + 1), so the step reveals the gradient g."""
     metrics, logprobs = gradient_step(accelerator, weight, 2**0.5)
-    assert metrics["grad_norm"] == pytest.approx(weight * 2**0.5)  # logged as it was before
+    assert metrics["grad_norm"] == pytest.approx(weight * 2**0.5)  # logged before scaling
     assert logprobs[0].tolist() == pytest.approx([-0.1 * clipped / (clipped + 1)] * 2, rel=1e-4)

@@ -17,12 +17,12 @@ from tiny import END, PAD
 
 
 def count_of_a(sampled):
-    """A reward: how often the token `a` stands in the response."""
+    """A reward: the number of tokens `a` in the response."""
     return ((sampled.batch.response_ids == 6) * sampled.batch.response_mask).sum(-1)
 
 
 def training(accelerator, tokenizer, folder, policy, algorithm, critic=None, temperature=1.0, reference_seed=1):
-    """Two rollouts of 8 responses to prompts of differing length, in microbatches of 3."""
+    """Two rollouts of 8 responses to prompts with different lengths, in microbatches of 3."""
     config = OnlineConfig(
         learning_rate=1e-3, steps=2, rollout_size=8, minibatch_size=8, micro_batch_size=3, temperature=temperature
     )
@@ -41,7 +41,7 @@ def training(accelerator, tokenizer, folder, policy, algorithm, critic=None, tem
 @pytest.mark.pitfall(9)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_ratio_is_one_before_the_first_update(accelerator, tokenizer, tmp_path, family, temperature):
-    """Whatever rows stand together in a forward pass: all 8, 3 as in the rollout, or one."""
+    """For any number of rows per forward pass: all 8, 3 as in the rollout, or 1."""
     torch.manual_seed(0)
     run = training(accelerator, tokenizer, tmp_path, family(), GRPO(group_size=2), temperature=temperature)
     rollout, _ = run.rollout(0)
@@ -54,11 +54,11 @@ def test_ratio_is_one_before_the_first_update(accelerator, tokenizer, tmp_path, 
 
 
 @pytest.mark.pitfall(11)
-def test_temperature_divides_all_logits_alike(accelerator, tokenizer, tmp_path):
-    """New, old and reference log-probabilities and the entropy, each from logits / 0.7."""
+def test_temperature_divides_all_logits(accelerator, tokenizer, tmp_path):
+    """New, old and reference log-probabilities and the entropy are computed from logits / 0.7."""
     torch.manual_seed(0)
     policy = tiny.rotary()
-    # Any scalar model will do as critic: PPO is taken for its entropies.
+    # The test uses PPO because it computes entropies; the critic can be any scalar model.
     save_policy(policy, tokenizer, tmp_path / "policy", max_new_tokens=4)
     critic = Critic(new_scalar_model(tmp_path / "policy"), 1e-3)
     run = training(accelerator, tokenizer, tmp_path, policy, PPO(), critic, temperature=0.7)
@@ -77,14 +77,14 @@ def test_temperature_divides_all_logits_alike(accelerator, tokenizer, tmp_path):
     pairs = [(outputs.logprobs, new), (rollout.old_logprobs, new), (rollout.ref_logprobs, ref)]
     for found, expected in [*pairs, (outputs.entropies, entropy)]:
         torch.testing.assert_close(found[mask], expected, atol=1e-5, rtol=0)
-    assert (ref - new).abs().max() > 0.1  # the reference is another model
+    assert (ref - new).abs().max() > 0.1  # the reference is a different model
 
 
 @pytest.mark.pitfall(11)
 def test_sampling_at_another_temperature_than_training_raises(accelerator, tokenizer, tmp_path):
     config = OnlineConfig(rollout_size=4, minibatch_size=4, temperature=0.7)
     models = Models(tiny.rotary(), tiny.rotary(), None, tokenizer)
-    with pytest.raises(ValueError, match=r"sampling at temperature 1.0, training at 0.7"):
+    with pytest.raises(ValueError, match=r"the sampler has temperature 1.0, the loop 0.7"):
         OnlineTraining(
             accelerator,
             models,
@@ -98,8 +98,8 @@ def test_sampling_at_another_temperature_than_training_raises(accelerator, token
 
 
 @pytest.mark.pitfall(12)
-def test_sentinels_never_enter_a_statistic(accelerator, tokenizer, tmp_path):
-    """What is not computed is NaN, what is padding is 0: no metric is NaN, and padding changes no mean."""
+def test_nan_and_padding_never_enter_a_statistic(accelerator, tokenizer, tmp_path):
+    """Values that are not computed are NaN, and padding is 0: no metric is NaN, and padding changes no mean."""
     save_policy(tiny.rotary(), tokenizer, tmp_path / "policy", max_new_tokens=4)
     torch.manual_seed(0)
     for name, algorithm in (("ppo", PPO()), ("grpo", GRPO(group_size=2))):

@@ -1,4 +1,4 @@
-"""Trainings as a whole: precision, resume state, options without effect, and numbers that are not finite."""
+"""Whole trainings: precision, resume state, options without effect, and values that are not finite."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ from tiny import END, PAD
 
 
 def online(accelerator, tokenizer, folder, algorithm, reward, **changes):
-    """A small training on sampled data; its critic, where one is needed, is new."""
+    """A small training on sampled data, with a new critic if the method needs one."""
     policy = tiny.rotary()
     save_policy(policy, tokenizer, folder / "policy", max_new_tokens=4)
     critic = Critic(new_scalar_model(folder / "policy"), 1e-3) if algorithm.needs.critic else None
@@ -44,7 +44,7 @@ def online(accelerator, tokenizer, folder, algorithm, reward, **changes):
 
 @pytest.mark.pitfall(18)
 def test_the_fraction_of_equal_groups_is_logged(accelerator, tokenizer, tmp_path):
-    """The first of two groups scores 1, 1, the second 0, 1: half of them teach nothing."""
+    """The first of two groups has scores 1, 1, the second 0, 1: the fraction of equal groups is ½."""
 
     def reward(sampled):
         return torch.tensor([1.0, 1.0, 0.0, 1.0])
@@ -55,9 +55,9 @@ def test_the_fraction_of_equal_groups_is_logged(accelerator, tokenizer, tmp_path
 
 @pytest.mark.pitfall(20)
 def test_the_kl_coefficient_is_in_the_resume_state(accelerator, tokenizer, tmp_path):
-    """The reference is another model: KL is far above a target of 0.01, so β grows by the full 0.2 · 4 / 100.
+    """The reference is a different model: KL is far above the target 0.01, so β grows by the maximum 0.2 · 4 / 100.
 
-    β is 0.1 in the first rollout, 0.1 · 1.008 in the second, and 0.1 · 1.008² is what a third would use.
+    β is 0.1 in the first rollout, 0.1 · 1.008 in the second, and 0.1 · 1.008² after it.
     """
 
     def reward(sampled):
@@ -75,7 +75,7 @@ def test_the_kl_coefficient_is_in_the_resume_state(accelerator, tokenizer, tmp_p
 
 @pytest.mark.pitfall(24)
 def test_a_step_of_1e_6_changes_the_weights_under_bf16(bf16_accelerator, tokenizer, tmp_path):
-    """Adam's first step is the learning rate in size, 1e-6; near 1 a bf16 weight moves by 2⁻⁸ or not at all."""
+    """Adam's first step is the learning rate, 1e-6; near 1, the smallest change of a bf16 weight is 2⁻⁸."""
     save_policy(tiny.rotary(), tokenizer, tmp_path, max_new_tokens=4)
     before, model = load_policy(tmp_path), load_policy(tmp_path)
     units = [(example,) for example in tiny.examples()]
@@ -122,7 +122,7 @@ def test_an_option_without_effect_in_params_yaml_raises(key, value, message):
 
 
 def times(factor):
-    """A forward pass whose log-probabilities are multiplied by `factor` in the last of three microbatches."""
+    """A forward pass that multiplies the log-probabilities of the last of three microbatches by `factor`."""
 
     def change(outputs, number):
         return dataclasses.replace(outputs, logprobs=outputs.logprobs * (factor if number == 2 else 1.0))
@@ -131,7 +131,7 @@ def times(factor):
 
 
 def with_broken_gradient(outputs, number):
-    """A finite loss with an infinite gradient: sqrt(x - x) is 0, its derivative infinite."""
+    """A finite loss with an infinite gradient: sqrt(x - x) is 0, and its derivative is infinite."""
     logprobs = outputs.logprobs
     return dataclasses.replace(outputs, logprobs=logprobs + (logprobs - logprobs.detach()).sqrt())
 

@@ -1,4 +1,4 @@
-"""TRPO's step: conjugate gradient, Fisher-vector products, and a line search that keeps its promises."""
+"""TRPO's step: conjugate gradient, Fisher-vector products, and the conditions of the line search."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def test_conjugate_gradient_solves_in_as_many_steps_as_dimensions():
 
 
 def test_conjugate_gradient_of_the_identity_is_the_target_itself():
-    """Solved after one step; going on would divide 0 by 0."""
+    """The system is solved after one step; another step would divide 0 by 0."""
     target = torch.tensor([3.0, 4.0])
     assert conjugate_gradient(lambda x: x, target, 10).tolist() == [3, 4]
 
@@ -44,7 +44,7 @@ def setting(family, **changes):
 
 
 def test_fisher_product_is_that_of_the_matrix():
-    """F = Σ_t w_t Σ_a π(a|s_t) ∇log π(a|s_t) ∇log π(a|s_t)ᵀ over the response tokens, built row by row."""
+    """F = Σ_t w_t Σ_a π(a|s_t) ∇log π(a|s_t) ∇log π(a|s_t)ᵀ over the response tokens, computed row by row."""
     policy, rollout, region = setting(lambda: tiny.learned(n_embd=4, n_layer=1, n_head=1))
     parameters = [p for p in policy.parameters() if p.requires_grad]
     logprobs = response_logits(policy, rollout).log_softmax(-1)
@@ -63,7 +63,7 @@ def test_fisher_product_is_that_of_the_matrix():
 
 @pytest.mark.parametrize("family", tiny.FAMILIES.values(), ids=tiny.FAMILIES)
 def test_an_accepted_step_raises_the_surrogate_within_the_bound(family):
-    """Measured afresh: Σ w ρ Â has risen by what the metrics say, and Σ w KL(π_old‖π_θ) <= δ/2, the schedule's half."""
+    """Recomputed: Σ w ρ Â rises by the logged gain, and Σ w KL(π_old‖π_θ) <= δ/2 with the schedule's factor ½."""
     policy, rollout, region = setting(family)
     old = response_logits(policy, rollout).log_softmax(-1).detach()
     metrics = region.step(rollout, scale=0.5)
@@ -108,7 +108,7 @@ def test_the_step_does_not_depend_on_microbatches():
 
 
 def test_the_full_step_reaches_the_edge_of_the_trust_region(monkeypatch):
-    """The quadratic model of the KL, ½ sᵀ F s, is δ at the step that the line search starts from: δ = 0.02 · ½."""
+    """At the first step length of the line search, the quadratic model of the KL, ½ sᵀ F s, is δ = 0.02 · ½."""
     _, rollout, region = setting(tiny.learned, algorithm={"max_kl": 0.02, "cg_damping": 0.0})
     steps = []
     monkeypatch.setattr(region, "_line_search", lambda parts, step, before, limit: steps.append(step) or {})
@@ -117,8 +117,8 @@ def test_the_full_step_reaches_the_edge_of_the_trust_region(monkeypatch):
     assert (0.5 * steps[0] @ product).item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_the_line_search_goes_on_until_the_surrogate_rises(monkeypatch):
-    """The KL holds at every length; the surrogate only rises at the third, a quarter of the full step."""
+def test_the_line_search_continues_until_the_surrogate_rises(monkeypatch):
+    """The KL is within δ at every length; the surrogate rises only at the third length, a quarter of the full step."""
     policy, _, region = setting(tiny.learned)
     monkeypatch.setattr(region, "_mean_kl", lambda parts: 0.0)
     start = parameters_to_vector(policy.parameters()).detach().clone()
@@ -140,7 +140,7 @@ def test_a_surrogate_that_never_rises_keeps_the_weights(monkeypatch):
 
 
 def test_a_failing_line_search_keeps_the_weights_and_is_counted(monkeypatch):
-    """The KL holds at no length: all ten are tried, and the weights are put back bit for bit."""
+    """The KL exceeds δ at every length: all ten are tried, and the weights are restored bit for bit."""
     policy, rollout, region = setting(tiny.learned)
     monkeypatch.setattr(region, "_mean_kl", lambda parts: float("inf"))
     before = [parameter.clone() for parameter in policy.parameters()]
@@ -150,7 +150,7 @@ def test_a_failing_line_search_keeps_the_weights_and_is_counted(monkeypatch):
 
 
 @pytest.mark.pitfall(18)
-def test_equal_advantages_of_zero_make_no_step():
+def test_zero_advantages_make_no_step():
     policy, rollout, region = setting(tiny.learned)
     before = [parameter.clone() for parameter in policy.parameters()]
     metrics = region.step(rollout.with_targets(advantages=torch.zeros_like(rollout.advantages)), scale=1.0)

@@ -1,4 +1,4 @@
-"""rlhf_core against the test vectors of `tests/vectors`, in float64, at each file's own tolerance.
+"""rlhf_core against the test vectors of `tests/vectors`, in float64, with the tolerance of each file.
 
 Every entry of every file is either computed here or listed in NOT_OFFERED with the reason.
 """
@@ -61,14 +61,14 @@ def dpo_entries(inputs):
 
 
 def ipo_entry(inputs, form):
-    """Through the algorithm, which divides policy and reference alike where it is per token."""
+    """Computed with the algorithm; per token, it divides both policy and reference by the length."""
     algorithm, (outputs, batch) = IPO(beta=0.1, per_token=form == "avg"), pair_batch(inputs)
     losses = algorithm.losses(outputs, batch)
     return {"loss": losses.mean(), "per_sequence": losses}
 
 
 def pair_batch(inputs):
-    """Rows alternate chosen, rejected; each row's sum stands on its first token, its length is the vectors'."""
+    """Rows alternate between chosen and rejected, with the lengths of the vectors; the first token has the sum."""
     lengths = [n for pair in zip(inputs["chosen_lengths"], inputs["rejected_lengths"], strict=True) for n in pair]
     batch = collate_units(paired([Example([USER], [END] * length) for length in lengths]), PAD)
     sides = [tensor(inputs[f"policy_{side}_logps"]) for side in ("chosen", "rejected")]
@@ -86,7 +86,7 @@ def first_column(sums, batch):
 
 
 def implicit_rewards(inputs):
-    """Through the algorithm."""
+    """Computed with the algorithm."""
     outputs, batch = pair_batch(inputs)
     statistics = DPO(beta=0.1).statistics(outputs, batch)
     return {
@@ -119,7 +119,7 @@ def grpo_entries(inputs):
 
 
 def kto_entry(inputs, **changes):
-    """Through the algorithm: units of a labelled row and a mismatched one, each of one token."""
+    """Computed with the algorithm, on units of a labelled row and a mismatched row with one token each."""
     policy, algorithm = leaf(inputs["policy_logps"]), KTO(beta=inputs["beta"], **changes)
     rows = [
         (Example([USER], [END], desirable=float(good)), Example([USER], [END])) for good in inputs["label_desirable"]
@@ -181,7 +181,7 @@ def rloo_loss(inputs):
 
 
 def kl_entries(inputs):
-    """p is the policy that samples, q the reference; the expectations are over all seven outcomes."""
+    """p is the policy that samples, q the reference; expectations are over all seven outcomes."""
     logp, logq = tensor(inputs["logp"]), tensor(inputs["logq"])
     entries = {"k1": kl_k1(logp, logq), "k2": kl_k2(logp, logq), "k3": kl_k3(logp, logq)}
     expected = {f"E_{name}": (logp.exp() * value).sum() for name, value in entries.items()}
@@ -202,7 +202,7 @@ def reward_entries(inputs):
 
 
 def sft_entries(inputs):
-    """logits[t] predict labels[t + 1]. Ten tokens are labelled; 40 is the count of a minibatch that holds 30 more."""
+    """logits[t] predict labels[t + 1]. Ten tokens are labelled; 40 is the count of a minibatch with 30 more tokens."""
     logits, labels = leaf(inputs["logits"]), torch.tensor(inputs["labels"])[:, 1:]
     mask = (labels != -100).double()
     losses = cross_entropy(token_logprobs(logits[:, :-1], labels.clamp(min=0)))
@@ -219,7 +219,7 @@ def sft_entries(inputs):
 
 
 def logprob_entries(inputs):
-    """Nothing is shifted here: logits[t] score labels[t]."""
+    """There is no shift: logits[t] score labels[t]."""
     logits, labels = tensor(inputs["logits"]), torch.tensor(inputs["labels"])
     mask, ids = (labels != -100).double(), labels.clamp(min=0)
     logprobs = token_logprobs(logits, ids) * mask
@@ -246,13 +246,13 @@ OFFERED = {
 
 
 def assert_equal_entry(found, expected, tolerance, where):
-    """Walk nested entries; both sides hold the same keys, and every number agrees."""
+    """Compare nested entries: both sides have the same keys, and all numbers agree."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for key, value in expected.items():
             assert_equal_entry(found[key], value, tolerance, f"{where}.{key}")
     else:
-        if isinstance(found, float):  # a number made to be reported, averaged in float32
+        if isinstance(found, float):  # a reported number, averaged in float32
             tolerance = max(tolerance, 1e-7)
         found = torch.as_tensor(found, dtype=torch.float64).detach()
         torch.testing.assert_close(found, tensor(expected), atol=tolerance, rtol=0, msg=lambda text: f"{where}: {text}")
@@ -267,8 +267,8 @@ def test_every_offered_entry_equals_its_vector(name):
     assert_equal_entry(OFFERED[name](vectors["inputs"]), expected, vectors["tolerance"], name)
 
 
-def test_nothing_is_skipped_silently():
-    """Offered and left-out entries together are all entries of all files, and no entry is both."""
+def test_every_entry_is_computed_or_listed():
+    """Every entry of every file is either computed or listed as not offered, and none is both."""
     for name, vectors in VECTORS.items():
         offered = set(OFFERED[name](vectors["inputs"])) if name in OFFERED else set()
         left_out = set(NOT_OFFERED.get(name, {}))

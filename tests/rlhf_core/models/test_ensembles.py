@@ -17,7 +17,7 @@ from rlhf_core.models.store import (
 
 
 def test_aggregates():
-    """Scores 1, 4, 7: mean 4, least 1, population std √6."""
+    """Scores 1, 4, 7: mean 4, minimum 1, population std √6."""
     members = torch.tensor([[1.0, 2.0], [4.0, 2.0], [7.0, 2.0]])
     assert aggregate(members, "mean", 1.0).tolist() == [4.0, 2.0]
     assert aggregate(members, "min", 1.0).tolist() == [1.0, 2.0]
@@ -26,8 +26,8 @@ def test_aggregates():
 
 @pytest.mark.pitfall(26)
 @pytest.mark.parametrize("how", ["mean", "min", "mean_minus_std"])
-def test_an_ensemble_is_centred_and_scaled_as_one_and_comes_back_from_disk(tmp_path, tokenizer, how):
-    """Members are centred alone, then the aggregate A: (A(raw_k - o_k) - 3) / 2, also after saving."""
+def test_an_ensemble_is_centred_scaled_and_loaded_from_disk(tmp_path, tokenizer, how):
+    """Each member is centred, then the aggregate A: (A(raw_k - o_k) - 3) / 2, also after saving."""
     save_policy(tiny.rotary(), tokenizer, tmp_path / "policy", max_new_tokens=4)
     members = []
     for seed in range(3):
@@ -48,7 +48,7 @@ def test_an_ensemble_is_centred_and_scaled_as_one_and_comes_back_from_disk(tmp_p
 
 
 @pytest.mark.pitfall(26)
-def test_a_single_model_comes_back_as_one(tmp_path, tokenizer):
+def test_a_single_model_is_loaded_as_a_single_model(tmp_path, tokenizer):
     save_policy(tiny.rotary(), tokenizer, tmp_path / "policy", max_new_tokens=4)
     save_reward_model(new_scalar_model(tmp_path / "policy"), tokenizer, tmp_path / "reward")
     assert isinstance(load_reward_model(tmp_path / "reward"), ScalarModel)

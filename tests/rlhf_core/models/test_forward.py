@@ -1,4 +1,4 @@
-"""Forward passes: log-probabilities, scores and values, whatever the padding, the batch or the mode."""
+"""Forward passes: log-probabilities, scores and values do not depend on padding, batch or mode."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def with_columns(batch, left, right):
 @pytest.mark.pitfall(1)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_logprobs_do_not_depend_on_padding_or_batch(family, attention):
-    """Alone and unpadded by the library itself; alone, in a batch, padded on the left, on the right, on both."""
+    """The library's result without padding equals ours: alone, in a batch, padded left, right, and on both sides."""
     policy = family()
     policy.set_attn_implementation(attention)
     rows = tiny.examples()
@@ -55,7 +55,7 @@ def test_logprobs_do_not_depend_on_padding_or_batch(family, attention):
 
 @pytest.mark.pitfall(13)
 def test_the_head_on_response_positions_equals_the_whole_pass(family):
-    """Forward and backward, against a model that ignores `logits_to_keep` and gives logits everywhere."""
+    """Forward and backward, compared with a model that ignores `logits_to_keep` and returns all logits."""
     policy, batch = family(), collate(tiny.examples(), PAD)
 
     def without_option(*, logits_to_keep, **inputs):
@@ -69,7 +69,7 @@ def test_the_head_on_response_positions_equals_the_whole_pass(family):
 
 
 class ColumnScores(torch.nn.Module):
-    """Scores every token by its column, so that a score tells where it was read."""
+    """The score of a token is its column, so a score shows where it was read."""
 
     def forward(self, input_ids, attention_mask, position_ids):
         return torch.arange(input_ids.shape[1]).expand(input_ids.shape).float()
@@ -77,21 +77,21 @@ class ColumnScores(torch.nn.Module):
 
 @pytest.mark.pitfall(7)
 def test_reward_model_reads_last_real_token():
-    """Prompts take columns 0-2, responses 3-6. An end token inside a response is not where it is read."""
+    """Prompts have columns 0-2, responses 3-6. The score is not read at an end token inside a response."""
     rows = [Example([6, 7, 8], [9, END]), Example([6], [9, END, 9, END]), Example([6, 7], [PAD])]
     assert scores(ColumnScores(), collate(rows, PAD)).tolist() == [4, 6, 3]
 
 
 @pytest.mark.pitfall(7)
 def test_values_are_read_before_their_tokens():
-    """V(s_t) is read one column before a_t: responses begin at column 3, so 2, 3, ...; 0 behind the last."""
+    """V(s_t) is read one column before a_t: responses start at column 3, so 2, 3, ...; 0 after the last token."""
     rows = [Example([6, 7, 8], [9, END]), Example([6], [9, END, 9, END])]
     assert values(ColumnScores(), collate(rows, PAD)).tolist() == [[2, 3, 0, 0], [2, 3, 4, 5]]
 
 
 @pytest.mark.pitfall(7)
 def test_scores_are_those_of_the_library(family, tmp_path, tokenizer):
-    """AutoModelForSequenceClassification on each row alone, unpadded."""
+    """Compared with AutoModelForSequenceClassification on each row alone, without padding."""
     save_policy(family(), tokenizer, tmp_path, max_new_tokens=4)
     model = new_scalar_model(tmp_path)
     assert isinstance(model, ScalarModel)
@@ -104,7 +104,7 @@ def test_scores_are_those_of_the_library(family, tmp_path, tokenizer):
 
 @pytest.mark.pitfall(27)
 def test_a_score_does_not_depend_on_its_batch(family, tmp_path, tokenizer):
-    """Alone, together, in microbatches of two, and in reverse order."""
+    """Scores are equal alone, in one batch, in microbatches of two, and in reverse order."""
     save_policy(family(), tokenizer, tmp_path, max_new_tokens=4)
     model, rows = new_scalar_model(tmp_path), tiny.examples()
     batch = collate(rows, PAD)
@@ -126,7 +126,7 @@ DROPOUT = {
 @pytest.mark.pitfall(10)
 @pytest.mark.parametrize("name", sorted(DROPOUT))
 def test_dropout_is_off_in_every_forward_pass(name, tmp_path, tokenizer):
-    """A checkpoint whose config asks for dropout 0.1: two calls in train mode agree to the bit."""
+    """The config of the checkpoint has dropout 0.1; two calls in train mode agree bit for bit."""
     policy = tiny.FAMILIES[name]()
     save_policy(policy, tokenizer, tmp_path, max_new_tokens=4)
     policy.config.update(DROPOUT[name])
@@ -145,7 +145,7 @@ def test_dropout_is_off_in_every_forward_pass(name, tmp_path, tokenizer):
 
 
 @pytest.mark.pitfall(10)
-def test_fresh_models_have_no_dropout_either():
+def test_new_models_have_no_dropout():
     for name, changes in DROPOUT.items():
         model = tiny.FAMILIES[name](**changes).train()
         batch = collate(tiny.examples(), PAD)
@@ -153,7 +153,7 @@ def test_fresh_models_have_no_dropout_either():
 
 
 def test_temperature_divides_both_sides_of_the_exact_kl(family):
-    """From logits / 0.5 of policy and reference; its gradient reaches the policy."""
+    """The KL is computed from logits / 0.5 of policy and reference, with a gradient for the policy."""
     policy, reference = family(0), family(1)
     batch = collate(tiny.examples(3), PAD)
     found = policy_outputs(policy, batch, temperature=0.5, reference=reference).exact_kl

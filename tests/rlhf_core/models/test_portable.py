@@ -1,4 +1,4 @@
-"""Checkpoints that the library alone loads: a process without this project gives the same numbers."""
+"""Checkpoints load with transformers alone: a process without this project computes the same numbers."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ print(json.dumps({
 
 @pytest.mark.pitfall(26)
 def test_checkpoints_load_without_this_project(family, tmp_path, tokenizer):
-    """A process that cannot import this project gives the same raw scores and logits to 1e-5, and samples."""
+    """A process that cannot import this project computes the same raw scores and logits within 1e-5, and samples."""
     policy = family(pad_token_id=None)
     save_policy(policy, tokenizer, tmp_path / "policy", max_new_tokens=7)
     model = new_scalar_model(tmp_path / "policy")

@@ -1,4 +1,4 @@
-"""What a sampler gives: ids, text, and whether a response ended."""
+"""Responses of a sampler: ids, text, and whether they ended."""
 
 import torch
 
@@ -9,7 +9,7 @@ from tiny import END, PAD
 
 
 def says(*tokens):
-    """A policy whose most likely tokens are these, one after the other, whatever the prompt."""
+    """A policy with these most likely tokens, in order, for every prompt."""
     policy = tiny.rotary()
     with torch.no_grad():
         for layer in policy.model.layers:
@@ -23,7 +23,7 @@ def says(*tokens):
 
 
 def test_responses_of_the_local_sampler():
-    """After a: b and the end token; with room for one token, b alone, which did not end."""
+    """After a: b and the end token; with a limit of one token, only b, which did not end."""
     policy, tokenizer, reports = says(7, END), tiny.tiny_tokenizer(), []
     prompts = tiny.prompts_of(["a", "a a", "a"])
     sampler: Sampler = LocalSampler(4, (END,), PAD, temperature=0, rows=2)

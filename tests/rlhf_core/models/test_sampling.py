@@ -1,4 +1,4 @@
-"""Sampling: which tokens a response holds, when it ends, and the distribution it is drawn from."""
+"""Sampling: the tokens of a response, its end, and the distribution of the samples."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from tiny import END, PAD, STOP, USER
 
 @pytest.mark.pitfall(2)
 def test_training_sees_the_sampled_ids(family, monkeypatch):
-    """Prompt and response of every row are what `generate` was given and returned, cut behind the end token."""
+    """The prompt of a row is the input of `generate`; the response is its output up to the end token."""
     policy = family()
     returned = []
     generate = policy.generate
@@ -38,8 +38,8 @@ def test_training_sees_the_sampled_ids(family, monkeypatch):
 
 
 @pytest.mark.pitfall(3)
-def test_ended_cut_off_and_padding_are_three_things():
-    """[6, END] ended and is padded; [6, 7, 8] was cut off; a sampled pad token is a token like any other."""
+def test_ended_cut_off_and_padding_are_distinguished():
+    """[6, END] ended and is padded; [6, 7, 8] was cut off; a sampled pad token is an ordinary token."""
     sampler = LocalSampler(3, (END,), PAD)
     generated = [[6, END, PAD], [6, 7, 8], [6, PAD, END]]
     responses = [sampler._until_end(row) for row in generated]
@@ -52,19 +52,19 @@ def test_ended_cut_off_and_padding_are_three_things():
 
 @pytest.mark.pitfall(6)
 def test_a_prompt_is_never_cut(family):
-    """60 tokens and 4 new ones just fit a context of 64; 61 do not, and nothing is truncated to make them fit."""
+    """60 prompt tokens and 4 new tokens fit a context of 64; 61 do not fit and raise instead of being truncated."""
     policy = family()
     sampler = LocalSampler(4, (END,), PAD)
     (response,) = sampler.token_ids(policy, [[6] * 60])
     batch = tiny.responses_of([[6] * 60], [response]).batch
     assert batch.input_ids[0, :60].tolist() == [6] * 60
-    with pytest.raises(UserError, match="a prompt of 61 tokens and 4 new ones exceed the model's context of 64"):
+    with pytest.raises(UserError, match="a prompt of 61 tokens and 4 new tokens exceed the model's context of 64"):
         sampler.token_ids(policy, [[6] * 61])
 
 
 @pytest.mark.pitfall(8)
 def test_every_stop_token_ends_a_response(tmp_path, tokenizer):
-    """Both stop tokens of a checkpoint's generation config survive saving; neither costs the missing-end penalty."""
+    """Both end tokens of a generation config are kept in saving; neither gets the missing-end penalty."""
     policy = tiny.rotary()
     policy.generation_config = GenerationConfig(eos_token_id=[STOP, END])
     save_policy(policy, tokenizer, tmp_path, max_new_tokens=4)
@@ -80,8 +80,8 @@ def test_every_stop_token_ends_a_response(tmp_path, tokenizer):
 
 
 @pytest.mark.pitfall(8)
-def test_generation_stops_at_either(tokenizer):
-    """A head biased towards one stop token ends every response at once with it."""
+def test_generation_stops_at_each_end_token(tokenizer):
+    """With a head that is biased to one end token, every response consists of that token."""
     policy = tiny.rotary()
     for stop in (END, STOP):
         policy.lm_head = torch.nn.Linear(16, tiny.VOCABULARY)
@@ -96,8 +96,8 @@ def test_generation_stops_at_either(tokenizer):
 def test_sampling_follows_the_logprobs_that_are_trained(family):
     """20 000 draws of one token: frequencies within 5 standard errors of exp(logprobs), at temperature 0.7.
 
-    The model's own generation config truncates and shifts the distribution; none of it may reach the sampler, which
-    has no such option itself: the KL estimate would be negative.
+    The model's own generation config truncates and changes the distribution. The sampler must ignore it and has no
+    such option: with truncation, the KL estimate can be negative.
     """
     policy = family()
     own = GenerationConfig(do_sample=True, top_k=1, repetition_penalty=9.0, min_new_tokens=3, suppress_tokens=[6, 7])

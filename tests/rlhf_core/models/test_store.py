@@ -1,4 +1,4 @@
-"""Policies on disk: what a folder remembers beside the weights."""
+"""Policies on disk: values stored with the weights."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from rlhf_core.models.store import load_policy, own_temperature, save_policy
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_a_policy_remembers_the_temperature_it_was_trained_at(tmp_path, tokenizer, temperature):
+def test_a_policy_stores_its_training_temperature(tmp_path, tokenizer, temperature):
     save_policy(tiny.rotary(), tokenizer, tmp_path, max_new_tokens=4, temperature=temperature)
     assert own_temperature(load_policy(tmp_path)) == temperature

@@ -22,7 +22,7 @@ MESSAGES = [{"role": "user", "content": "a b"}]
 
 @pytest.mark.pitfall(2)
 def test_preferences_keep_the_sampled_ids(tmp_path, tokenizer):
-    """`a` and `b` were sampled as [6, 8] and [7]: ids that their texts would not encode to."""
+    """`a` and `b` were sampled as [6, 8] and [7], which differ from the ids of their texts."""
     judgement = Judgement(
         form="side_by_side",
         prompt=MESSAGES,
@@ -40,16 +40,16 @@ def test_preferences_keep_the_sampled_ids(tmp_path, tokenizer):
 
 
 @pytest.mark.pitfall(3)
-def test_pad_equal_to_end_gets_a_pad_of_its_own():
+def test_a_pad_token_equal_to_the_end_token_is_replaced():
     tokenizer = ready_tokenizer(tiny.tiny_tokenizer(pad_token="<end>"))
     assert tokenizer.eos_token_id == END
     assert tokenizer.pad_token_id == tiny.VOCABULARY  # a new id
     assert ready_tokenizer(tiny.tiny_tokenizer(pad_token=None)).pad_token_id == tiny.VOCABULARY
-    assert ready_tokenizer(tiny.tiny_tokenizer()).pad_token_id == PAD  # a pad that is one stays
+    assert ready_tokenizer(tiny.tiny_tokenizer()).pad_token_id == PAD  # a separate pad token is kept
 
 
 @pytest.mark.pitfall(3)
-def test_the_model_gets_an_embedding_for_the_new_pad(family):
+def test_the_model_gets_an_embedding_for_the_new_pad_token(family):
     """The new row is the mean of the others, in the embedding and in the head."""
     policy = family()
     before = policy.get_input_embeddings().weight.detach().clone()
@@ -64,7 +64,7 @@ def test_the_model_gets_an_embedding_for_the_new_pad(family):
 
 @pytest.mark.pitfall(3)
 def test_the_final_end_token_is_trained(tokenizer):
-    """ "c d" ends and is three tokens with its end; "e" is two; the third column of the second row is padding."""
+    """ "c d" has three tokens with its end token, "e" two; the third column of the second row is padding."""
     rows = [encode_example(tokenizer, MESSAGES, "c d"), encode_example(tokenizer, MESSAGES, "e")]
     batch = collate(rows, tokenizer.pad_token_id)
     assert batch.response_ids.tolist() == [[8, 9, END], [10, END, PAD]]
@@ -72,7 +72,7 @@ def test_the_final_end_token_is_trained(tokenizer):
 
 
 def test_raw_text_trains_every_token_but_the_first(tmp_path, tokenizer):
-    """<user> a b <assistant> c <end>: 5 of 6 tokens, what the user says and the role token among them."""
+    """<user> a b <assistant> c <end>: 5 of 6 tokens, including the user's words and the role token."""
     write_jsonl(tmp_path / "threads.jsonl", [{"prompt": MESSAGES, "response": "c"}])
     ((row,),) = text_units(tmp_path / "threads.jsonl", tokenizer)
     words = [tiny.WORDS.index(word) for word in ["a", "b", "<assistant>", "c", "<end>"]]
@@ -89,7 +89,7 @@ def test_raw_text_trains_every_token_but_the_first(tmp_path, tokenizer):
 @pytest.mark.pitfall(4)
 @pytest.mark.parametrize("written", [0, 1, 2])
 def test_exactly_one_beginning_token_with_any_template(written):
-    """The template writes none, one or two; the tokenizer adds one of its own."""
+    """The template writes none, one or two beginning tokens; the tokenizer adds another."""
     template = "{{ bos_token }} " * written + tiny.TEMPLATE
     tokenizer = ready_tokenizer(tiny.tiny_tokenizer(bos_token="<begin>", chat_template=template))
     add_beginning(tokenizer)
@@ -98,14 +98,14 @@ def test_exactly_one_beginning_token_with_any_template(written):
 
 
 @pytest.mark.pitfall(4)
-def test_no_beginning_token_where_the_model_expects_none():
+def test_no_beginning_token_if_the_model_expects_none():
     tokenizer = ready_tokenizer(tiny.tiny_tokenizer(bos_token="<begin>"))
     assert encode_prompt(tokenizer, MESSAGES) == [USER, 6, 7, ASSISTANT]
     assert encode_prompt(ready_tokenizer(tiny.tiny_tokenizer()), MESSAGES) == [USER, 6, 7, ASSISTANT]
 
 
 def add_beginning(tokenizer):
-    """Make the tokenizer write its beginning token before every text, as Llama's does."""
+    """Make the tokenizer add its beginning token to every text, as Llama's does."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -116,6 +116,6 @@ def add_beginning(tokenizer):
 @pytest.mark.pitfall(5)
 @pytest.mark.parametrize(("example", "what"), [(Example([6], []), "response"), (Example([], [6]), "prompt")])
 def test_a_row_without_prompt_or_response_raises_and_is_named(example, what):
-    """No response token: a mask of zeros. No prompt: a row that is response throughout."""
+    """Without response tokens the mask is all 0; without a prompt, the whole row is response."""
     with pytest.raises(UserError, match=f"row 1 of the batch has an empty {what}"):
         collate([Example([6], [7]), example], PAD)

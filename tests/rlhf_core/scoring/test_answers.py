@@ -1,4 +1,4 @@
-"""Exact answers: one function for references and responses, numbers by value, a time limit for users' patterns."""
+"""Exact answers: one function for references and responses, numbers compared by value, a time limit for patterns."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Judges and the win rate, by hand."""
+"""Judges and the win rate, worked by hand."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def length_scores(answers):
 
 
 class FirstIsBetter:
-    """A judge with nothing but position bias."""
+    """A judge that always prefers the response shown first."""
 
     name = "position"
 
@@ -29,14 +29,14 @@ def test_score_judge():
 
 
 def test_win_rate_counts_ties_half():
-    """Won, won, tied, lost: 2.5 of 4. Both orders agree, and the interval lies around the value."""
+    """Won, won, tied, lost: 2.5 of 4. Both orders agree, and the interval contains the value."""
     found = win_rate(ScoreJudge("length", length_scores), answers(2, 2, 2, 1), answers(1, 1, 2, 2), 2000, 0)
     assert (found.value, found.n, found.judge) == (0.625, 4, "length")
     assert 0 <= found.low < 0.625 < found.high <= 1
 
 
 def test_win_rate_cancels_position_bias():
-    """Whoever is shown first wins: every prompt is won once and lost once, so ½ without spread."""
+    """The response shown first wins: every prompt is won once and lost once, so ½ with an interval of width 0."""
     found = win_rate(FirstIsBetter(), answers(1, 1, 1, 1), answers(1, 1, 1, 1), 200, 0)
     assert found == WinRate(0.5, 0.5, 0.5, 4, "position")
 
@@ -47,7 +47,7 @@ def tokens(*ids):
 
 
 def stub(*scores):
-    """A judge of given scores, both sides of each pair in the order of their ids, and the calls it gets."""
+    """A judge with given scores, for the sides of each pair in the order of their ids, and a list of its calls."""
     calls = []
 
     def score(responses):
@@ -59,8 +59,8 @@ def stub(*scores):
 
 
 @pytest.mark.pitfall(32)
-def test_both_sides_are_scored_in_one_call_pairs_adjacent_whatever_the_order():
-    """Scores 3 < 5 and 9 > 1; the second pair is shown the other way round than its ids are ordered."""
+def test_both_sides_are_scored_in_one_call_with_adjacent_pairs():
+    """Scores 3 < 5 and 9 > 1; the second pair is shown in the opposite order of its ids."""
     first, second = tokens(1, 4), tokens(2, 3)
     for sides, verdicts in (((first, second), [0.0, 0.0]), ((second, first), [1.0, 1.0])):
         score, calls = stub(3.0, 5.0, 9.0, 1.0)
@@ -77,6 +77,6 @@ def test_a_tie_is_a_small_difference_in_standard_deviations_of_all_scores(tolera
 
 
 @pytest.mark.pitfall(32)
-def test_identical_ids_tie_even_where_scores_differ():
+def test_identical_ids_tie_even_if_scores_differ():
     score, _ = stub(0.0, 1.0, 0.0, 1.0)
     assert ScoreJudge("stub", score).prefer(tokens(1, 2), tokens(1, 3)) == [0.5, 0.0]

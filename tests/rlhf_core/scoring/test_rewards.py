@@ -1,4 +1,4 @@
-"""Composable rewards: each term worked by hand; what a user's function may get wrong; policy.rewards as a whole."""
+"""Composable rewards: each term worked by hand, errors of user functions, and the list policy.rewards."""
 
 import json
 import math
@@ -34,8 +34,8 @@ def sampled():
     return Responses(prompts, [first, Response([7, 8], "#### 4", ended=False)], PAD)
 
 
-def test_responses_make_their_tensors():
-    """One prompt token and at most three response tokens: 1 + 3 columns, the missing one a pad."""
+def test_responses_compute_their_tensors():
+    """One prompt token and at most three response tokens: 1 + 3 columns; a missing token is padding."""
     responses = sampled()
     assert len(responses) == 2
     assert responses.batch.input_ids.tolist() == [[6, 7, 8, END], [6, 7, 8, PAD]]
@@ -51,8 +51,8 @@ def test_each_term_alone():
     assert Format(r"<think>.*</think>.*")(sampled()).tolist() == [1, 0]
 
 
-def test_scores_of_the_reward_model_are_held_within_the_clamp(monkeypatch):
-    """Of -5, 0.5 and 4 within ±3: -3, 0.5 and 3. Rows are scored two at a time."""
+def test_scores_of_the_reward_model_are_clamped(monkeypatch):
+    """-5, 0.5 and 4 clamped to ±3 are -3, 0.5 and 3. Rows are scored two at a time."""
     three = responses_of([[6]] * 3, [[7, END]] * 3)
     raw = torch.tensor([-5.0, 0.5, 4.0])
     for clamp, expected in ((None, [-5, 0.5, 4]), (3.0, [-3, 0.5, 3])):
@@ -78,7 +78,7 @@ def test_weighted_sum_logs_the_parts():
     assert {name: value.tolist() for name, value in parts.items()} == {"length": [3, 2], "missing_end": [0, -1]}
 
 
-def test_a_function_sees_prompts_responses_and_answers():
+def test_a_function_gets_prompts_responses_and_answers():
     def right_length(prompts, responses, answers):
         assert prompts == [[{"role": "user", "content": "a"}]] * 2
         return [len(text) + int(answer) for text, answer in zip(responses, answers, strict=True)]
@@ -90,8 +90,8 @@ def test_a_function_sees_prompts_responses_and_answers():
     ("function", "message"),
     [
         (lambda *_: 1 / 0, "reward f raised ZeroDivisionError: division by zero. Correct the function."),
-        (lambda *_: [1.0], "reward f gave 1 numbers for 2 responses. Return one for each."),
-        (lambda *_: [1.0, "good"], "reward f gave 'good' for response 1. Return numbers."),
+        (lambda *_: [1.0], "reward f returned 1 values for 2 responses. Return one number per response."),
+        (lambda *_: [1.0, "good"], "reward f returned 'good' for response 1. Return a number."),
         (lambda *_: None, "reward f raised TypeError"),
     ],
 )
@@ -162,8 +162,8 @@ def test_the_list_as_a_whole(tmp_path, monkeypatch):
     assert list(parts) == ["length", "missing_end"]
 
 
-def test_the_clamp_in_the_parameters_is_the_reward_models(accelerator, tmp_path, monkeypatch):
-    """Twice the score, which is held within ±1.5."""
+def test_the_clamp_in_the_parameters_applies_to_the_reward_model(accelerator, tmp_path, monkeypatch):
+    """Twice the score, which is clamped to ±1.5."""
     monkeypatch.setattr("tasks.rewards.terms.load_reward_model", lambda path: torch.nn.Linear(1, 1))
     monkeypatch.setattr("rlhf_core.scoring.rewards.scores", lambda model, batch: torch.tensor([-2.0, 1.0]))
     reward = make([{"name": "model", "weight": 2.0, "clamp": 1.5}], "helpdesk", tmp_path, monkeypatch, accelerator)
@@ -180,6 +180,6 @@ def test_the_clamp_in_the_parameters_is_the_reward_models(accelerator, tmp_path,
         ([{"name": "exact_answer"}], "preference", "the data has no answers"),
     ],
 )
-def test_terms_that_the_data_gives_no_ground_for(terms, kind, message, tmp_path, monkeypatch):
+def test_terms_that_the_data_does_not_support(terms, kind, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         make(terms, kind, tmp_path, monkeypatch)
