@@ -1,4 +1,4 @@
-"""What is compared: figures for DVC and MLflow, every policy's curve in one table."""
+"""Comparisons: figures for DVC and MLflow, and every policy's curve in one table."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ def test_the_win_rate_against_sft_brings_its_interval():
 
 
 def test_curve_is_the_log_as_a_table(tmp_path: Path):
-    """The same numbers, columns as they first appear, nothing where a step lacks one, the same bytes each time."""
+    """Numbers are unchanged, columns keep the order of first appearance, missing values are empty, and bytes repeat."""
     history = [{"loss": 1 / 3, "kl": 1e-17}, {"loss": 0.25, "kl": 2.0, "development_loss": 0.5}]
     write_curve(tmp_path, history)
     first = (tmp_path / "curve.csv").read_bytes()
@@ -53,8 +53,8 @@ def test_curve_is_the_log_as_a_table(tmp_path: Path):
     assert (tmp_path / "curve.csv").read_bytes() == first
 
 
-def test_curves_of_all_policies_stand_in_one_table(tmp_path: Path):
-    """Fixed columns; a snapshot's win rate at its step; a policy that is not trained is one empty row."""
+def test_curves_of_all_policies_are_in_one_table(tmp_path: Path):
+    """Columns are fixed. A snapshot's win rate is at its step. A policy without training has one empty row."""
     for name, row in {"ppo": {"loss": 2.0, "kl": 0.5, "score": 1.5}, "dpo": {"loss": 0.5, "accuracy": 0.75}}.items():
         (tmp_path / name).mkdir()
         write_jsonl(tmp_path / name / "metrics.jsonl", [{"step": step, **row, "extra": 9} for step in (1, 2)])
@@ -85,7 +85,7 @@ FIGURES = {
 
 
 def test_a_figure_is_written_alike_everywhere():
-    """One text for a cell; on the page the lines, the interval and the small print of the same cell."""
+    """The same text in both tables; the page also has the interval and details of the cell."""
     assert column("win_rate_vs_sft").cell(FIGURES) == "0.840 (0.800–0.880)"
     assert (column("kl").cell(FIGURES), column("kl").interval(FIGURES)) == ("4.75", "4.50 to 5.00")
     assert column("reward_terms").lines(FIGURES) == ("model 1.88", "missing_end -0.250")

@@ -1,4 +1,4 @@
-"""The report's first sentences: what may be called learned, better and best, at the edges of each rule."""
+"""The report's first sentences: when it says learned, better and best, at the limits of each rule."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_the_best_wins_and_overlaps_with_none():
 
 
 def test_an_overlapping_interval_takes_the_word_best_away():
-    """Up to 0.82, where the other begins."""
+    """The interval ends at 0.82, where the other begins."""
     first, second, _ = said({"ppo": judged(0.79, 0.75, 0.82), "dpo": judged(0.86, 0.82, 0.9)})
     assert first.startswith("DPO has the highest win rate: it wins 86.0 %")
     assert second.endswith("The interval of DPO overlaps with that of PPO: their order may be chance.")
@@ -50,7 +50,7 @@ def test_no_policy_is_called_better_whose_interval_includes_one_half():
 
 
 def test_a_lower_win_rate_with_a_narrower_interval_may_be_the_one_that_is_shown():
-    """Many ties make an interval narrow: 0.55 (0.52 to 0.58) lies above one half, 0.6 (0.49 to 0.71) does not."""
+    """Many ties make an interval narrow: 0.55 (0.52 to 0.58) is above one half, 0.6 (0.49 to 0.71) includes it."""
     first, *_ = said({"a": judged(0.6, 0.49, 0.71), "b": judged(0.55, 0.52, 0.58)})
     assert first.startswith(
         "B is better than the SFT model; A, with the highest win rate, is not shown to be: it wins 60.0 %"
@@ -121,7 +121,7 @@ LN2 = math.log(2)
         ({"log_loss": LN2 - 0.0401}, False),  # two standard errors are 0.04
         ({"log_loss": LN2 - 0.0399}, True),
         ({"log_loss": LN2 + 0.2}, True),
-        ({"log_loss": LN2 - 0.00101, "log_loss_se": 1e-5}, False),  # a small step, but a sure one
+        ({"log_loss": LN2 - 0.00101, "log_loss_se": 1e-5}, False),  # a small difference, but a certain one
         ({"log_loss": LN2 - 0.00099, "log_loss_se": 1e-5}, True),
         ({"accuracy": 0.5417}, False),  # of 560 pairs: 0.5 + 1.96 · 0.5/√(560 + 1.96²) = 0.54127
         ({"accuracy": 0.5411}, True),
