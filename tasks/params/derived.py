@@ -6,7 +6,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from rlhf_core.algorithms.base.algorithm import Method
-from rlhf_core.algorithms.base.config import OfflineConfig, OnlineConfig, OptimizerConfig, check_loop
+from rlhf_core.algorithms.base.config import OfflineConfig, OnlineConfig, OptimizerConfig
 from rlhf_core.algorithms.base.table import policy_algorithms, reward_loss, reward_losses
 from rlhf_core.common.fields import setting
 from tasks.params.explain import Where
@@ -27,16 +27,9 @@ class OnlineLoop(OnlineConfig, Section):
     """The loop on sampled data. Its values apply to each of its methods, unless the method's own section differs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _OnlineMethod(OnlineLoop):
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[misc]  # the method's own checks
-        check_loop(self, self)  # type: ignore[arg-type]  # it is the loop's configuration and the method's
-
-
 _BASES: dict[type[OptimizerConfig] | None, type[Section]] = {
     OfflineConfig: OfflineLoop,
-    OnlineConfig: _OnlineMethod,
+    OnlineConfig: OnlineLoop,
     None: Section,
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
+from rlhf_core.algorithms.base.config import OnlineConfig, check_loop
 from rlhf_core.algorithms.base.table import policy_algorithms
 from rlhf_core.common.errors import UserError
 from tasks.files.paths import EFFECTIVE_PARAMS
@@ -128,13 +129,26 @@ def validate(raw: Mapping[str, Any], source: str = PARAMS, written: Mapping[str,
             (problem["loc"], explain(problem, Params) + hint_on_method(problem["loc"], problem["input"]))
             for problem in error.errors()
         ]
-    problems = [(where, text) for where, text in problems if not _is_inherited(where, raw)]
+    problems = [(where, text) for where, text in problems if not _is_inherited(where, raw)] or _loop_problems(params)
     if not problems:
         return params
     where, found = problems[0]
     culprits = [text for name, text in written.items() if any(_touch(name, key) for key in _keys_behind(where))]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     raise UserError(f"{' '.join(culprits) or source}: {found}{more}")
+
+
+def _loop_problems(params: Params) -> list[tuple[Where, str]]:
+    """Methods to train whose options do not fit their loop. A method that is not listed may differ from what is shared."""
+    problems: list[tuple[Where, str]] = []
+    for name in params.policy.methods:
+        section = params.policy.section(name)
+        if isinstance(section, OnlineConfig):
+            try:
+                check_loop(section, section)  # type: ignore[arg-type]  # it holds the options of the loop and those of the method
+            except ValueError as error:
+                problems.append((("policy", name), f"in 'policy.{name}', {str(error).rstrip('.')}."))
+    return problems
 
 
 def _with_shared(raw: Mapping[str, Any]) -> dict[str, Any]:

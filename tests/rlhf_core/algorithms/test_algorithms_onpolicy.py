@@ -464,7 +464,10 @@ def test_loop_and_method_must_fit(algorithm, settings, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"policy.reinforce.epochs": 2}, "in 'policy.reinforce', REINFORCE has no ratio"),
+        (
+            {"policy.online": ["reinforce"], "policy.reinforce.epochs": 2},
+            "in 'policy.reinforce', REINFORCE has no ratio",
+        ),
         ({"policy.ppo.kl_in": "loss"}, "in 'policy.ppo', kl_estimator k1 in the loss acts as kl_coef 0"),
         ({"policy.ppo.kl_target": 6.0, "policy.ppo.kl_horizon": 127}, "kl_horizon 127 is less than rollout_size 128"),
         ({"policy.grpo.rollout_size": 96}, "set rollout_size to 64 or 128, or minibatch_size to 48"),

@@ -105,7 +105,7 @@ def test_a_method_has_what_its_loop_shares_unless_its_own_section_differs():
             {"policy.online_loop.epochs": 0},
             "changed value: 'policy.online_loop.epochs' is 0; it must be a whole number, at least 1.",
         ),
-        ({"policy.online_loop.rollout_size": 100}, "in 'policy.grpo', rollout_size 100 is not a multiple"),
+        ({"policy.online_loop.rollout_size": 100}, "in 'policy.ppo', rollout_size 100 is not a multiple"),
     ],
 )
 def test_a_wrong_shared_value_is_reported_once(changes, found):
@@ -116,7 +116,7 @@ def test_a_wrong_shared_value_is_reported_once(changes, found):
 
 
 def test_a_shared_value_that_does_not_fit_a_method_names_who_set_it():
-    with pytest.raises(UserError, match=r"^--set policy\.online_loop\.rollout_size=100: in 'policy\.grpo', rollout"):
+    with pytest.raises(UserError, match=r"^--set policy\.online_loop\.rollout_size=100: in 'policy\.ppo', rollout"):
         Changes.from_command_line("default", ["policy.online_loop.rollout_size=100", "run.seed=1"]).resolve(ROOT)
 
 
@@ -441,3 +441,11 @@ def test_merging_overrides_values_and_does_not_change_the_original():
 def test_unknown_profile_lists_the_existing_ones():
     with pytest.raises(UserError, match=r"'fast' does not exist. Choose from: comparison, default, preferences"):
         load_profile("fast", ROOT)
+
+
+def test_a_shared_value_need_not_fit_a_method_that_is_not_trained():
+    """64 responses per rollout suit ppo and grpo; REINFORCE's own minibatch of 128 does not fit and is not used."""
+    changes = {"policy.online_loop.rollout_size": 64}
+    assert Changes(overrides=changes).resolve(ROOT).params.policy.section("ppo").rollout_size == 64
+    with pytest.raises(UserError, match=r"in 'policy\.reinforce', rollout_size 64 is not a multiple"):
+        Changes(overrides=changes | {"policy.online": ["reinforce"]}).resolve(ROOT)
