@@ -67,7 +67,9 @@ class PrepareParams(Section):
     demonstrations: int = setting(2000, "helpdesk: number of demonstrations to generate", ge=1)
     prompts: int = setting(3000, "helpdesk: number of prompts to generate, for feedback and on-policy training", ge=1)
     threads: int = setting(6000, "helpdesk: number of threads to generate as raw text for the base model", ge=1)
-    limit: int | None = setting(None, "use only the first rows, this many; null for all", title="Number of rows", ge=1)
+    limit: int | None = setting(
+        None, "number of rows to use, from the first on; null for all", title="Number of rows", ge=1
+    )
     max_prompt_tokens: int = setting(64, "longer prompts are dropped and counted", ge=1)
     max_response_tokens: int = setting(64, "longer responses are dropped and counted", ge=1)
     max_dropped: float = setting(0.05, "largest allowed share of dropped rows; the run stops above it", ge=0, le=1)

@@ -235,7 +235,7 @@ def test_changing_beta_runs_dpo_evaluate_and_report_only(done, tmp_path):
     assert (folder / "dvc.lock").read_text() == lock
 
 
-def test_every_other_algorithm_runs_under_its_own_name(done):
+def test_every_other_algorithm_runs_under_its_name(done):
     """A longer list adds stages to the graph; policies that were trained before are not trained again."""
     folder = done[0]
     before = (folder / "params.yaml").read_text()

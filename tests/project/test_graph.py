@@ -90,7 +90,7 @@ def test_every_named_file_exists():
             assert (ROOT / dep).exists(), dep
 
 
-def test_offline_methods_know_nothing_of_rewards():
+def test_offline_methods_do_not_depend_on_rewards():
     rewarded = re.compile(r"policy\.rewards|reward_code|models/reward|scoring|tasks/rewards|online|loops$|trust_region")
     assert not [dep for dep in [*STAGES["offline"]["deps"], *parameters("offline")] if rewarded.search(dep)]
 
@@ -118,7 +118,7 @@ def test_parameters_read_are_named(stage):
             assert any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in named), key
 
 
-def test_no_stage_depends_on_how_many_run_side_by_side():
+def test_no_stage_depends_on_the_number_of_parallel_stages():
     """params.effective.yaml omits run.parallel, so that `run` has only keys that affect results."""
     assert all("run" in parameters(stage) for stage in STAGES if stage not in ("params", "report"))
     assert all("run.parallel" not in parameters(stage) for stage in STAGES if stage != "params")
@@ -211,7 +211,7 @@ AROUND = {
 
 
 @pytest.mark.parametrize("what", AROUND)
-def test_an_edit_reruns_what_it_bears_on(edit, what):
+def test_an_edit_reruns_the_stages_that_it_affects(edit, what):
     file, change, stages = AROUND[what]
     assert edit(file, change) == stages
 

@@ -98,7 +98,7 @@ def test_a_new_method_is_in_the_form_and_in_doctors_table(done):
 
 
 @pytest.mark.slow
-def test_a_new_method_in_the_wrong_list_is_refused(done):
+def test_a_new_method_in_the_wrong_list_is_rejected(done):
     folder, _ = done
     code = (
         "from pathlib import Path\n"

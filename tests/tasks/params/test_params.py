@@ -199,7 +199,7 @@ def test_values_survive_merging_as_they_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["${oc.env:HOME}", "${run.seed}", "a${", "???"])
-def test_interpolations_are_refused(value, tmp_path):
+def test_interpolations_are_rejected(value, tmp_path):
     """Otherwise, the value that a stage reads could differ from the one that DVC tracks."""
     said = r"which is not|are not resolved\. Write the value itself"
     with pytest.raises(UserError, match=rf"^--set prepare\.hub=.*: the value holds .*{said}"):

@@ -187,7 +187,7 @@ def test_tokens_are_summed_over_a_training(outputs: None) -> None:
     assert (policies["dpo"]["sampled_tokens"], policies["dpo"]["trained_tokens"]) == (0, 631)
 
 
-def test_without_a_reward_model_its_figures_are_null_and_the_reason_is_said(checkout: None) -> None:
+def test_without_a_reward_model_its_figures_are_null_and_the_reason_is_stated(checkout: None) -> None:
     make_outputs(None)
     built = build_report(OWN)
     ppo = built["policies"]["ppo"]
@@ -214,7 +214,7 @@ def test_sources(outputs: None) -> None:
     assert all(Path(file).is_file() for file in sources["figures"].values())
 
 
-def test_report_json_is_the_same_bytes_again(outputs: None) -> None:
+def test_report_json_is_reproducible(outputs: None) -> None:
     draw()
     first = paths.REPORT.read_bytes()
     draw()
@@ -308,7 +308,7 @@ def test_a_reward_model_without_probabilities_is_shown_without_their_figures(out
         assert "log-loss, nats" not in page and "ECE" not in page
 
 
-def test_without_rewards_nothing_is_claimed_of_them() -> None:
+def test_without_rewards_the_page_says_so() -> None:
     assert reward_sentence({"rewards": []}).startswith("There is no reward")
 
 
@@ -456,7 +456,7 @@ def test_running_mean() -> None:
     assert running_mean([1.0, 2.0, 6.0, 4.0], 1) == pytest.approx([1.5, 3.0, 4.0, 5.0])
 
 
-def test_charts_are_the_same_again() -> None:
+def test_charts_are_reproducible() -> None:
     rows = [{"step": step, "loss": 1 / step} for step in range(1, 90)]
     assert curve(rows, "loss", "sft", 0) == curve(rows, "loss", "sft", 0)
     best = {"ppo": 4, "dpo": None}

@@ -30,13 +30,13 @@ def test_a_stage_hands_its_work_and_arguments_to_the_launcher():
     assert launcher.asked == [(stage_work, ("ppo",))]
 
 
-def test_one_process_does_the_work_itself_and_its_error_is_told():
+def test_one_process_does_the_work_itself_and_reports_its_error():
     assert isinstance(LAUNCHER, OneProcess) and LAUNCHER.processes == 1
     with pytest.raises(SystemExit, match=r"error: ppo is wrong\."):
         main(stage_work, "ppo")
 
 
-def test_a_stage_refuses_another_number_of_processes_than_its_launcher_started():
+def test_a_stage_rejects_a_number_of_processes_that_differs_from_its_launcher():
     """`accelerate launch` may silently start one process although two were requested."""
     with pytest.raises(UserError, match=r"runs in 2 process\(es\), and accelerate found 1\."):
         device.make_accelerator("cpu", "fp32", 1, processes=2)

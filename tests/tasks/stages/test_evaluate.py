@@ -171,7 +171,7 @@ def test_win_rates_are_the_policies_on_the_test_split_against_the_sft_model(gree
     assert snapshots[1]["win_rate_vs_sft"] == sure | {"low": 0.0, "value": 0.0, "high": 0.0, "n": DEVELOPMENT}
 
 
-def test_samples_are_those_that_were_judged(greedy):
+def test_samples_are_the_judged_ones(greedy):
     _, _, samples = greedy
     assert len(samples) == TESTS
     assert samples.pop()["responses"]["reference"] == "a a a"
@@ -247,7 +247,7 @@ def test_reward_is_the_sum_that_was_optimised_and_its_terms_are_shown(greedy):
     }
 
 
-def test_with_a_reward_model_its_clamp_counts_and_its_own_score_is_reported(checkout, with_models):
+def test_with_a_reward_model_its_clamp_applies_and_its_own_score_is_reported(checkout, with_models):
     """PPO answers a, GRPO a a a a. The scores of these texts are computed here; the clamp applies to some of them."""
     clamp, bound = 2.0, 0
     rewards = [{"name": "model", "weight": 2.0, "clamp": clamp}, {"name": "missing_end", "weight": 3.0}]

@@ -195,7 +195,7 @@ def on_sft_responses(model):
 
 
 @pytest.mark.parametrize("unit_scale", [True, False])
-def test_rewards_have_mean_0_on_the_sft_model_and_std_1_if_asked_for(desk, unit_scale):
+def test_rewards_have_mean_0_on_the_sft_model_and_std_1_if_configured(desk, unit_scale):
     (_, summary) = desk(sample, collect, reward, reward={"unit_scale": unit_scale})
     model = load_reward_model(REWARD)
     scored = on_sft_responses(model)
@@ -211,7 +211,7 @@ def test_rewards_have_mean_0_on_the_sft_model_and_std_1_if_asked_for(desk, unit_
     )
 
 
-def test_each_member_of_an_ensemble_is_centred_on_its_own(desk):
+def test_each_member_of_an_ensemble_is_centred_separately(desk):
     """The members' means are equal, so the minimum is not always the same member's. The mean of the minimum is 0."""
     desk(sample, collect, reward, reward={"members": 2, "aggregate": "min"})
     model = load_reward_model(REWARD)
@@ -239,7 +239,7 @@ def test_further_judgements_measure_agreement_and_change_nothing_else(desk):
     assert all(len(set(annotators)) == 3 for annotators in shown.values())
 
 
-def test_ties_are_kept_where_asked_for(desk):
+def test_ties_are_kept_if_configured(desk):
     """They are trained with label ½ and excluded from the held-out measures."""
     feedback, summary = desk(
         sample, collect, reward, sample={"prompts": 30, "development_prompts": 20}, collect={"keep_ties": True}
@@ -261,7 +261,7 @@ def test_ties_are_kept_where_asked_for(desk):
          "Set collect.form to ranking, or reward.loss to bradley_terry."),
     ],
 )  # fmt: skip
-def test_a_loss_without_its_form_of_feedback_is_refused(desk, form, loss, message):
+def test_a_loss_without_its_form_of_feedback_is_rejected(desk, form, loss, message):
     with pytest.raises(UserError) as caught:
         desk(sample, collect, reward, collect={"form": form}, reward={"loss": loss})
     assert str(caught.value) == message
@@ -342,7 +342,7 @@ def test_options_of_feedback_and_reward_without_effect_raise(changes, message):
         {"collect.form": "likert", "collect.scale": 10, "collect.keep_ties": True},
     ],
 )
-def test_options_that_have_an_effect_are_taken(changes):
+def test_options_that_have_an_effect_are_accepted(changes):
     validate(with_values(RAW, changes))
 
 
@@ -363,7 +363,7 @@ def test_without_a_link_there_is_only_the_accuracy():
     assert pair_metrics(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), None) == {"accuracy": 0.5}
 
 
-def test_every_loss_names_its_link():
+def test_every_loss_has_its_link():
     assert {name: reward_loss(name).link for name in reward_losses()} == {
         "bradley_terry": "logistic",
         "thurstone": "normal",

@@ -169,7 +169,7 @@ def test_a_folder_that_is_not_a_checkpoint_is_named(run):
         run(sample, sample={"checkpoints": ["models/sft", "inputs/checkpoints/nothing"]})
 
 
-def test_a_checkpoint_with_another_tokenizer_is_refused(run):
+def test_a_checkpoint_with_another_tokenizer_is_rejected(run):
     folder = Path("inputs/checkpoints/foreign")
     save_policy(tiny.rotary(), tiny.tiny_tokenizer(), folder, max_new_tokens=4)
     try:

@@ -42,7 +42,7 @@ def test_a_bug_shows_its_traceback():
         main(lambda: 1 / 0)
 
 
-def test_ctrl_c_is_one_line_over_the_progress(capsys, monkeypatch):
+def test_ctrl_c_prints_one_line_over_the_progress(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
 
     def work():
