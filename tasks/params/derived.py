@@ -49,9 +49,9 @@ class Policy(Section):
     """The policies to train and their options."""
 
     online: list[str] = setting(
-        MISSING, "methods to train that learn from rewards of sampled responses", title="Methods on sampled responses"
+        MISSING, "methods to train on rewards of sampled responses", title="Methods on sampled responses"
     )
-    offline: list[str] = setting(MISSING, "methods to train that learn from feedback", title="Methods on feedback")
+    offline: list[str] = setting(MISSING, "methods to train on the feedback itself", title="Methods on feedback")
     rewards: list[RewardTerm] = setting([], "terms whose weighted sum is the reward of a sampled response")
     reward_code: str = setting(
         MISSING, "file with the functions of policy.rewards; an edit of it reruns the methods of policy.online"

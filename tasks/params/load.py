@@ -139,7 +139,7 @@ def validate(raw: Mapping[str, Any], source: str = PARAMS, written: Mapping[str,
 
 
 def _loop_problems(params: Params) -> list[tuple[Where, str]]:
-    """Methods to train whose options do not fit their loop. A method that is not listed may differ from what is shared."""
+    """Return the problems of listed methods whose options do not fit their loop. Other methods are not checked."""
     problems: list[tuple[Where, str]] = []
     for name in params.policy.methods:
         section = params.policy.section(name)
