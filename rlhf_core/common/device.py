@@ -33,6 +33,7 @@ def make_accelerator(device: Device, precision: Precision, threads: int, process
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     if accelerator.num_processes != processes:
         raise UserError(
-            f"{accelerator.num_processes} processes were launched, but a stage needs one. Start it without a launcher."
+            f"this stage runs in {processes} process(es), but accelerate found {accelerator.num_processes}. "
+            "Start it with rlhf run or dvc repro, not with torchrun or accelerate launch."
         )
     return accelerator

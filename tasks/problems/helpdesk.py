@@ -4,16 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helpdesk.generate import generate
 from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from helpdesk.world import World
-from rlhf_core.scoring.judges import ScoreJudge
 from tasks.data.formats import RawRow
 from tasks.params.schema import Params
 from tasks.params.sections import PrepareParams
 from tasks.problems.material import Generated, Material
 from tasks.problems.problem import Counts, Gold, Messages, text_judge
+
+if TYPE_CHECKING:
+    from rlhf_core.scoring.judges import ScoreJudge
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class HelpDesk(Generated):
         """The rubric of the configured world."""
         return Rubric(World.load(Path(prepare.path)))
 
-    def judge(self, prepare: PrepareParams) -> ScoreJudge:
+    def judge(self, prepare: PrepareParams) -> "ScoreJudge":
         """A judge by the gold score."""
         gold = self.gold(prepare)
         return text_judge("gold rubric", lambda prompt, text: gold.score(prompt.messages, text))

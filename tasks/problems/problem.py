@@ -7,14 +7,16 @@ checks get gold, judge and rows from this object and never test the kind of the 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.errors import UserError
-from rlhf_core.models.tokens import Prompt
-from rlhf_core.scoring.judges import ScoreJudge
 from tasks.params.schema import Params, algorithm_of
 from tasks.params.sections import PrepareParams
+
+if TYPE_CHECKING:  # tasks are asked before a run starts, without torch
+    from rlhf_core.models.tokens import Prompt
+    from rlhf_core.scoring.judges import ScoreJudge
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -68,7 +70,7 @@ class Problem:
         """The gold reward that a panel of simulated annotators shares; None if there is no panel."""
         return None
 
-    def judge(self, prepare: PrepareParams) -> ScoreJudge | None:
+    def judge(self, prepare: PrepareParams) -> "ScoreJudge | None":
         """The judge of the evaluation; None if it is a second reward model, or if there is none."""
         return None
 
@@ -154,6 +156,8 @@ class Problem:
             )
 
 
-def text_judge(name: str, score: Callable[[Prompt, str], float]) -> ScoreJudge:
+def text_judge(name: str, score: Callable[["Prompt", str], float]) -> "ScoreJudge":
     """Return a judge that scores the text of each response separately."""
+    from rlhf_core.scoring.judges import ScoreJudge
+
     return ScoreJudge(name, lambda given: [score(*pair) for pair in zip(given.prompts, given.texts, strict=True)])

@@ -1,9 +1,12 @@
 """Questions with one right answer. Rewards and judge compare with it, so there is no reward model."""
 
-from rlhf_core.scoring.judges import ScoreJudge
-from rlhf_core.scoring.rewards import ExactMatch
+from typing import TYPE_CHECKING
+
 from tasks.params.sections import PrepareParams
 from tasks.problems.problem import Problem, text_judge
+
+if TYPE_CHECKING:
+    from rlhf_core.scoring.judges import ScoreJudge
 
 
 class Questions(Problem):
@@ -15,7 +18,9 @@ class Questions(Problem):
     no_feedback = "rewards come from verified answers"
     instead = "Use the reward exact_answer instead, with grpo or rloo."
 
-    def judge(self, prepare: PrepareParams) -> ScoreJudge:
+    def judge(self, prepare: PrepareParams) -> "ScoreJudge":
         """A judge that scores a right answer 1 and a wrong one 0."""
+        from rlhf_core.scoring.rewards import ExactMatch
+
         exact = ExactMatch(prepare.answer_pattern)
         return text_judge("exact match", lambda prompt, text: float(exact.correct(text, prompt.answer)))

@@ -414,14 +414,14 @@ def test_failed_run_is_resumed_only_by_the_same_run(scratch: Path) -> None:
         (workspace.checkout / "half").touch()
         raise ZeroDivisionError
     with (
-        pytest.raises(UserError, match=r"other code or parameters.*another --name"),
+        pytest.raises(UserError, match=r"other code or parameters\.\nChoose another --name.*rlhf runs --remove mine"),
         open_workspace(scratch, Changes(overrides={"sft.learning_rate": 0.5}).resolve(scratch), "mine"),
     ):
         pass
     with open_workspace(scratch, changes.resolve(scratch), "mine") as workspace:
         assert (workspace.checkout / "half").exists()
         with (
-            pytest.raises(UserError, match="already under way"),
+            pytest.raises(UserError, match="already running"),
             open_workspace(scratch, changes.resolve(scratch), "mine"),
         ):
             pass
@@ -433,7 +433,7 @@ def test_name_of_an_experiment_is_unique(scratch: Path) -> None:
         dvc(workspace.checkout, "repro")
         workspace.finish(["prepare", "sft"])
     with (
-        pytest.raises(UserError, match="already is an experiment mine"),
+        pytest.raises(UserError, match="experiment mine already exists"),
         open_workspace(scratch, changes.resolve(scratch), "mine"),
     ):
         pass
@@ -442,7 +442,10 @@ def test_name_of_an_experiment_is_unique(scratch: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a b", "../x", "", "x.lock", "-x", "a..b"])
 def test_bad_names_are_refused(scratch: Path, name: str) -> None:
-    with pytest.raises(UserError, match="cannot name"), open_workspace(scratch, Changes().resolve(scratch), name):
+    with (
+        pytest.raises(UserError, match="not a valid experiment name"),
+        open_workspace(scratch, Changes().resolve(scratch), name),
+    ):
         pass
 
 
@@ -450,7 +453,7 @@ def test_checkout_without_a_commit_is_a_message(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     (tmp_path / "params.yaml").write_text(PARAMS_YAML)
     with (
-        pytest.raises(UserError, match="no commit to start from"),
+        pytest.raises(UserError, match="has no commit yet"),
         open_workspace(tmp_path, Changes().resolve(tmp_path), "x"),
     ):
         pass

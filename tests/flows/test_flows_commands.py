@@ -265,10 +265,10 @@ def test_work_of_each_stage_by_hand() -> None:
         "sample": Work("sample", sampled=(30 + 5) * 4),
         "reward": Work("reward", trained=2 * pairs, sampled=20),
         # 3 rollouts of 16, twice, for policy and critic; read by policy, reference, reward model and critic
-        "policy@ppo": Work("policy@ppo", trained=2 * 48 * 2, read=4 * 48, sampled=48),
-        "policy@dpo": Work("policy@dpo", trained=2 * 5 * 8, read=2 * pairs),
-        "policy@best_of_n": Work("policy@best_of_n"),
-        "policy@best_of_n_distillation": Work("policy@best_of_n_distillation", trained=20, read=160, sampled=160),
+        "online@ppo": Work("online@ppo", trained=2 * 48 * 2, read=4 * 48, sampled=48),
+        "offline@dpo": Work("offline@dpo", trained=2 * 5 * 8, read=2 * pairs),
+        "online@best_of_n": Work("online@best_of_n"),
+        "online@best_of_n_distillation": Work("online@best_of_n_distillation", trained=20, read=160, sampled=160),
         # SFT 20 + 10; PPO 20 + 2·10; DPO 20 + 10; best of 4: 80; distillation 20
         "evaluate": Work("evaluate", read=6 * 200, sampled=200),
     }
@@ -347,7 +347,7 @@ def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
     params = scratch_params(tmp_path)
     shape = ModelShape(weights=1_000_000, layers=2, width=10, heads=3, vocabulary=100)
     needs = {need.stage: need for need in estimate(shape, params, is_from_scratch=True)}
-    assert list(needs) == ["base", "sft", "collect", "reward", "policy@ppo", "policy@grpo", "policy@dpo", "evaluate"]
+    assert list(needs) == ["base", "sft", "sample", "reward", "online@ppo", "online@grpo", "offline@dpo", "evaluate"]
     # bytes per weight: trained 20, frozen 4. PPO: policy and critic trained, reference and reward model frozen.
     models = {stage: need.models / shape.weights for stage, need in needs.items()}
     assert models == {

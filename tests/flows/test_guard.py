@@ -279,7 +279,7 @@ def test_a_cache_that_cannot_be_shared_is_an_error_and_nothing_is_deleted(tmp_pa
     mine.mkdir()
     (mine / "thesis").touch()
     with (
-        pytest.raises(UserError, match=r"leads to .*\nGive the full path: dvc cache dir --local"),
+        pytest.raises(UserError, match=r"points to .*\nSet the absolute path: dvc cache dir --local"),
         open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4}).resolve(root)),
     ):
         pass

@@ -21,7 +21,7 @@ from rlhf_core.maths.kl import adapted_kl_coef
 from rlhf_core.maths.losses import bradley_terry, dpo
 from rlhf_core.models.forward import policy_outputs, response_logits, response_logprobs, score_outputs, scores, values
 from rlhf_core.models.store import load_scalar_model, new_scalar_model, save_policy, save_scalar_model
-from tasks.params.load import load_params
+from tasks.params.load import ROOT, load_params
 from tiny import END, PAD
 
 
@@ -311,7 +311,7 @@ def test_the_critic_starts_from_the_reward_model(tmp_path, tokenizer):
 
 @pytest.mark.pitfall(21)
 def test_adam_eps_is_1e_5_for_ppo():
-    assert load_params().policy.ppo.adam_eps == 1e-5
+    assert load_params(ROOT / "params.yaml").policy.section("ppo").adam_eps == 1e-5
 
 
 @pytest.mark.pitfall(22)

@@ -132,7 +132,7 @@ def test_bradley_terry_margins_of_rows_and_the_constant():
 
 def test_smoothing_reaches_both_losses_on_pairs():
     """ε = 0.1 and differences of 1 and log 3: Φ(1) = 0.841345, σ(log 3) = ¾."""
-    batch = units_of([[1.0, 0.0]])
+    batch = units_of(preference=[[1.0, 0.0]])
     losses, *_ = loss_of(Thurstone(label_smoothing=0.1), [1.0, 0.0], batch)
     close(losses, [-0.9 * math.log(0.841345) - 0.1 * math.log(0.158655)], 1e-5)
     losses, *_ = loss_of(BradleyTerry(label_smoothing=0.1), [math.log(3), 0.0], batch)

@@ -228,6 +228,6 @@ def test_prepare_drops_unreadable_rows_and_lists_them_by_line(tmp_path):
     ]
     assert (card["read"], card["kept"], len(files["prompts_test"])) == (63, 60, 6)
     strict = validate(with_values(raw, {"prepare.max_dropped": 0.04}))
-    message = r"3 of 63 rows cannot be used.* 1 no value in 'response' \(first: d.jsonl, line 4\)"
+    message = r"3 of 63 rows are unusable.* no value in 'response' \(1, first in d.jsonl, line 4\)"
     with pytest.raises(UserError, match=message):
         _prepared(strict, model_source(strict.model, ROOT))

@@ -8,6 +8,7 @@ import pytest
 
 from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from helpdesk.world import World
+from rlhf_core.algorithms.base.table import policy_algorithms
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.responses import Response, Responses
 from rlhf_core.models.tokens import Prompt
@@ -106,7 +107,9 @@ def test_why_there_is_no_reward_model_or_judge():
 
 def with_policy(algorithms, *terms):
     rewards = [RewardTerm(name=name) for name in terms]
-    return replace(PARAMS, policy=replace(PARAMS.policy, algorithms=algorithms, rewards=rewards))
+    online = [name for name in algorithms if policy_algorithms()[name].data.is_rewarded]
+    offline = [name for name in algorithms if name not in online]
+    return replace(PARAMS, policy=replace(PARAMS.policy, online=online, offline=offline, rewards=rewards))
 
 
 @pytest.mark.parametrize(
@@ -149,4 +152,7 @@ def test_prompts_train_nothing_from_scratch():
 def test_a_world_that_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.json"):
         generated_problem("helpdesk").look(PrepareParams(path="nowhere.json"), tmp_path)
-    assert generated_problem("helpdesk").look(PrepareParams(), ROOT) == "helpdesk/world.json, the help desk"
+    assert (
+        generated_problem("helpdesk").look(PrepareParams(path="helpdesk/world.json"), ROOT)
+        == "helpdesk/world.json, the help desk"
+    )

@@ -38,6 +38,6 @@ def test_one_process_does_the_work_itself_and_reports_its_error():
 
 def test_a_stage_rejects_a_number_of_processes_that_differs_from_its_launcher():
     """`accelerate launch` may silently start one process although two were requested."""
-    with pytest.raises(UserError, match=r"runs in 2 process\(es\), and accelerate found 1\."):
+    with pytest.raises(UserError, match=r"runs in 2 process\(es\), but accelerate found 1\."):
         device.make_accelerator("cpu", "fp32", 1, processes=2)
     assert device.make_accelerator("cpu", "fp32", 1, LAUNCHER.processes).num_processes == 1

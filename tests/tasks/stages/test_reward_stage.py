@@ -188,6 +188,13 @@ def test_an_ensemble_is_a_plain_folder_with_members(desk):
     plain_scores(REWARD, [(example,) for example in tiny.examples()])
 
 
+def test_members_of_an_ensemble_start_from_heads_of_their_own(desk):
+    """A few steps of 1e-6 leave the heads where they began."""
+    desk(collect, reward, reward={"members": 2, "learning_rate": 1e-6})
+    first, second = (load_scalar_model(path).model.score.weight for path in (REWARD, REWARD / "members/2"))
+    assert (first - second).abs().max() > 1e-3
+
+
 def on_sft_responses(model):
     """Scores of the responses that the stage centres on."""
     stage = SimpleNamespace(params=load_params())

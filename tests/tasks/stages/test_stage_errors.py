@@ -113,7 +113,7 @@ def test_a_model_folder_without_a_config(tmp_path):
 
 def test_a_hub_id_that_is_not_pinned():
     with pytest.raises(UserError, match=r"model\.hub is org/name, which is not pinned\. Write org/name@REVISION"):
-        model_source(ModelParams(hub="org/name"))
+        model_source(ModelParams(path="", hub="org/name"))
 
 
 def test_a_broken_line_is_named(tmp_path):

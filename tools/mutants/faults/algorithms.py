@@ -100,7 +100,7 @@ MODULES = [
         ),
         Fault(
             "DPO.losses",
-            ", batch.labels[0::2]",
+            ", batch.preferences[0::2]",
             "",
             "labels of ties ignored",
             f"{OFFLINE} tests/tasks/files/test_tables.py tests/tasks/data",
@@ -112,8 +112,8 @@ MODULES = [
         OFFLINE,
         Fault(
             "CDPO.losses",
-            "smoothed(batch.labels[0::2], self.label_smoothing)",
-            "batch.labels[0::2]",
+            "smoothed(batch.preferences[0::2], self.label_smoothing)",
+            "batch.preferences[0::2]",
             "smoothing ignored",
         ),
     ),
@@ -155,7 +155,7 @@ MODULES = [
             "values * good * self.undesirable_weight + values * ~good * self.desirable_weight",
             "weights swapped",
         ),
-        Fault("KTO.statistics", "2 * batch.labels - 1", "1 - 2 * batch.labels", "the margin's sign turned"),
+        Fault("KTO.statistics", "2 * batch.desirable - 1", "1 - 2 * batch.desirable", "the margin's sign turned"),
     ),
     Module(
         "rlhf_core/algorithms/best_of_n.py",
@@ -270,34 +270,9 @@ MODULES = [
         ),
         Fault(
             "BradleyTerry.losses",
-            "smoothed(batch.labels[0::2], self.label_smoothing)",
-            "batch.labels[0::2]",
+            "smoothed(batch.preferences[0::2], self.label_smoothing)",
+            "batch.preferences[0::2]",
             "smoothing ignored",
-        ),
-        Fault(
-            "pair_statistics",
-            "label == 0.5, 0.5, right",
-            "label == 0.5, right, 0.5",
-            "accuracy counts ties, and only them",
-        ),
-    ),
-    Module(
-        "rlhf_core/algorithms/reward/ranking.py",
-        REWARD_LOSSES,
-        Fault("ranked_pairs", "ranks[i] <= ranks[j]", "ranks[i] >= ranks[j]", "rank 1 taken for the worst"),
-        Fault(
-            "RankingPairs.ranking_loss",
-            "ranks[better] == ranks[worse], 0.5, 1.0",
-            "ranks[better] == ranks[worse], 1.0, 1.0",
-            "ties as wins",
-        ),
-        Fault("BestOfNChoice.ranking_loss", "ranks.min()", "ranks.max()", "the worst fitted as the best"),
-        Fault(
-            "Ranking.weights",
-            "len(batch.unit_sizes)",
-            "batch.rows",
-            "weights by the size of rankings",
-            REWARD_LOSSES,
         ),
     ),
     Module(
@@ -305,8 +280,8 @@ MODULES = [
         REWARD_LOSSES,
         Fault(
             "Thurstone.losses",
-            "smoothed(batch.labels[0::2], self.label_smoothing)",
-            "batch.labels[0::2]",
+            "smoothed(batch.preferences[0::2], self.label_smoothing)",
+            "batch.preferences[0::2]",
             "smoothing ignored",
         ),
     ),
@@ -314,5 +289,33 @@ MODULES = [
         "rlhf_core/algorithms/reward/likert.py",
         REWARD_LOSSES,
         Fault("Likert.weights", "batch.rows", "1", "the sum in place of the mean"),
+    ),
+    Module(
+        "rlhf_core/algorithms/base/scored_pairs.py",
+        REWARD_LOSSES,
+        Fault(
+            "ScoredPairs.statistics", "is_tie, 0.5, right", "is_tie, right, 0.5", "accuracy counts ties, and only them"
+        ),
+    ),
+    Module(
+        "rlhf_core/algorithms/base/rankings.py",
+        REWARD_LOSSES,
+        Fault("ranked_pairs", "ranks[i] <= ranks[j]", "ranks[i] >= ranks[j]", "rank 1 taken for the worst"),
+        Fault("RankingLoss.weights", "len(batch.unit_sizes)", "batch.rows", "weights by the size of rankings"),
+    ),
+    Module(
+        "rlhf_core/algorithms/reward/ranking_pairs.py",
+        REWARD_LOSSES,
+        Fault(
+            "RankingPairs.ranking_loss",
+            "ranks[better] == ranks[worse], 0.5, 1.0",
+            "ranks[better] == ranks[worse], 1.0, 1.0",
+            "ties as wins",
+        ),
+    ),
+    Module(
+        "rlhf_core/algorithms/reward/best_of_n.py",
+        REWARD_LOSSES,
+        Fault("BestOfNChoice.ranking_loss", "ranks.min()", "ranks.max()", "the worst fitted as the best"),
     ),
 ]

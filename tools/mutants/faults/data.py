@@ -1,6 +1,6 @@
 """Faults in parameters, data and files."""
 
-from tools.mutants.fault import Fault, Module, tests_of
+from tools.mutants.fault import Fault, Module
 
 PARAMS = "tests/tasks/params/test_params.py"
 DATA = "tests/tasks/data/test_data.py"
@@ -10,17 +10,6 @@ TABLES = "tests/tasks/files/test_tables.py"
 ERRORS = "tests/tasks/stages/test_stage_errors.py"
 
 MODULES = [
-    Module(
-        "tasks/params/schema.py",
-        PARAMS,
-        Fault("_Section", '"extra": "forbid"', '"extra": "ignore"', "misspelt parameters ignored", "", 28),
-        Fault(
-            "overlay",
-            "overlay(inner, value) if isinstance(value, Mapping) and isinstance(inner, Mapping) else value",
-            "value",
-            "a profile replaces whole sections",
-        ),
-    ),
     Module(
         "tasks/params/plain_yaml.py",
         PARAMS,
@@ -171,17 +160,27 @@ MODULES = [
         ),
     ),
     Module(
-        "tasks/data/kinds.py",
-        tests_of("tests/rlhf_core/scoring/test_rewards.py", "terms_that_the_data_gives_no_ground_for"),
+        "tasks/params/sections.py",
+        PARAMS,
+        Fault("Section", '"extra": "forbid"', '"extra": "ignore"', "misspelt parameters ignored", "", 28),
+    ),
+    Module(
+        "tasks/params/load.py",
+        PARAMS,
+        Fault("merged", "for layer in layers", "for layer in layers[-1:]", "a profile replaces everything"),
+    ),
+    Module(
+        "tasks/problems/problem.py",
+        "tests/tasks/problems/test_problems.py",
         Fault(
-            "check_rewards",
-            '_need_feedback(kind, "policy.rewards names model")',
+            "Problem.check_rewards",
+            'self._need_feedback("policy.rewards names model")',
             "pass",
             "a reward model of no feedback",
         ),
         Fault(
-            "check_rewards",
-            '"exact_answer" in names and kind != ANSWERS',
+            "Problem.check_rewards",
+            '"exact_answer" in names and not self.has_answers',
             "False",
             "answers compared that are not there",
         ),

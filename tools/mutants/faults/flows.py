@@ -89,9 +89,9 @@ MODULES = [
         "flows/run/graph.py",
         tests_of(
             FLOWS,
-            "only_takes_what_the_stage_needs",
+            "only_selects_the_stages_that_a_stage_needs",
             "stages_come_after_what_they_need",
-            "unknown_stage_names_the_nearest",
+            "unknown_stage_suggests_a_similar_one",
         ),
         Fault("select", "wanted.update(stage.upstream)", "pass", "a stage without what it needs"),
         Fault("select", 'stage.name.split("@")[0] == only', "False", "`policy` names no stage"),
@@ -104,18 +104,13 @@ MODULES = [
     ),
     Module(
         "flows/run/changes.py",
-        tests_of(FLOWS, "changes_lay_the_profile_first_then_single_values", "values_as_they_stand_are_no_change"),
-        Fault(
-            "Changes.resolve",
-            "raw = apply_overrides(raw, self.overrides)",
-            "raw = overlay(raw, load_profile(self.profile, root))",
-            "single values ignored",
-        ),
+        tests_of(FLOWS, "single_values_override_the_profile", "equal_values_are_no_change"),
+        Fault("Changes.resolve", "raw = with_values(raw, self.overrides)", "pass", "single values ignored"),
         Fault("Changes.resolve", "params != before", "bool(self.overrides)", "a profile is no change"),
     ),
     Module(
         "flows/run/stages.py",
-        tests_of(FLOWS, "users_mistake_is_told_from_a_bug"),
+        tests_of(FLOWS, "a_users_error_is_distinguished_from_a_bug"),
         Fault(
             "_diagnose",
             "removeprefix(MISTAKE), True",
@@ -125,7 +120,7 @@ MODULES = [
     ),
     Module(
         "flows/servers/supervise.py",
-        tests_of(FLOWS, "stage_dies_with_whoever_started_it"),
+        tests_of(FLOWS, "stage_dies_with_its_parent"),
         Fault(
             "main", "prctl(PR_SET_PDEATHSIG, signal.SIGTERM)", "prctl(PR_SET_PDEATHSIG, 0)", "stages outlive the run"
         ),
@@ -134,9 +129,9 @@ MODULES = [
         "flows/run/workspace.py",
         tests_of(
             FLOWS,
-            "edits_and_untracked_files_go_along",
-            "failed_run_is_taken_up_again_by_the_same_run_alone",
-            "name_of_an_experiment_is_taken_once",
+            "edits_and_untracked_files_are_in_the_clone",
+            "failed_run_is_resumed_only_by_the_same_run",
+            "name_of_an_experiment_is_unique",
         ),
         Fault("plan", 'edits = git(root, "diff", "HEAD", "--binary")', 'edits = b""', "the user's edits left out"),
         Fault("_refuse_other", "known.read_text() != fingerprint", "False", "a run taken up with other parameters"),
@@ -171,13 +166,12 @@ MODULES = [
             "_steps(section, rows.preferences)",
             "one row of each pair counted",
         ),
-        Fault("count_rows", "comb(collect.responses, 2)", "collect.responses", "pairs counted as responses"),
     ),
     Module(
         "flows/commands/memory.py",
         COMMANDS,
-        Fault("_policy", "2 if needs.critic else 1", "1", "the critic needs no memory"),
-        Fault("_policy", "frozen += 1", "frozen += 0", "π_old needs no memory"),
+        Fault("_loads", "1 + algorithm.needs.critic", "1", "the critic needs no memory"),
+        Fault("_loads", " + algorithm.needs.trust_region", "", "π_old needs no memory"),
     ),
     Module(
         "flows/commands/runs.py",
@@ -193,8 +187,5 @@ MODULES = [
         tests_of(FLOWS, "terms_of_a_win_rate", "comparison_puts_the_best_first"),
         Fault("terms_of", 'if report.get("judge_model"):', "if False:", "judges told apart by name alone"),
         Fault("terms_of", "hashlib.sha256(test.read_bytes())", 'hashlib.sha256(b"")', "any test prompts are alike"),
-        Fault(
-            "comparison_markdown", "ranked(policies).items()", "policies.items()", "policies in the order of training"
-        ),
     ),
 ]

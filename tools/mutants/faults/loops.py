@@ -144,7 +144,7 @@ MODULES = [
         "rlhf_core/loops/online.py",
         ONLINE,
         Fault(
-            "OnlineTraining.train",
+            "OnlineTraining._learn",
             "self.step_on.algorithm = self.algorithm.at(self.state)",
             "self.step_on.algorithm = self.algorithm",
             "the adapted coefficient only logged",
@@ -161,7 +161,7 @@ MODULES = [
         Fault("OnlineTraining.rollout", "        self.policy.eval()\n", "", "dropout while sampling", ONLINE, 10),
         Fault(
             "OnlineTraining._record",
-            "response_logprobs(self.reference, part, temperature=self.config.temperature)",
+            "response_logprobs(self.reference, part, temperature=temperature)",
             "response_logprobs(self.reference, part)",
             "the reference not tempered",
             RATIOS,
@@ -169,8 +169,8 @@ MODULES = [
         ),
         Fault(
             "OnlineTraining._record",
-            "ref_logprobs=torch.cat(ref)",
-            "ref_logprobs=torch.cat(old)",
+            "response_logprobs(self.reference, part,",
+            "response_logprobs(self.policy, part,",
             "KL to the policy itself",
             f"{LOOPS} {ONLINE} {RATIOS}",
         ),
@@ -183,7 +183,7 @@ MODULES = [
             34,
         ),
         Fault(
-            "OnlineTraining._optimise",
+            "OnlineTraining._minibatches",
             "stream_seed(self.run.seed, step)",
             "self.run.seed",
             "the same minibatches in each rollout",
@@ -213,12 +213,7 @@ MODULES = [
             LOOPS,
         ),
         Fault(
-            "OnlineTraining._rollout_metrics",
-            "equal.float().mean().item()",
-            "equal.float().sum().item()",
-            "a count called a fraction",
-            RUNS,
-            18,
+            "_rollout_metrics", ".float().mean().item()", ".float().sum().item()", "a count called a fraction", RUNS, 18
         ),
     ),
     Module(

@@ -110,8 +110,8 @@ MODULES = [
             CREDIT,
             16,
         ),
-        Fault("gae", "gamma * next_value", "next_value", "discount left out of the TD residual"),
-        Fault("gae", "gamma * lam * following", "gamma * following", "λ left out"),
+        Fault("gae", "gamma * F.pad(", "F.pad(", "discount left out of the TD residual"),
+        Fault("gae", "gamma * lam)", "gamma)", "λ left out"),
         Fault("gae", "    values = values * response_mask\n", "", "the value after the last token"),
         Fault("gae", "(advantages + values)", "advantages", "the critic fitted to advantages"),
         Fault(

@@ -82,11 +82,16 @@ MODULES = [
         "rlhf_core/models/sampling.py",
         SAMPLING,
         Fault(
-            "Sampler.ended", "in self.stop_tokens", "== self.stop_tokens[0]", "one stop token of several", SAMPLING, 8
+            "LocalSampler.ended",
+            "in self.stop_tokens",
+            "== self.stop_tokens[0]",
+            "one stop token of several",
+            SAMPLING,
+            8,
         ),
-        Fault("Sampler._until_end", "ids[: position + 1]", "ids[:position]", "the end token cut off", SAMPLING, 3),
+        Fault("LocalSampler._until_end", "ids[: position + 1]", "ids[:position]", "the end token cut off", SAMPLING, 3),
         Fault(
-            "Sampler._generation_config",
+            "LocalSampler._generation_config",
             '"top_k": 0',
             '"top_k": 5',
             "samples from a truncated distribution",
@@ -94,7 +99,7 @@ MODULES = [
             29,
         ),
         Fault(
-            "Sampler._generation_config",
+            "LocalSampler._generation_config",
             '"temperature": self.temperature',
             '"temperature": 1.0',
             "sampling at another temperature",
@@ -102,7 +107,7 @@ MODULES = [
             9,
         ),
         Fault(
-            "Sampler._generate",
+            "LocalSampler._generate",
             "policy.generation_config, GenerationConfig()",
             "policy.generation_config, policy.generation_config",
             "the model's own penalties bend the samples",
