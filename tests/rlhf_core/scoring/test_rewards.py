@@ -116,7 +116,7 @@ def test_a_function_is_imported_by_its_path(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no_such_module:f cannot be imported"):
         import_function("no_such_module:f")
     for wrong in ("my_rewards:n", "my_rewards"):
-        with pytest.raises(UserError, match=f"'{wrong}' is no function"):
+        with pytest.raises(UserError, match=f"'{wrong}' is not a function"):
             import_function(wrong)
 
 
