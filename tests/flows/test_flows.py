@@ -453,7 +453,7 @@ def test_checkout_without_a_commit_is_a_message(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     (tmp_path / "params.yaml").write_text(PARAMS_YAML)
     with (
-        pytest.raises(UserError, match="has no commit yet"),
+        pytest.raises(UserError, match="has no commit to start from"),
         open_workspace(tmp_path, Changes().resolve(tmp_path), "x"),
     ):
         pass
