@@ -1,10 +1,10 @@
-# `make demo` runs the whole pipeline on the embedded default; `make test` checks everything that is not slow.
+# `make demo` runs the whole pipeline on the built-in task. `make test` runs all tests but slow, browser and data tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Quiet, and never online unless a hub id is asked for.
+# No telemetry, and no network access unless a hub id is set.
 export DO_NOT_TRACK = true
 export DVC_NO_ANALYTICS = 1
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -32,7 +32,7 @@ check: install
 test: check
 	pytest -m "not slow and not browser and not data"
 
-# Tests of the known silent faults: docs/pitfalls.md.
+# Tests of known silent faults: docs/pitfalls.md.
 test-pitfalls: install
 	pytest -m "pitfall and not slow"
 
@@ -42,7 +42,7 @@ test-slow: install
 test-browser: install
 	pytest -m browser
 
-# Public data in a folder of yours: make test-data DATA=/path/to/data (hh_rlhf, gsm8k, llamafactory).
+# Tests on public data (hh_rlhf, gsm8k, llamafactory): make test-data DATA=/path/to/data
 test-data: install
 	@test -n "$(DATA)" || { echo "error: DATA is not set. Run: make test-data DATA=FOLDER"; exit 1; }
 	DATA="$(abspath $(DATA))" pytest -m data
@@ -50,23 +50,23 @@ test-data: install
 test-all: check
 	pytest -m "not data"
 
-# Every method against the exact optimum: writes docs/proof.md. About twelve minutes on 2 cores.
+# Checks every method against the exact optimum and writes docs/proof.md. About twelve minutes on 2 cores.
 oracle: install
 	OMP_NUM_THREADS=1 python -W ignore tests/oracle/__main__.py
 
-# Faults planted one at a time, each of which a test must notice: rewrites the list in docs/proof.md. Within an hour.
+# Plants faults one at a time, runs the tests that must fail, and writes the list in docs/proof.md. Within an hour.
 mutants: install
 	python -m tools.mutants
 
-# One step of every stage on CUDA; without a GPU it says so.
+# Runs one step of every stage on CUDA. Without a GPU it prints a message.
 bench-gpu: install
 	python benchmarks/gpu_smoke.py
 
-# All methods at equal terms, three seeds: writes docs/comparison.md. About an hour on 2 cores.
+# Compares all methods over three seeds and writes docs/comparison.md. About an hour on 2 cores.
 compare-algorithms: install
 	python benchmarks/compare_algorithms.py
 
-# Every parameter with its meaning and bounds: writes docs/parameters.md.
+# Writes docs/parameters.md: every parameter with its meaning and bounds.
 parameters: install
 	python -m tools.make_parameters
 

@@ -28,12 +28,12 @@ FIGURES = ("judge_score", "reward", "kl", "mean_length", "sampled_tokens", "trai
 
 
 def name_of(seed):
-    """The name of a seed's run."""
+    """Return the name of a seed's run."""
     return f"comparison-seed-{seed}"
 
 
 def run(seed):
-    """Run the pipeline for one seed unless its run is stored, and return its report."""
+    """Return the report of one seed's run. Run the pipeline if the run is not stored."""
     report = ROOT / "runs" / name_of(seed) / "report.json"
     if not report.is_file():
         command = ["rlhf", "run", "--profile", "comparison", "--name", name_of(seed), "--set", f"run.seed={seed}"]
@@ -42,7 +42,7 @@ def run(seed):
 
 
 def over_seeds(reports, name):
-    """A method's means over the seeds, its win rate per seed, and its shortest training time in MLflow."""
+    """One method's means over the seeds, its win rate per seed, and its shortest training time in MLflow."""
     figures = [report["policies"][name] for report in reports]
     keys = {str(seed): report["sources"]["stages"][stage_of(name)]["key"] for seed, report in enumerate(reports)}
     rates = [entry["win_rate_vs_sft"] for entry in figures]
@@ -56,7 +56,7 @@ def over_seeds(reports, name):
 
 
 def page(reports, seeds):
-    """The generated part of the page; `main` keeps the last section, which is written by hand."""
+    """Return the generated part of the page. `main` keeps the last section, which is written by hand."""
     policies = list(reports[0]["policies"])
     rows = {name: over_seeds(reports, name) for name in policies}
     ranked = sorted(rows.items(), key=lambda item: -item[1]["win_rate"])

@@ -1,9 +1,9 @@
-"""One step of every kind of training on CUDA, compared with the CPU; needs only rlhf_core and its dependencies.
+"""Take one step of every kind of training on CUDA and compare it with the CPU. Needs only rlhf_core's dependencies.
 
     python benchmarks/gpu_smoke.py [--out benchmarks/results/gpu_smoke.json]
 
 Checks that float32 on the GPU agrees with the CPU within 1e-4, and that bf16 is finite and agrees within its rounding.
-Then samples from a model of about 0.5 B parameters, trains it for a few steps and prints its peak memory.
+Then samples from a model of about 0.5 B parameters, trains it for a few steps, and prints its peak memory.
 Without a GPU the script prints a message and exits 0.
 """
 
@@ -50,7 +50,7 @@ PAD, END = 0, 1
 
 
 def new_policy(**shape):
-    """A causal language model on the CPU; its random weights depend only on its shape."""
+    """Return a causal language model on the CPU, with random weights that depend only on its shape."""
     torch.manual_seed(0)
     config = LlamaConfig(
         **{"vocab_size": 512, "max_position_embeddings": 1024, "tie_word_embeddings": True, **shape},
@@ -61,7 +61,7 @@ def new_policy(**shape):
 
 
 def new_scalar(policy):
-    """A reward model with the policy's architecture and random weights."""
+    """Return a reward model with the policy's architecture and random weights."""
     torch.manual_seed(1)
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
@@ -69,7 +69,7 @@ def new_scalar(policy):
 
 
 def examples(rows, vocabulary, prompt=24, response=32):
-    """Random rows of different lengths."""
+    """Return random rows of different lengths."""
     generator = torch.Generator().manual_seed(2)
     made = []
     for row in range(rows):
@@ -80,7 +80,7 @@ def examples(rows, vocabulary, prompt=24, response=32):
 
 
 def as_rollout(batch, policy, critic):
-    """The batch as a rollout sampled from the policy, with scores 0, 1, 2, ..."""
+    """Return the batch as a rollout sampled from the policy, with scores 0, 1, 2, ..."""
     with torch.no_grad():
         logprobs = response_logprobs(policy, batch)
         old_values = values(critic, batch)
@@ -133,7 +133,7 @@ def steps(device, precision):
 
 
 def largest_difference(first, second):
-    """The largest difference: relative for values above 1, absolute otherwise."""
+    """Return the largest difference: relative for values above 1, absolute otherwise."""
     return max(
         abs(first[name][key] - second[name][key]) / max(1.0, abs(second[name][key]))
         for name in first

@@ -10,7 +10,7 @@ import tiny
 
 @pytest.fixture
 def accelerator():
-    """A full-precision CPU accelerator; accelerate keeps one state per process, which a test may not inherit."""
+    """A full-precision CPU accelerator. accelerate keeps one state per process, which is reset for each test."""
     yield from _accelerator("no")
 
 
@@ -33,7 +33,7 @@ def _forget_accelerators():
 
 @pytest.fixture(scope="module")
 def module_patch():
-    """A MonkeyPatch for a whole module whose stages run in this process: no parent run, no store of the user's."""
+    """A MonkeyPatch for a module whose stages run in this process: no parent run, and not the user's store."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RLHF_PARENT_RUN_ID", "RLHF_FLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RLHF_ROOT"):
             patch.delenv(name, raising=False)
@@ -51,5 +51,5 @@ def tokenizer():
 
 @pytest.fixture(params=sorted(tiny.FAMILIES))
 def family(request):
-    """A maker of policies: rotary or learned positions."""
+    """A function that makes policies with rotary or learned positions."""
     return tiny.FAMILIES[request.param]

@@ -1,1 +1,1 @@
-"""Tools for people who work on this project."""
+"""Tools for developers of this project."""

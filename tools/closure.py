@@ -1,15 +1,15 @@
-"""The import closure of a stage's script: every module of this project that running it may import."""
+"""The import closure of a stage's script: every module of this project that the script may import when it runs."""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Around every stage, without bearing on its outputs: parameters are DVC's own kind of dependency, tracking only logs.
+# Code around every stage that does not affect its outputs: DVC tracks parameters itself, and tracking only logs.
 INFRASTRUCTURE = ("tasks/params/", "tasks/runtime/")
 
 
 def module_file(name: str) -> str | None:
-    """The file of a module of this project, relative to the root, or None."""
+    """Return the file of a module of this project, relative to the root, or None."""
     path = name.replace(".", "/")
     for candidate in (f"{path}.py", f"{path}/__init__.py"):
         if (ROOT / candidate).is_file():
@@ -18,7 +18,7 @@ def module_file(name: str) -> str | None:
 
 
 def imported_files(file: str) -> set[str]:
-    """Files of this project that a file imports anywhere in it, packages' __init__ included."""
+    """Return the project's files that a file imports anywhere in it, including the __init__ of packages."""
     names: set[str] = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -31,7 +31,7 @@ def imported_files(file: str) -> set[str]:
 
 
 def closure(*files: str, infrastructure: tuple[str, ...] = INFRASTRUCTURE) -> set[str]:
-    """The files themselves and everything they import, infrastructure left out and not followed."""
+    """Return the files and everything they import. Infrastructure is omitted and not followed."""
     seen: set[str] = set()
     waiting = list(files)
     while waiting:
@@ -46,5 +46,5 @@ def closure(*files: str, infrastructure: tuple[str, ...] = INFRASTRUCTURE) -> se
 if __name__ == "__main__":
     import sys
 
-    # python -m tools.closure SCRIPT ...: every file of the project that a stage's script imports
+    # python -m tools.closure SCRIPT ...: print every file of the project that a stage's script imports
     print("\n".join(sorted(closure(*sys.argv[1:]))))

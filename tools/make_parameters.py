@@ -1,4 +1,4 @@
-"""Writes docs/parameters.md from the dataclasses that validate params.yaml: python -m tools.make_parameters"""
+"""Write docs/parameters.md from the dataclasses that validate params.yaml: python -m tools.make_parameters"""
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -15,11 +15,11 @@ BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 HEAD = """\
 # params.yaml, key by key
 
-Made by `python -m tools.make_parameters`. The value is that of an unchanged checkout: params.yaml's, else the default.
-Profiles and `--set` change it.
+Made by `python -m tools.make_parameters`. The value column shows the value in params.yaml, or else the default.
+Profiles and `--set` can change it.
 
-A method has every option of the loop that trains it. What methods share is set once, in `policy.online_loop` or
-`policy.offline_loop`; the rows of a method are its own options, and those in which it differs from its loop.
+A method has every option of its loop. Values that methods share are set once, in `policy.online_loop` or
+`policy.offline_loop`. The rows of a method list its own options, and the loop options whose values it overrides.
 
 | key | value | meaning | bounds |
 |---|---|---|---|
@@ -27,7 +27,7 @@ A method has every option of the loop that trains it. What methods share is set 
 
 
 def rows(values: Any, prefix: str = "") -> Iterator[str]:
-    """One table row per key of a section."""
+    """Return one table row per key of a section."""
     for item in fields(values):
         value = getattr(values, item.name)
         if not is_dataclass(value):
@@ -39,7 +39,7 @@ def rows(values: Any, prefix: str = "") -> Iterator[str]:
 
 
 def method_rows(name: str, policy: Any) -> Iterator[str]:
-    """The rows of a method, without what it has from its loop."""
+    """Return the rows of a method, without the values it takes from its loop."""
     section, loop = policy.section(name), policy_algorithms()[name].loop
     shared = getattr(policy, LOOPS[loop]) if loop else None
     for item in fields(section):
@@ -50,14 +50,14 @@ def method_rows(name: str, policy: Any) -> Iterator[str]:
 
 
 def row(key: str, value: Any, item: Any) -> str:
-    """Key, value, meaning and bounds."""
+    """Return one row: key, value, meaning and bounds."""
     bounds = ", ".join(f"{BOUNDS[key]} {bound}" for key, bound in item.metadata.items() if key in BOUNDS)
     text = f"| `{key}` | `{_shown(value)}` | {item.metadata['description']} | {bounds} |"
     return text.replace("``", "empty")
 
 
 def _shown(value: Any) -> Any:
-    """A value as params.yaml has it; of a list of sections the keys that are set."""
+    """Return a value as params.yaml writes it. For a list of sections, only keys with a value are shown."""
     if isinstance(value, list):
         terms = [
             {part.name: getattr(term, part.name) for part in fields(term) if getattr(term, part.name) is not None}
@@ -70,7 +70,7 @@ def _shown(value: Any) -> Any:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     params: Params = load_params(ROOT / "params.yaml")
     return HEAD + "\n".join(rows(params)) + "\n"
 

@@ -1,12 +1,12 @@
-"""Pages that several commands write: each command replaces its own section and leaves the others."""
+"""Pages that several commands write. Each command replaces its own section and leaves the others unchanged."""
 
 from pathlib import Path
 
 
 def write_section(page: Path, name: str, text: str) -> None:
-    """Replace the section `name` of a markdown page; a page without it gets it at its end.
+    """Return a markdown page with the section `name` replaced, or appended if it is missing.
 
-    A section stands between two comments, which a reader of the rendered page does not see.
+    Two comments, invisible in the rendered page, enclose a section.
     """
     begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
     content = page.read_text(encoding="utf-8") if page.is_file() else ""

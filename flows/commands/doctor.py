@@ -1,4 +1,4 @@
-"""`rlhf doctor`: checks what could stop a run before it starts; each finding says how to fix it."""
+"""`rlhf doctor`: checks for anything that could stop a run before it starts. Each finding says how to fix it."""
 
 import os
 import shutil
@@ -41,21 +41,21 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run: what there is to say of it, and how many rows stages will see; None if unknown."""
+    """The data of a run: a description, and the number of rows that stages will get; None if unknown."""
 
     detail: str
     counts: Counts | None = None
 
 
 def examine(root: Path, profile: str, assignments: list[str], out: Console) -> bool:
-    """Print the findings for a run of this profile with these values, and return whether it may start."""
+    """Print the findings for a run of this profile with these values. Return whether the run can start."""
     findings = list(_environment(root))
     try:
         params = Changes.from_command_line(profile, assignments).resolve(root).params
         findings.append(Finding("parameters", True, f"valid, profile {profile}"))
     except UserError as error:
         return _show([*findings, Finding("parameters", False, str(error))], [], 0, out)
-    os.chdir(root)  # paths in params.yaml start there
+    os.chdir(root)  # paths in params.yaml are relative to it
     data: Data | None = None
     try:
         data = _data(params)
@@ -81,7 +81,7 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console) -> b
 
 
 def _spans(params: Params, counts: Counts, config: "PretrainedConfig", is_from_scratch: bool) -> dict[str, Span]:
-    """The least and the most seconds of each stage, from a short measurement on this device."""
+    """Return the shortest and longest duration of each stage in seconds, from a short measurement on this device."""
     speed = measure(config, params, "cuda" if _on_gpu(params) else "cpu")
     stages = work(params, counts, is_from_scratch)
     return {stage.stage: stage.seconds(speed, params) for stage in stages}
@@ -89,11 +89,11 @@ def _spans(params: Params, counts: Counts, config: "PretrainedConfig", is_from_s
 
 def _time(spans: dict[str, Span], params: Params) -> Finding:
     whole = span_text(together(spans, params.run.parallel))
-    return Finding("time", True, f"about {whole} for all stages; measured on this device; other programs slow it down")
+    return Finding("time", True, f"about {whole} for all stages, measured on this device; other load makes it slower")
 
 
 def examine_stage(root: Path, stage: str, profile: str, assignments: list[str], out: Console) -> bool:
-    """Run the checks of one training stage on the data and models in this checkout; whether all passed.
+    """Run the checks of one training stage on the data and models in this checkout. Return whether all passed.
 
     Raises:
         UserError: the stage does not train, or one of its inputs is missing.
@@ -119,14 +119,14 @@ def _checks(stage: str, params: Params) -> "Iterator[Check]":
     single = [item.name for item in declared.STAGES if item.checks and not item.is_matrix]
     if stage not in [*single, *map(stage_of, policy_algorithms())]:
         listed = ", ".join([*single, *map(stage_of, params.policy.methods)])
-        raise UserError(f"--stage {stage} is not a stage that trains. Choose from: {listed}.")
+        raise UserError(f"--stage {stage} is not a training stage. Choose from: {listed}.")
     _, _, member = stage.partition("@")
     checks: Callable[..., Iterator[Check]] = resolve_name(declared.of(stage).checks)
     return checks(params, member) if member else checks(params)
 
 
 def _environment(root: Path) -> Iterator[Finding]:
-    """Versions, git, DVC's graph, services."""
+    """Check versions, git, DVC's graph and services."""
     yield python()
     yield packages(root)
     yield look("git", lambda: f"commit {head(root)[:10]}")
@@ -153,19 +153,19 @@ def _data(params: Params) -> Data:
 
 
 def _devices(params: Params) -> Iterator[Finding]:
-    """Whether the chosen device exists, and whether there are more threads than cores."""
+    """Check that the chosen device exists, and that there are not more threads than cores."""
     import torch
 
     cores = os.cpu_count() or 1
     if params.run.device == "cuda" and not torch.cuda.is_available():
-        yield Finding("device", False, "run.device is cuda, and torch finds none. Set run.device to auto or cpu.")
+        yield Finding("device", False, "run.device is cuda, but torch finds no GPU. Set run.device to auto or cpu.")
     elif _on_gpu(params):
         yield Finding("device", True, f"CUDA: {torch.cuda.get_device_name()}")
     else:
         yield Finding("device", True, f"CPU, {cores} cores")
     busy = params.run.threads * params.run.parallel
     if busy > cores:
-        yield Finding("threads", None, f"run.threads × run.parallel is {busy} on {cores} cores; lower one of them.")
+        yield Finding("threads", None, f"run.threads × run.parallel is {busy} on {cores} cores. Lower one of them.")
 
 
 def _on_gpu(params: Params) -> bool:
@@ -175,16 +175,16 @@ def _on_gpu(params: Params) -> bool:
 
 
 def _model(params: Params) -> "tuple[PretrainedConfig, bool]":
-    """The config of the chosen model, and whether it is trained from scratch."""
+    """Return the config of the chosen model, and whether it is trained from scratch."""
     from transformers import AutoConfig
 
     from rlhf_core.models.store import load_config
 
-    if params.model.hub:  # only the config: a check must not download gigabytes
+    if params.model.hub:  # fetch only the config: a check must not download gigabytes
         name, revision = require_pinned(params.model.hub)
         try:
             return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False), False
-        except (OSError, ValueError) as error:  # not found, or of an architecture with its own code
+        except (OSError, ValueError) as error:  # not found, or an architecture with custom code
             first = str(error).strip().splitlines()[0]
             raise UserError(f"model.hub {params.model.hub}: {first} Check the id and the network.") from error
     source = model_source(params.model)
@@ -195,14 +195,14 @@ def _model(params: Params) -> "tuple[PretrainedConfig, bool]":
 
 
 def _free_memory(params: Params) -> float:
-    """Free bytes on the device that the stages will run on."""
+    """Return the free bytes on the device that the stages will use."""
     import torch
 
     return float(torch.cuda.mem_get_info()[0]) if _on_gpu(params) else float(psutil.virtual_memory().available)
 
 
 def _memory(needs: list[Need], params: Params) -> Finding:
-    """Whether the largest stage fits, and the policies that run in parallel."""
+    """Check that the largest stage fits, and that policies that run at the same time fit together."""
     policies = sorted((need for need in needs if "@" in need.stage), key=lambda need: -need.total)
     together = policies[: params.run.parallel]
     largest = max(needs, key=lambda need: need.total)
@@ -218,23 +218,23 @@ def _memory(needs: list[Need], params: Params) -> Finding:
 
 
 def _disk(root: Path, shape: ModelShape, params: Params) -> Finding:
-    """Whether checkpoints, snapshots and resume states fit."""
+    """Check that checkpoints, snapshots and resume states fit."""
     policies = [params.policy.section(name) for name in params.policy.methods]
     checkpoints = 4 + sum(1 + getattr(policy, "snapshots", 0) for policy in policies)  # base, sft, reward, judge
     need = (FROZEN * checkpoints + TRAINED * params.run.parallel) * shape.weights + GB
     free = shutil.disk_usage(root).free
-    text = f"about {need / GB:.1f} GB for {checkpoints} checkpoints and the rest, {free / GB:.1f} GB free"
-    fix = "Free some, or lower policy.*.snapshots."
+    text = f"about {need / GB:.1f} GB for {checkpoints} checkpoints and other files, {free / GB:.1f} GB free"
+    fix = "Free some space, or lower policy.*.snapshots."
     return Finding("disk", need <= free, text if need <= free else f"{text}. {fix}")
 
 
 def _show(
     findings: list[Finding], needs: list[Need], free: float, out: Console, spans: Mapping[str, Span] | None = None
 ) -> bool:
-    """Print findings and the estimates of memory and time per stage; return whether nothing stops a run."""
+    """Print findings and the estimates of memory and time per stage. Return whether the run can start."""
     marks = {True: ("✓", "green"), False: ("✗", "red"), None: ("!", "yellow")}
     width = max(len(finding.subject) for finding in findings)
-    for finding in findings:  # lines, not a table: a table would break the commands in them
+    for finding in findings:  # lines, because a table would wrap the commands in them
         line = Text.assemble(" ", marks[finding.is_ok], f" {finding.subject:{width}}  {finding.detail}")
         out.print(line, soft_wrap=True)
     if needs:

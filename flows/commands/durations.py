@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 START = 8.0  # seconds of overhead per stage: imports, DVC, loading, saving
 MEASURED = 20e6  # weights
-BUDGET = {"cpu": 1e11, "cuda": 1e13}  # weights times tokens of one measured step, about a second
+BUDGET = {"cpu": 1e11, "cuda": 1e13}  # weights times tokens of one measured step, which takes about a second
 REPEATS = 3
 SHORTEST = 0.5  # as a fraction of the lengths that prepare allows
 
@@ -58,7 +58,7 @@ class Work:
 
 
 def work(params: Params, rows: Counts, is_from_scratch: bool) -> list[Work]:
-    """The work of each stage that runs a model."""
+    """Return the work of each stage that runs a model."""
     sample, reward = params.sample, params.reward
     models = reward.members * (rows.preferences > 0) + (rows.judge > 0)
     stages = [
@@ -72,7 +72,7 @@ def work(params: Params, rows: Counts, is_from_scratch: bool) -> list[Work]:
 
 
 def _steps(config: OfflineConfig, units: int) -> int:
-    """Units that a training on fixed data visits."""
+    """Return the number of units that a training on fixed data visits."""
     return int(config.total_steps(units)) * min(config.batch_size, units) if units else 0
 
 
@@ -89,7 +89,7 @@ def _policy(params: Params, name: str, rows: Counts) -> Work:
     responses = section.steps * section.rollout_size
     critic = algorithm.needs.critic
     trained = section.epochs * responses * (1 + critic)
-    if algorithm.needs.trust_region:  # the critic alone takes gradient steps; a Fisher product costs two of them
+    if algorithm.needs.trust_region:  # only the critic takes gradient steps; a Fisher product costs two of them
         trained = responses * (section.epochs + 2 * algorithm.cg_iterations * algorithm.fisher_fraction)
     return Work(stage, trained=trained, read=(3 + critic) * responses, sampled=responses)
 
@@ -157,7 +157,7 @@ def measure(config: "PretrainedConfig", params: Params, device: str) -> Speed:
 
 
 def _cut(config: "PretrainedConfig", weights: int) -> "PretrainedConfig":
-    """The config with fewer layers, so that about MEASURED weights remain."""
+    """Return the config with fewer layers, so that about MEASURED weights remain."""
     cut = deepcopy(config)
     text = cut.get_text_config()
     text.num_hidden_layers = max(1, min(text.num_hidden_layers, int(text.num_hidden_layers * MEASURED / weights)))
@@ -181,7 +181,7 @@ def _seconds(step: Callable[[], None], device: str) -> float:
 
 
 def together(spans: Mapping[str, Span], parallel: int) -> Span:
-    """The whole run: stages one after another, up to `parallel` policies at a time."""
+    """Return the duration of the whole run: stages in sequence, but up to `parallel` policies at the same time."""
     policies = [span for stage, span in spans.items() if "@" in stage]
     others = [span for stage, span in spans.items() if "@" not in stage]
     ends = []

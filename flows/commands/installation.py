@@ -1,4 +1,4 @@
-"""What `rlhf doctor` says of the installation: Python and the packages, compared with what the project needs."""
+"""The findings of `rlhf doctor` about Python and the installed packages."""
 
 import sys
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Finding:
 
 
 def look(subject: str, check: Callable[[], str]) -> Finding:
-    """The finding of a check that returns a description, or raises UserError."""
+    """Return the finding of a check that returns a description or raises UserError."""
     try:
         return Finding(subject, True, check())
     except UserError as error:
@@ -30,10 +30,10 @@ def look(subject: str, check: Callable[[], str]) -> Finding:
 
 
 def python() -> Finding:
-    """Whether the Python version is one that the project supports."""
+    """Check that the project supports this Python version."""
     version = ".".join(map(str, sys.version_info[:3]))
     is_ok = (3, 11) <= sys.version_info[:2] < (3, 13)
-    return Finding("Python", is_ok, version if is_ok else f"{version}; make the environment with Python 3.11 or 3.12")
+    return Finding("Python", is_ok, version if is_ok else f"{version}; create the environment with Python 3.11 or 3.12")
 
 
 def packages(root: Path) -> Finding:
@@ -58,8 +58,8 @@ def packages(root: Path) -> Finding:
         if item.name in tested and (_installed(item.name) or "").split("+")[0] != tested[item.name]
     ]
     if other:
-        return Finding("packages", None, f"not the tested versions: {', '.join(other)}. {INSTALL}")
-    return Finding("packages", True, f"all {len(required)} as tested")
+        return Finding("packages", None, f"differ from the tested versions: {', '.join(other)}. {INSTALL}")
+    return Finding("packages", True, f"all {len(required)} have the tested versions")
 
 
 def _constraints(path: Path) -> dict[str, str]:

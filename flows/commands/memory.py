@@ -1,9 +1,9 @@
-"""An estimate of the memory that each stage needs, from the model's config and params.yaml, before anything starts.
+"""Estimate the memory that each stage needs, from the model's config and params.yaml, before anything starts.
 
-A trained model holds weights, gradients, AdamW's two moments and one more copy during its step, all float32: 20
-bytes per weight; a frozen one holds 4. Until the backward pass a layer keeps, for each token, about 32 values per unit
-of width and one value per head and attended token; the logits are added. Fitted to two Llama-style models on CPU: the
-estimate is 10 to 30 % above the measured memory.
+A model in training holds weights, gradients, AdamW's two moments and one more copy during a step, all in float32: 20
+bytes per weight. A frozen model holds 4. Until the backward pass, a layer keeps for each token about 32 values per unit
+of width, and one value per head and attended token. Logits are added. The constants are fitted to two Llama-style
+models on a CPU; the estimate is 10 to 30 % above the measured memory.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 PROCESS = 0.7e9  # bytes of a stage's process before it loads a model: torch, transformers, datasets, MLflow
 TRAINED, FROZEN = 20, 4  # bytes per weight
-WIDTHS_KEPT = 32  # values a layer keeps for each token and each unit of width
+WIDTHS_KEPT = 32  # values that a layer keeps per token and unit of width
 LOGIT_COPIES = 2  # logits and their log-softmax
 SAMPLED_ROWS = 128  # rlhf_core.models.sampling.LocalSampler.rows
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes of a causal language model that its memory depends on."""
+    """The sizes of a causal language model that determine its memory."""
 
     weights: int
     layers: int
@@ -38,7 +38,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a stage needs: for weights with their optimiser state, and for the activations of one batch."""
+    """Bytes that a stage needs for weights with their optimiser state, and for the activations of one batch."""
 
     stage: str
     models: float
@@ -46,12 +46,12 @@ class Need:
 
     @property
     def total(self) -> float:
-        """Bytes in total, the process itself included."""
+        """Total bytes, including the process itself."""
         return PROCESS + self.models + self.activations
 
 
 def model_shape(config: "PretrainedConfig") -> ModelShape:
-    """Return the sizes of the model a transformers config describes, counting its weights without allocating any."""
+    """Return the sizes of the model that a transformers config describes. Weights are counted, not allocated."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -69,7 +69,7 @@ def model_shape(config: "PretrainedConfig") -> ModelShape:
 
 
 def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[Need]:
-    """Return what each stage that loads a model needs, by its declaration, the policies by their methods."""
+    """Return the need of each stage that loads a model: from its declaration or, for a policy, from its method."""
     needs = []
     for stage in declared.STAGES:
         if stage.is_matrix:
@@ -83,20 +83,20 @@ def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[N
 
 
 def _loads(params: Params, name: str) -> Loads:
-    """A policy is trained, with a critic where the method has one; reference and reward model are frozen."""
+    """Return the models of a policy's training: policy and perhaps critic are trained; the others are frozen."""
     algorithm = algorithm_of(params, name)
     if algorithm.data == Data.NOTHING:
         return Loads()
     return Loads(
         trained=1 + algorithm.needs.critic,
-        frozen=1 + algorithm.data.is_rewarded + algorithm.needs.trust_region,  # of a trust region also π_old
+        frozen=1 + algorithm.data.is_rewarded + algorithm.needs.trust_region,  # a trust region also needs π_old
         is_sampling=algorithm.data.is_rewarded,
         rows=1 if algorithm.data.is_rewarded else 2,
     )
 
 
 def _need(stage: str, loads: Loads, section: Any, shape: ModelShape, params: Params) -> Need:
-    """`section` is that of params.yaml with the stage's micro_batch_size, where it trains."""
+    """`section` is the section of params.yaml with the stage's micro_batch_size, if the stage trains."""
     weights = (loads.trained * TRAINED + loads.frozen * FROZEN) * shape.weights
     activations = 0.0
     if loads.trained:
@@ -106,7 +106,7 @@ def _need(stage: str, loads: Loads, section: Any, shape: ModelShape, params: Par
 
 
 def _training(shape: ModelShape, params: Params, rows: int, *, logits: bool = True) -> float:
-    """Bytes of one micro-batch of `rows` forward and backward."""
+    """Return the bytes for the forward and backward pass of one micro-batch of `rows`."""
     tokens = _tokens(params)
     value = 2 if params.run.precision == "bf16" else 4  # bytes
     layer = tokens * rows * (WIDTHS_KEPT * shape.width + shape.heads * tokens) * value
@@ -115,7 +115,7 @@ def _training(shape: ModelShape, params: Params, rows: int, *, logits: bool = Tr
 
 
 def _sampling(shape: ModelShape, params: Params) -> float:
-    """Bytes of sampling SAMPLED_ROWS responses at once: keys and values of every layer, and one row of logits each."""
+    """Return the bytes to sample SAMPLED_ROWS responses at once: keys and values of every layer, one row of logits."""
     cache = 2 * shape.layers * SAMPLED_ROWS * _tokens(params) * shape.width * 4
     return cache + LOGIT_COPIES * SAMPLED_ROWS * shape.vocabulary * 4
 

@@ -1,4 +1,4 @@
-"""What a run changes of params.yaml: a profile is laid over it, then single values. Resolved once for each run."""
+"""The parameters of a run: params.yaml with a profile and single values merged in, resolved once per run."""
 
 import os
 import re
@@ -17,13 +17,13 @@ from tasks.params.sections import PrepareParams
 from tasks.problems.table import generated_problem, problem_of
 
 ROWS_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".json")  # a world is one JSON object
-LEAST_FROM_SCRATCH = 1e-4  # a learning rate of SFT below it suits pretrained models only
-DEFAULT = "default"  # the profile that is params.yaml as it stands
+LEAST_FROM_SCRATCH = 1e-4  # a lower SFT learning rate suits only pretrained models
+DEFAULT = "default"  # the profile that leaves params.yaml unchanged
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """The parameters of a run: validated (`params`), as params.yaml is to hold them (`raw`), and what changed them."""
+    """The parameters of a run: validated (`params`), as written to params.yaml (`raw`), and the changes applied."""
 
     changes: "Changes"
     params: Params
@@ -31,16 +31,16 @@ class Resolved:
     is_changed: bool
 
     def title(self) -> str:
-        """What the run is: `default: ppo, dpo`, the profile and its methods, or the single values that are changed."""
+        """Describe the run: `default: ppo, dpo`, that is the profile and its methods, or the single values changed."""
         label = self.changes.label()
         return label if self.changes.overrides else f"{label}: {', '.join(self.params.policy.methods)}"
 
 
 @dataclass(frozen=True)
 class Changes:
-    """A profile's name and single values by dotted key, e.g. `{"sft.learning_rate": 1e-5}`.
+    """A profile's name, and single values by dotted key such as `{"sft.learning_rate": 1e-5}`.
 
-    `written` holds how the user wrote them, where that was on a command line; messages repeat it.
+    `written` holds the user's text of values from a command line, which messages repeat.
     """
 
     profile: str = DEFAULT
@@ -49,20 +49,20 @@ class Changes:
 
     @classmethod
     def from_command_line(cls, profile: str, assignments: list[str]) -> Self:
-        """The changes of `--profile` and of `--set`, each `key=value`.
+        """Return the changes of `--profile` and `--set`, whose assignments are `key=value`.
 
         Raises:
-            UserError: an assignment without a known key or with a value that is not YAML.
+            UserError: an assignment has an unknown key or a value that is not YAML.
         """
         values = [read_assignment(text) for text in assignments]
         written = {key: as_written(text) for (key, _), text in zip(values, assignments, strict=True)}
         return cls(profile, dict(values), written)
 
     def resolve(self, root: Path) -> Resolved:
-        """Return what params.yaml of `root` becomes under these changes; the file stays as it is.
+        """Return the parameters that these changes make of params.yaml in `root`; the file is not written.
 
         Raises:
-            UserError: unknown profile; unknown, ill-typed or out-of-range value, naming where it stands.
+            UserError: unknown profile; unknown key, wrong type or value out of bounds. The message names its source.
         """
         raw = read_yaml(root / "params.yaml")
         before = params = validate(raw, "params.yaml")
@@ -75,7 +75,7 @@ class Changes:
         return Resolved(self, params, raw, params != before)
 
     def label(self) -> str:
-        """A readable name for a run with these changes: `gsm8k-dpo.beta-0.2`, or `default` where nothing is changed."""
+        """Return a readable name for a run: `gsm8k-dpo.beta-0.2`, or `default` if nothing is changed."""
         words = [self.profile] if self.profile != DEFAULT else []
         words += [f"{'.'.join(key.split('.')[-2:])}-{value}" for key, value in self.overrides.items()]
         label = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words))
@@ -83,15 +83,15 @@ class Changes:
 
 
 def require_inputs(params: Params, root: Path) -> None:
-    """Look at the data and the model that a run of `root` starts from, without loading either.
+    """Check the data and the model that a run of `root` starts from, without loading either.
 
-    Of the data the first rows are read, of the model config.json, the headers of its weights and its tokenizer. What is
-    on a hub has to be pinned, and the rest of it is left to the stages.
+    Reads the first rows of the data, and of the model config.json, the headers of its weights and its tokenizer. A hub
+    id must be pinned; the stages check the rest of it.
 
     Raises:
-        UserError: a data path as `require_data` says, rows that cannot be read, or that methods and rewards cannot
-            learn from, a model path that is neither a config nor a sound checkpoint, or learning rates as
-            `require_suited_model` says.
+        UserError: the data path is wrong (see `require_data`); rows cannot be read, or methods and rewards cannot
+            learn from them; the model path is neither a config nor a valid checkpoint; or learning rates do not suit
+            the model (see `require_suited_model`).
     """
     if params.run.device == "cuda":
         require_cuda()
@@ -115,31 +115,31 @@ def require_inputs(params: Params, root: Path) -> None:
 
 
 def require_suited_model(params: Params) -> None:
-    """Look whether learning rates for a pretrained model, as some profiles set them, come with such a model.
+    """Check that learning rates for a pretrained model, which some profiles set, are used with such a model.
 
     Raises:
-        UserError: the user's own data, but the help desk's small model, which is trained from scratch.
+        UserError: the user's own data is combined with the help desk's small model, which is trained from scratch.
     """
     rate, path = params.sft.learning_rate, params.model.path
     if generated_problem(params.prepare.format) is None and _is_helpdesks(path) and rate < LEAST_FROM_SCRATCH:
         raise UserError(
-            f"sft.learning_rate {rate:g} is for a pretrained model, but model.path is still the help desk's {path}, "
-            "a small one trained from scratch: it would learn nothing. Set model.path or model.hub to a pretrained "
-            "model, or raise the learning rates to those of params.yaml (sft 1e-3, reward 3e-4, policies 1e-4)."
+            f"sft.learning_rate {rate:g} suits only a pretrained model, but model.path is the help desk's {path}, "
+            "a small model trained from scratch. Set model.path or model.hub to a pretrained model, "
+            "or raise the learning rates to those of params.yaml (sft 1e-3, reward 3e-4, policies 1e-4)."
         )
 
 
 def _is_helpdesks(path: str) -> bool:
-    """Whether a path is one of the embedded example's files."""
+    """Whether a path is one of the built-in task's files."""
     return Path(path).parts[:1] == ("helpdesk",)
 
 
 def require_data(prepare: PrepareParams, root: Path) -> None:
-    """Look for the data alone, reading none of it.
+    """Check the path of the data without reading the data.
 
     Raises:
-        UserError: a path that does not exist, still names the help desk where other data is asked for, or names rows
-            where the help desk's world is asked for.
+        UserError: the path does not exist, is still the help desk's although other data is configured, or contains rows
+            although the help desk's world is configured.
     """
     if prepare.hub:
         return
@@ -152,9 +152,9 @@ def require_data(prepare: PrepareParams, root: Path) -> None:
     if prepare.format == "helpdesk" and path.name.endswith(ROWS_SUFFIXES):
         raise UserError(
             f"prepare.path {prepare.path} is a data file, but prepare.format is helpdesk. "
-            "Set prepare.format to auto, or to what the rows hold."
+            "Set prepare.format to auto, or to the kind of the rows."
         )
     if not os.path.exists(path):
-        raise UserError(f"prepare.path {prepare.path} does not exist. Name a data file or folder that does.")
+        raise UserError(f"prepare.path {prepare.path} does not exist. Name an existing data file or folder.")
     if prepare.format == "helpdesk" and not path.is_file():
         raise UserError(f"prepare.path {prepare.path} is not a file. Name a world file, or set prepare.format.")

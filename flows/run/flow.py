@@ -1,4 +1,4 @@
-"""The flow: one Prefect task for each stage of DVC's graph, an MLflow parent run around them.
+"""The flow: one Prefect task for each stage of DVC's graph, inside one MLflow parent run.
 
 DVC decides what is up to date, so Prefect's own cache is off. This module reads the graph and never writes it.
 """
@@ -33,22 +33,22 @@ from rlhf_core.common.errors import UserError
 from tasks.files import paths
 from tasks.params.schema import Params
 
-# What `rlhf run` has resolved already, for the flow that it starts in the same process.
+# The changes that `rlhf run` has resolved, for the flow that it starts in the same process.
 _HANDED: ContextVar[Resolved | None] = ContextVar("handed", default=None)
 
-MISTAKE = "Mistake"  # state of a stage that failed by a user's mistake
+MISTAKE = "Mistake"  # state of a stage that failed because of a user's mistake
 
 
 def _may_resume(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """A killed stage is retried and resumes; after a user's mistake a retry would fail again."""
+    """Retry a killed stage, which then resumes. After a user's mistake, a retry would fail again."""
     return state.name != MISTAKE
 
 
 @task(task_run_name="{stage}", retries=1, retry_condition_fn=_may_resume, cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: str, runner: StageRunner) -> State[None] | None:
-    """Run one stage through DVC, its output line by line in the log."""
+    """Run one stage through DVC; its output goes to the log line by line."""
     logger = get_run_logger()
-    # The log names the stage already.
+    # The log already names the stage.
     outcome = runner.run(stage, lambda line: logger.info(line.removeprefix(f"{stage} ").lstrip()))
     if outcome.code == 0:
         return None
@@ -58,18 +58,18 @@ def run_stage(stage: str, runner: StageRunner) -> State[None] | None:
 
 
 def _title() -> str:
-    """Name of the flow run: the experiment's, else what it runs."""
+    """Return the name of the flow run: the experiment's, else a description of the run."""
     given = flow_run.parameters
     changes = _changes(given["profile"], given["parameters"], given["overrides"])
     try:
         return given.get("name") or _resolved(changes).title()
-    except UserError:  # the run itself reports it
+    except UserError:  # the run reports it
         return changes.label()
 
 
 @contextmanager
 def handing(resolved: Resolved) -> Iterator[None]:
-    """Within it, a flow with the same changes takes `resolved` instead of reading the files again."""
+    """In this context, a flow with the same changes uses `resolved` instead of reading the files again."""
     token = _HANDED.set(resolved)
     try:
         yield
@@ -83,7 +83,7 @@ def _resolved(changes: Changes) -> Resolved:
 
 
 def _title_of(parameter: str) -> Any:
-    """What Prefect's form shows instead of the parameter's own name."""
+    """The label in Prefect's form in place of the parameter's own name."""
     return Field(json_schema_extra={"title": parameter})
 
 
@@ -98,11 +98,11 @@ def rlhf_pipeline(
     """Train, align and judge a model.
 
     Args:
-        profile: A named set of parameters to start from; the fields below are laid over it.
-        parameters: Values to change for this run alone; an empty field keeps the value in brackets, or the profile's.
+        profile: A named set of parameters to start from. The fields below override it.
+        parameters: Values to change for this run only. An empty field keeps the value in brackets, or the profile's.
         overrides: Values by dotted key of params.yaml, e.g. {"sft.warmup_steps": 20, "prepare.max_dropped": 0.1}.
-        name: Name of the DVC experiment that the run ends as; empty for one made of the changes.
-        only: Run this stage and what it needs, e.g. sft or offline@dpo; empty for all.
+        name: Name of the DVC experiment that stores the run. If empty, it is made from the changes.
+        only: Run only this stage and the stages it needs, e.g. sft or offline@dpo. If empty, run all.
     """
     try:
         resolved = _resolved(_changes(profile, parameters, overrides))
@@ -118,7 +118,7 @@ def _changes(profile: str, parameters: Any, overrides: dict[str, Any]) -> Change
 
 
 def _run(root: Path, resolved: Resolved, only: str | None, name: str | None) -> dict[str, str | None]:
-    """Run the stages and return where the report lies and the experiment's name, if it is one."""
+    """Run the stages. Return the path of the report, and the name of the experiment if there is one."""
     logger = get_run_logger()
     params = resolved.params
     require_inputs(params, root)
@@ -129,7 +129,7 @@ def _run(root: Path, resolved: Resolved, only: str | None, name: str | None) -> 
         stages = select(read_graph(workspace.checkout), only)
         with StageRunner(workspace.checkout, _environment(params, parent)) as runner:
             _run_stages(stages, runner, params.run.parallel)
-            # The page shows links and wall times, which no tracked output may hold, so it is drawn afterwards.
+            # Draw the page after the stages: tracked outputs must not contain its links and wall times.
             if (workspace.checkout / paths.REPORT).is_file():
                 outcome = runner.call("report page", ["tasks.stages.report", "--render"], logger.info)
                 if runner.is_stopped:
@@ -143,7 +143,7 @@ def _run(root: Path, resolved: Resolved, only: str | None, name: str | None) -> 
 
 
 def _environment(params: Params, parent: ParentRun) -> dict[str, str]:
-    """The environment of the stages: no network unless a hub is named, and which runs they belong to."""
+    """Return the environment of the stages: offline unless a hub is configured, with the ids of their parent run."""
     names_hub = bool(params.model.hub or params.prepare.hub)
     return {
         **({} if names_hub else {"HF_HUB_OFFLINE": "1"}),
@@ -155,11 +155,11 @@ def _environment(params: Params, parent: ParentRun) -> dict[str, str]:
 
 
 def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> None:
-    """Run stages as soon as what they need is there, up to `parallel` side by side.
+    """Run each stage as soon as its inputs exist, up to `parallel` stages at the same time.
 
     Raises:
-        UserError: a stage failed; those that need it were not started.
-        Stopped: a person stopped the run.
+        UserError: a stage failed. Stages that need it were not started.
+        Stopped: the user stopped the run.
     """
     futures: dict[str, PrefectFuture[Any]] = {}
     pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=parallel)
@@ -172,7 +172,7 @@ def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> 
                 )
             for future in futures.values():
                 future.wait()
-        except BaseException:  # stopped by a person or by a signal: the pool would wait for what still runs
+        except BaseException:  # stopped by the user or a signal: the pool would wait for running stages
             runner.stop()
             raise
     if runner.is_stopped:
@@ -181,7 +181,7 @@ def _run_stages(stages: Sequence[Stage], runner: StageRunner, parallel: int) -> 
     if failed:
         name, state = next(iter(failed.items()))
         more = f" ({', '.join(list(failed)[1:])} failed too)" if len(failed) > 1 else ""
-        start = "Correct it, then start the same run again" if state.name == MISTAKE else "Start the same run again"
+        start = "Fix it, then start the same run again" if state.name == MISTAKE else "Start the same run again"
         raise UserError(f"stage {name}: {state.message}{more}\n{start}: it continues where this one stopped.")
 
 

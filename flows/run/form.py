@@ -1,9 +1,9 @@
-"""The parameters of a run as a form, each field left empty to keep its value.
+"""The parameters of a run as a form. An empty field keeps its current value.
 
-It begins with what people change: data, model and methods, then a few fields per stage (FIELDS); of a method, those
-options whose setting has a title. Types, bounds, meanings and present values come from the dataclasses of
-`tasks.params` and from params.yaml. Whatever is not in the form is reached by the flow's `overrides`. Prefect draws a
-field for each.
+The form begins with what people change most: data, model and methods, then a few fields per stage (FIELDS). For a
+method it has the options whose setting has a title. Types, bounds, meanings and current values come from the
+dataclasses of `tasks.params` and from params.yaml. The flow's `overrides` reach every other parameter. Prefect draws
+one input per field.
 """
 
 from collections.abc import Iterable
@@ -44,20 +44,20 @@ FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {  # section: its title and fie
 
 
 class Section(BaseModel):
-    """A part of the form."""
+    """One part of the form."""
 
     model_config = ConfigDict(extra="forbid")
 
     @model_serializer(mode="wrap")
     def _without_empty_fields(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What was filled in: Prefect would otherwise offer every empty field as null, which is no number."""
+        """Return what was filled in. Prefect would otherwise offer every empty field as null, which is not a number."""
         return {name: value for name, value in serialize(self).items() if value not in (None, {})}
 
 
 def make_form(present: Params | None) -> type[Section]:
-    """Return the form, all fields optional, with the `present` values and the methods that they name.
+    """Return the form, with all fields optional, the values of `present`, and the methods that it names.
 
-    Without `present` no field shows a value, and no method has fields of its own.
+    Without `present`, fields show no values and methods have no fields.
     """
     members: dict[str, Any] = {}
     kinds = get_type_hints(Params)
@@ -72,7 +72,7 @@ def make_form(present: Params | None) -> type[Section]:
 
 
 def _method(section: Any, name: str) -> Any:
-    """The options of a method that have a title: its own, then those of its loop."""
+    """Return the options of a method that have a title: its own, then those of its loop."""
     titled = [item.name for item in fields(section) if "title" in item.metadata]
     form = create_model(name, __base__=Section, **_inputs(type(section), titled, section))
     return _nested(form, label(name), f"How {label(name)} is trained.")
@@ -83,13 +83,13 @@ def _nested(form: type[Section], title: str, meaning: str) -> Any:
 
 
 def _inputs(section: Any, names: Iterable[str], present: Any) -> dict[str, Any]:
-    """The named fields of a dataclass as optional inputs that show the values of `present`, an instance or None."""
+    """Return the named fields of a dataclass as optional inputs that show the values of `present`, if given."""
     kinds, known = get_type_hints(section), {item.name: item for item in fields(section)}
     return {name: _input(known[name], kinds[name], getattr(present, name, None)) for name in names}
 
 
 def chosen(form: Section, prefix: str = "") -> dict[str, Any]:
-    """Return what a person filled in, by dotted key; empty fields are left out."""
+    """Return what the user filled in, by dotted key. Empty fields are omitted."""
     values: dict[str, Any] = {}
     for name in type(form).model_fields:
         value = getattr(form, name)
@@ -101,7 +101,7 @@ def chosen(form: Section, prefix: str = "") -> dict[str, Any]:
 
 
 def _input(item: DataclassField[Any], kind: Any, value: Any) -> Any:
-    """An optional field; its schema is that of the value alone, so that it is drawn as one plain input."""
+    """Return an optional field. Its schema is that of the value alone, so that Prefect draws one plain input."""
     bounds = {key: item.metadata[key] for key in BOUNDS if key in item.metadata}
     meaning = item.metadata.get("description", item.name)
     description = meaning if value in (None, "") else f"{meaning} [{_text(value)}]"
@@ -114,7 +114,7 @@ def _text(value: Any) -> str:
 
 
 def _plain(schema: dict[str, Any]) -> None:
-    """Make `anyOf: [X, null]` simply X without a default."""
+    """Replace `anyOf: [X, null]` by X without a default."""
     schema.pop("default", None)
     for option in schema.pop("anyOf", []):
         if option != {"type": "null"}:
@@ -122,7 +122,7 @@ def _plain(schema: dict[str, Any]) -> None:
 
 
 def _present(root: Path) -> Params | None:
-    """What params.yaml holds; None where it is wrong, which a run then reports."""
+    """Return the content of params.yaml; None if it is wrong, which a run then reports."""
     with suppress(UserError):
         return load_params(root / "params.yaml")
     return None

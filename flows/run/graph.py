@@ -45,7 +45,7 @@ def read_graph(root: Path) -> list[Stage]:
 def select(stages: list[Stage], only: str | None) -> list[Stage]:
     """Return the stages that `only` names and everything they need, or all stages if it is None.
 
-    The name of a matrix selects all its members: `policy` is every `policy@NAME`. The stages that they need are
+    The name of a matrix selects all its members: `offline` is every `offline@NAME`. The stages that they need are
     included so that no input is outdated; DVC skips stages that are up to date.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The MLflow parent run of a flow run: its parameters, the code it ran, and its results."""
+"""The MLflow parent run of a flow run: its parameters, its code version, and its results."""
 
 import hashlib
 import json
@@ -19,13 +19,13 @@ KIND = "pipeline"  # the tag `kind` of parent runs; runs of stages do not have i
 
 
 class ParentRun:
-    """One MLflow run; the runs of all stages of a flow run are its children."""
+    """One MLflow run. The runs of all stages of a flow run are its children."""
 
     def __init__(self, name: str, params: Params, root: Path, flow_run_id: str) -> None:
         self.name, self.params, self.root, self.flow_run_id = name, params, root, flow_run_id
 
     def __enter__(self) -> Self:
-        """Begin the run; parameters are logged under their dotted keys."""
+        """Start the run and log its parameters under their dotted keys."""
         self.client = tracking.client()
         tracking.close_interrupted(self.client)
         self.experiment_id = tracking.experiment_id(self.client)
@@ -54,7 +54,7 @@ class ParentRun:
             self.client.log_artifact(self.run_id, str(page))
 
     def family(self) -> dict[str, str]:
-        """Run ids by name: this run, then those of the stages that ran under it, in the order they began."""
+        """Return run ids by name: this run, then the runs of its stages in the order they started."""
         children = self.client.search_runs(
             [self.experiment_id],
             filter_string=f"tags.`mlflow.parentRunId` = '{self.run_id}'",
@@ -65,7 +65,7 @@ class ParentRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the run as finished, failed or interrupted, and the runs of stages that were killed."""
+        """End the run as finished, failed or interrupted, and end the runs of stages that were killed."""
         for run_id in self._running() if kind is not None else ():
             tracking.interrupt(self.client, run_id)
         if kind is None or issubclass(kind, Exception):
@@ -74,7 +74,7 @@ class ParentRun:
             tracking.interrupt(self.client, self.run_id)
 
     def _running(self) -> list[str]:
-        """Runs that are still open although their stages have ended: they were killed."""
+        """Return runs that are still open although their stages have ended, because the stages were killed."""
         children = self.client.search_runs(
             [self.experiment_id],
             filter_string=f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'",
@@ -83,21 +83,22 @@ class ParentRun:
 
 
 def read_report(reports: Path) -> dict[str, Any]:
-    """Return report.json of a folder, {} where no report was made."""
+    """Return report.json of a folder, or {} if there is no report."""
     path = reports / paths.REPORT.name
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """The compared figures by their names in MLflow: `win_rate_vs_sft/dpo`, `kl/dpo`, `reward_model/accuracy` ..."""
+    """Return the compared figures by their names in MLflow: `win_rate_vs_sft/dpo`, `kl/dpo`, ..."""
     groups = comparison(report, intervals=True)
     return {f"{group}/{name}": float(value) for group, row in groups.items() for name, value in row.items()}
 
 
 def terms_of(checkout: Path) -> dict[str, str]:
-    """The conditions under which the win rates of the report in `checkout` were measured; {} without a report.
+    """Return the conditions under which the report's win rates were measured; {} without a report.
 
-    judge: its name, with the DVC digest if it is a model. test_prompts: sha256 of the file of prompts and
+    judge: its name, with its DVC digest if it is a model. test_prompts: sha256 of the file of prompts and
+    reference responses. prompts: the number of judged prompts.
     reference responses. prompts: how many of them were judged.
     """
     report = read_report(checkout / paths.REPORTS)
@@ -112,7 +113,7 @@ def terms_of(checkout: Path) -> dict[str, str]:
 
 
 def comparison_markdown(report: Mapping[str, Any]) -> str:
-    """The comparison of policies as a markdown table, best first; '' where the report holds no policies."""
+    """Return the comparison of policies as a markdown table, best first; '' if the report has no policies."""
     policies = report.get("policies") or {}
     judge = next((f["win_rate_vs_sft"].get("judge") for f in policies.values() if f.get("win_rate_vs_sft")), None)
     return markdown_table(short_table(report)) + (f"\n\nJudged by {judge}; intervals are 95 %." if judge else "")

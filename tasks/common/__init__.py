@@ -1,1 +1,1 @@
-"""What several stages do: load models, read rows as examples, sample, train, check before training."""
+"""Code that several stages share: load models, read rows as examples, sample, train, and check before training."""

@@ -8,6 +8,6 @@ from tasks.runtime.launcher import LAUNCHER
 
 
 def accelerator_of(params: Params) -> Accelerator:
-    """The Accelerator that the section `run` asks for, in as many processes as the stage was started in."""
+    """Return the Accelerator for the section `run`, with the number of processes that the stage was started in."""
     run = params.run
     return make_accelerator(run.device, run.precision, run.threads, LAUNCHER.processes)

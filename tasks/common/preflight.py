@@ -1,7 +1,7 @@
 """Checks of a training stage's model and data, run before it trains and by `rlhf doctor --stage`.
 
 The script of each training stage has a function `checks(params)`, which reads a few rows of the stage's inputs and
-yields named checks. Models are loaded with the first check, and freed before the training loads its own.
+yields named checks. Models are loaded by the first check and freed before the training loads its own.
 """
 
 import sys
@@ -79,7 +79,7 @@ def policy_checks(
     *,
     is_sampled: bool = False,
 ) -> Iterator[Check]:
-    """The checks of a language model and the rows it learns from; a sampled response may have been cut off."""
+    """Yield the checks of a language model and its rows. A sampled response may have been cut off."""
     rows = [example for unit in units for example in unit]
     pad, stops = pad_token(tokenizer), stop_tokens(policy, tokenizer)
     yield from row_checks(rows, tokenizer, is_sampled=is_sampled)
@@ -96,7 +96,7 @@ def from_sft_checks(
     units: Sequence[Unit],
     learning_rate: float,
 ) -> Iterator[Check]:
-    """The checks of a policy that starts from the SFT model: its rows, which may have been sampled, its reference."""
+    """Yield the checks of a policy that starts from the SFT model: its rows, perhaps sampled, and its reference."""
     yield from policy_checks(params, policy, tokenizer, units, learning_rate, is_sampled=True)
     reference = prepared(params, load_policy(paths.SFT))
     rows = [example for unit in units for example in unit]
@@ -105,13 +105,13 @@ def from_sft_checks(
 
 
 def row_checks(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, is_sampled: bool) -> Iterator[Check]:
-    """The checks of rows alone; a sampled response may hold any token."""
+    """Yield the checks of rows alone. A sampled response may contain any token."""
     ids = [[*row.prompt_ids, *([] if is_sampled else row.response_ids)] for row in rows]
     yield "masks", partial(preflight.check_masks, rows)
     yield "beginning token", partial(preflight.check_beginning, ids, tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The pad token's id; stage prepare has given the tokenizer one."""
+    """The pad token's id. Stage prepare always sets one."""
     assert tokenizer.pad_token_id is not None
     return int(tokenizer.pad_token_id)

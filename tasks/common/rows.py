@@ -1,4 +1,4 @@
-"""Rows on disk as training examples and prompts."""
+"""Convert rows of files into training examples and prompts."""
 
 import math
 from collections import defaultdict
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def demonstration_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
-    """Rows {"prompt", "response"} as units of one example; all, or the first `limit`."""
+    """Read rows {"prompt", "response"} as units of one example: all rows, or the first `limit`."""
     return [
         (Example(encode_prompt(tokenizer, row["prompt"]), encode_response(tokenizer, row["response"])),)
         for row in read_jsonl(path, limit)
@@ -27,19 +27,19 @@ def demonstration_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: i
 
 
 def text_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
-    """The same rows as raw text: every token is trained, the role tokens and what the user says included.
+    """Read the same rows as raw text: every token is trained, including role tokens and the user's text.
 
-    Only the first token is not, because nothing stands before it to predict it from: it is the prompt.
+    The first token has no context to predict it from, so it is the prompt.
     """
     rows = [[*row.prompt_ids, *row.response_ids] for (row,) in demonstration_units(path, tokenizer, limit)]
     return [(Example(ids[:1], ids[1:]),) for ids in rows]
 
 
 def preference_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
-    """Rows {"prompt", "chosen", "rejected"} as units (chosen, rejected); sampled ids are used where they are there.
+    """Read rows {"prompt", "chosen", "rejected"} as units (chosen, rejected): all rows, or the first `limit`.
 
-    `label` is the probability that chosen is the better one, 1 if left out, ½ for a tie; `margin` is optional.
-    All rows, or the first `limit`.
+    Token ids of sampled responses are used if the row has them. `label` is the probability that chosen is better: 1 by
+    default, ½ for a tie. `margin` is optional.
     """
     units: list[Unit] = []
     for row in read_jsonl(path, limit):
@@ -52,29 +52,29 @@ def preference_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int 
 
 
 def pair_sources(path: Path) -> list[str | None]:
-    """The data set that each preference comes from, in the order of `preference_units`; None where that is not said."""
+    """The data set of each preference, in the order of `preference_units`; None if the row does not name it."""
     return [row.get("source") for row in read_jsonl(path)]
 
 
 def rating_scale(path: Path) -> tuple[float, float]:
-    """Mean and population standard deviation of the scores in a file of ratings.
+    """Return mean and population standard deviation of the scores in a file of ratings.
 
     Raises:
-        UserError: if all scores are equal, so that there is nothing to learn.
+        UserError: all scores are equal, so there is nothing to learn.
     """
     scores = [row["score"] for row in read_jsonl(path)]
     if len(set(scores)) < 2:
-        raise UserError(f"{path} holds no two different scores, so there is nothing to learn. Give more ratings.")
+        raise UserError(f"{path} has no two different scores, so there is nothing to learn. Add more ratings.")
     return fmean(scores), pstdev(scores)
 
 
 def rating_units(path: Path, tokenizer: PreTrainedTokenizerBase, mean: float, std: float) -> list[Unit]:
-    """Rows {"prompt", "response", "score"} as units of one example, rated (score - mean) / std."""
+    """Read rows {"prompt", "response", "score"} as units of one example with rating (score - mean) / std."""
     return [(_response(row, tokenizer, rating=(row["score"] - mean) / std),) for row in read_jsonl(path)]
 
 
 def ranking_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
-    """Rows {"prompt", "responses", "ranks"} as units of K ranked examples; K may differ between rows."""
+    """Read rows {"prompt", "responses", "ranks"} as units of K ranked examples. K may differ between rows."""
     units: list[Unit] = []
     for row in read_jsonl(path):
         prompt = encode_prompt(tokenizer, row["prompt"])
@@ -87,10 +87,10 @@ def ranking_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
 def reward_units(
     data: Data, path: Path, tokenizer: PreTrainedTokenizerBase, scale: tuple[float, float] | None
 ) -> list[Unit]:
-    """The rows of a file as a reward loss that learns from `data` takes them; `scale` is that of ratings.
+    """Read the rows of a file for a reward loss that learns from `data`. `scale` is that of ratings.
 
     Raises:
-        ValueError: if no reward loss learns from such data.
+        ValueError: no reward loss learns from such data.
     """
     if data is Data.RATINGS:
         return rating_units(path, tokenizer, *(scale or (0.0, 1.0)))
@@ -101,27 +101,27 @@ def reward_units(
 
 
 def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
-    """Responses labelled good (1) or bad (0), each with a mismatched row: the same prompt, another prompt's response.
+    """Return responses labelled good (1) or bad (0), each with a mismatched row: its prompt, another prompt's response.
 
-    They are the rows of unpaired_SPLIT.jsonl, or else both sides of each preference on their own (KTO,
-    arXiv:2402.01306, sec. 4), ties left out. A split without any gives no unit, except for training.
+    Rows come from unpaired_SPLIT.jsonl if it has any. Otherwise each side of a preference becomes one response, without
+    ties (KTO, arXiv:2402.01306, sec. 4). A split without rows gives no units, but the training split must have some.
 
     Raises:
-        UserError: if there is nothing to train on, only one class, or only one prompt.
+        UserError: there is nothing to train on, only one class, or only one prompt.
     """
     labelled = _labelled(folder, split, tokenizer)
     where = f"{folder}, split {split},"
     if split == "train":
         if not labelled:
-            raise UserError(f"{where} holds neither unpaired rows nor preferences. Set prepare.path to such data.")
+            raise UserError(f"{where} has neither unpaired rows nor preferences. Set prepare.path to such data.")
         if len({example.desirable for example in labelled}) < 2:
             kind = "good" if labelled[0].desirable else "bad"
-            raise UserError(f"{where} holds {kind} responses only, and KTO needs both. Give some of the other kind.")
+            raise UserError(f"{where} has only {kind} responses, but KTO needs both kinds. Add some of the other kind.")
     if not labelled:
         return []
     others = mismatched(labelled)
     if others is None:
-        raise UserError(f"{where} holds responses to one prompt only, and KTO needs other prompts' too. Give more.")
+        raise UserError(f"{where} has responses to only one prompt, but KTO needs several. Add other prompts.")
     return [
         (example, Example(example.prompt_ids, other.response_ids))
         for example, other in zip(labelled, others, strict=True)
@@ -138,11 +138,11 @@ def _labelled(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def mismatched(examples: Sequence[Example]) -> list[Example] | None:
-    """For each example one whose prompt is another, or None where all have the same prompt.
+    """Return for each example one with a different prompt, or None if all have the same prompt.
 
-    With the examples arranged by prompt, the k-th of a prompt takes the k-th behind that prompt's last, going round.
-    So where prompts have equally many, every response is taken exactly once, and the good and the bad of pairs alike:
-    the mean over mismatched pairs then does not lean to a kind of response.
+    Examples are arranged by prompt. The k-th example of a prompt gets the k-th example after that prompt's last one,
+    cyclically. If all prompts have equally many examples, every response is used exactly once, and good and bad
+    responses of pairs equally often, so the mean over mismatched pairs is not biased towards either.
     """
     by_prompt: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
@@ -168,5 +168,5 @@ def _response(
 
 
 def as_prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """Rows {"prompt"[, "answer"]} as prompts to sample from."""
+    """Convert rows {"prompt"[, "answer"]} into prompts to sample from."""
     return [Prompt(row["prompt"], encode_prompt(tokenizer, row["prompt"]), row.get("answer")) for row in rows]

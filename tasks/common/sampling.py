@@ -1,4 +1,4 @@
-"""Sampling whole sets of prompts in a stage, with a random stream of its own."""
+"""Sample responses to a set of prompts in a stage, from a separate random stream."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from tasks.runtime.progress import progress
 def make_sampler(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float
 ) -> Sampler:
-    """A sampler that knows the policy's stop tokens."""
+    """Return a sampler with the policy's stop tokens."""
     return LocalSampler(max_new_tokens, stop_tokens(policy, tokenizer), tokenizer.pad_token_id, temperature)
 
 
@@ -26,7 +26,7 @@ def sample_responses(
     sampler: Sampler,
     stream: tuple[int, str],
 ) -> list[Response]:
-    """One response per prompt, drawn from the stream (run seed, name)."""
+    """Return one response per prompt, drawn from the stream (run seed, name)."""
     seed_everything(*stream)
     policy.eval()
     with progress(f"sampling {stream[1]}", len(prompts)) as report:

@@ -1,4 +1,4 @@
-"""The model that everything starts from: trained from scratch, a local folder, or a pinned id on the hub."""
+"""The model that training starts from: a config to train from scratch, a local folder, or a pinned Hub id."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tasks.params.sections import ModelParams
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Either `config`, a file to train from scratch by, or `folder`, a checkpoint to start from."""
+    """Either `config`, a file that describes a model to train from scratch, or `folder`, a checkpoint to start from."""
 
     config: Path | None = None
     folder: Path | None = None
@@ -21,7 +21,7 @@ class ModelSource:
     revision: str | None = None
 
     def manifest(self) -> dict[str, Any]:
-        """What identifies a checkpoint: its name, revision and a hash of its weights."""
+        """Identify a checkpoint by its name, revision and a hash of its weights."""
         assert self.folder is not None
         digest = hashlib.sha256()
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -32,13 +32,13 @@ class ModelSource:
 
 
 def model_source(params: ModelParams, root: Path = Path()) -> ModelSource:
-    """Resolve `model.path`, which starts at `root`, or `model.hub`; a hub id is downloaded at its pinned revision.
+    """Resolve `model.path` (relative to `root`) or `model.hub`, whose pinned revision is downloaded.
 
-    Reads no more of a checkpoint than its headers.
+    Of a checkpoint only the headers of its files are read.
 
     Raises:
-        UserError: if the path is neither a config nor a sound checkpoint folder with its tokenizer, or the hub id is
-            not pinned or not found.
+        UserError: the path is neither a config nor a valid checkpoint folder with a tokenizer, or the Hub id is not
+            pinned or not found.
     """
     if params.hub:
         return _from_hub(params.hub)
@@ -53,15 +53,15 @@ def model_source(params: ModelParams, root: Path = Path()) -> ModelSource:
 
 
 def require_pinned(hub: str) -> tuple[str, str]:
-    """Name and revision of `model.hub`.
+    """Return name and revision of `model.hub`.
 
     Raises:
-        UserError: if no revision is named.
+        UserError: the revision is missing.
     """
     name, _, revision = hub.partition("@")
     if not name or not revision:
         pinned = f"{name or 'org/name'}@REVISION"
-        raise UserError(f"model.hub is {hub}, which is not pinned. Write it as {pinned}, a commit of its repository.")
+        raise UserError(f"model.hub is {hub}, which is not pinned. Write {pinned}, with a commit of the repository.")
     return name, revision
 
 
@@ -75,13 +75,13 @@ def _from_hub(hub: str) -> ModelSource:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.hub {hub} could not be fetched: {first} Check the id, the revision and the network."
+            f"model.hub {hub} could not be downloaded: {first} Check the id, the revision and the network."
         ) from error
     check_checkpoint(Path(folder), f"model.hub {hub}")
     return ModelSource(folder=Path(folder), name=name, revision=revision)
 
 
 def start_checkpoint(params: ModelParams) -> Path:
-    """The folder that supervised fine-tuning starts from: stage base's, or the user's own model."""
+    """Return the folder that supervised fine-tuning starts from: the base stage's output, or the user's own model."""
     source = model_source(params)
     return source.folder or paths.BASE

@@ -1,4 +1,4 @@
-"""What the stages that train on fixed data share: train, keep snapshots, save, write the learning curve."""
+"""Steps of the stages that train on fixed data: train, save snapshots and the model, and write the learning curve."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from tasks.runtime.stage import Stage
 
 
 def write_curve(folder: Path, history: Sequence[Metrics]) -> None:
-    """metrics.jsonl, and the same as curve.csv: one row per step, deterministic numbers only."""
+    """Write metrics.jsonl and the same rows as curve.csv: one row per step, deterministic numbers only."""
     rows = [{"step": step, **metrics} for step, metrics in enumerate(history, 1)]
     write_jsonl(folder / "metrics.jsonl", rows)
     write_csv(folder / "curve.csv", rows)
@@ -32,7 +32,7 @@ def snapshot_saver(
     max_new_tokens: int,
     temperature: float = 1.0,
 ) -> Callable[[int], None]:
-    """A callback that saves the policy as it is to `folder`/snapshots/step-NNNNNN."""
+    """Return a callback that saves the current policy to `folder`/snapshots/step-NNNNNN."""
 
     def save(step: int) -> None:
         path = folder / "snapshots" / f"step-{step:06d}"
@@ -52,7 +52,7 @@ def train_and_save_policy(
     out: Path,
     snapshots: int = 0,
 ) -> None:
-    """Train a policy on fixed data and write it as the stage's output `out`."""
+    """Train a policy on fixed data and save it as the stage's output `out`."""
     folder = stage.out(out)
     longest = stage.params.prepare.max_response_tokens
     history = train_offline(

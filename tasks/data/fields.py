@@ -20,7 +20,7 @@ LISTS = ("messages", "conversations", "history", "responses", "ranks")
 
 
 class RowError(Exception):
-    """The reason why a row is unusable, worded alike for all rows with the same fault."""
+    """The reason why a row is unusable, with the same wording for all rows with the same fault."""
 
 
 class MissingFieldError(RowError):

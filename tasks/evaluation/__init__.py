@@ -1,1 +1,1 @@
-"""Sampling policies and measuring their responses, for stage evaluate."""
+"""Sample policies and measure their responses, for stage evaluate."""

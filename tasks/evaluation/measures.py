@@ -1,4 +1,4 @@
-"""What evaluation reports of a policy's responses: rewards, KL, length, diversity and win rates, with intervals."""
+"""Measures of a policy's responses: rewards, KL, length, diversity and win rates, with intervals."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -20,7 +20,7 @@ from tasks.rewards.terms import make_reward
 
 
 class Measures:
-    """The measures of one evaluation; `judge` is None where nothing can judge."""
+    """The measures of one evaluation. `judge` is None if the task has no judge."""
 
     def __init__(self, params: Params, accelerator: Accelerator, judge: ScoreJudge | None) -> None:
         self.params, self.judge = params, judge
@@ -28,7 +28,7 @@ class Measures:
         self.reward_model = _proxy(self.reward, accelerator)
 
     def describe(self, sample: PolicySample) -> dict[str, Any]:
-        """Rewards, KL, length and diversity of one policy's responses."""
+        """Return rewards, KL, length and diversity of one policy's responses."""
         responses = sample.responses
         judged = None if self.judge is None else self.judge.scores(responses)
         reward, terms = (None, {}) if self.reward is None else self.reward(responses)
@@ -49,13 +49,13 @@ class Measures:
         }
 
     def reward_terms(self) -> list[dict[str, Any]]:
-        """What the reward adds up: each term's name, its weight, and its clamp where it has one."""
+        """Return the terms of the reward: name, weight, and clamp if the term has one."""
         parts = [] if self.reward is None else self.reward.parts
         clamps = {name: part.clamp for name, _, part in parts if isinstance(part, ModelReward)}
         return [{"name": name, "weight": weight, "clamp": clamps.get(name)} for name, weight, _ in parts]
 
     def win_rate(self, first: Responses, second: Responses | None) -> dict[str, Any] | None:
-        """Win rate of the first against the second, with interval and judge; None without a judge or the second."""
+        """Return the win rate of the first against the second, with its interval; None without a judge or a second."""
         if self.judge is None or second is None:
             return None
         return asdict(win_rate(self.judge, first, second, self.params.evaluate.resamples, self.params.run.seed))
@@ -67,14 +67,14 @@ class Measures:
 
 
 def reward_model(folder: Path, accelerator: Accelerator) -> ModelReward | None:
-    """The reward model in a folder, without a clamp; None where none was trained."""
+    """Load the reward model of a folder, without a clamp; None if none was trained."""
     if (folder / paths.NO_MODEL).is_file():
         return None
     return ModelReward(accelerator.prepare_model(load_reward_model(folder), evaluation_mode=True), ROWS)
 
 
 def _optimised_reward(params: Params, accelerator: Accelerator) -> WeightedSum | None:
-    """policy.rewards, as training sums it; None where it is empty, or names a reward model and there is none."""
+    """Return the reward function of policy.rewards; None if it is empty or needs a reward model that does not exist."""
     terms = params.policy.rewards
     has_model = not (paths.REWARD / paths.NO_MODEL).is_file()
     if not terms or (not has_model and any(term.name == "model" for term in terms)):
@@ -83,7 +83,7 @@ def _optimised_reward(params: Params, accelerator: Accelerator) -> WeightedSum |
 
 
 def _proxy(reward: WeightedSum | None, accelerator: Accelerator) -> ModelReward | None:
-    """The reward model without a clamp; that of policy.rewards if it is a term there, so as to load it once."""
+    """Return the reward model without a clamp. If policy.rewards uses it, that copy is reused, not loaded again."""
     for _, _, part in reward.parts if reward is not None else ():
         if isinstance(part, ModelReward):
             return replace(part, clamp=None)

@@ -1,4 +1,4 @@
-"""What evaluation samples from a policy, and the policy's KL to the SFT model."""
+"""Sample a policy's responses for evaluation, and measure the policy's KL to the SFT model."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,15 @@ from tasks.params.schema import Params
 from tasks.rewards.best_of_n import BEST_OF_N, best_of_n
 from tasks.rewards.terms import make_reward
 
-ROWS = 128  # rows of one forward pass without gradients; even, so that no pair is split between two
+ROWS = 128  # rows of one forward pass without gradients; even, so that no pair is split between two passes
 
 
 @dataclass(frozen=True)
 class PolicySample:
     """One policy's responses to a set of prompts.
 
-    temperature: what they were sampled at. kl: (n,), nats per response against the SFT model, both at
-    `kl_temperature`; for best-of-N sampling the upper bound, which `kl_is_bound` says.
+    temperature: of the sampling. kl: (n,), nats per response against the SFT model, both at `kl_temperature`. For
+    best-of-N sampling it is the upper bound, and `kl_is_bound` is True.
     """
 
     responses: Responses
@@ -43,12 +43,12 @@ class PolicySample:
 
 
 class PolicySampler:
-    """Samples the policies that are evaluated, each in a random stream of its own."""
+    """Sample the policies under evaluation, each from a separate random stream."""
 
     def __init__(
         self, params: Params, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase, reward: WeightedSum | None
     ) -> None:
-        """`reward`: policy.rewards, by which best-of-N sampling chooses; None where they cannot be computed."""
+        """`reward`: policy.rewards, by which best-of-N sampling selects; None if it cannot be computed."""
         self.params, self.accelerator, self.tokenizer, self.reward = params, accelerator, tokenizer, reward
         self.reference = self._load(paths.SFT)
 
@@ -56,9 +56,9 @@ class PolicySampler:
     def sample(self, folder: Path, prompts: Sequence[Prompt], stream: str) -> PolicySample:
         """Sample a policy's responses, and measure its KL to the SFT model at the policy's own temperature.
 
-        The responses are sampled at evaluate.temperature, or where it is null at the policy's own, which its
-        generation config holds. The KL is that of the distributions at the own temperature, so where the two differ it
-        is measured on a second sample. Of best-of-N sampling, which has no log-probabilities, it is the upper bound.
+        The sampling temperature is evaluate.temperature, or if null the policy's own, from its generation config. The
+        KL compares distributions at the policy's own temperature. If the two temperatures differ, the KL is measured on
+        a second sample. Best-of-N sampling has no log-probabilities, so its KL is the upper bound.
         """
         manifest = folder / BEST_OF_N
         if manifest.is_file():
@@ -71,10 +71,10 @@ class PolicySampler:
         return PolicySample(responses, temperature, self._kl(policy, measured, own), own)
 
     def _best_of_n(self, chosen: Mapping[str, Any], prompts: Sequence[Prompt], stream: str) -> PolicySample:
-        """The best of N samples of the SFT model, by the reward that policies are optimised for."""
+        """Return the best of N samples of the SFT model, by the reward that policies are optimised for."""
         temperature = self._temperature(self.reference)
         sampler = self._sampler(self.reference, temperature)
-        reward = self.reward or make_reward(self.params, self.accelerator, ROWS)  # which says what is missing
+        reward = self.reward or make_reward(self.params, self.accelerator, ROWS)  # raises an error with the reason
         best, _ = best_of_n(
             self.reference, self.tokenizer, prompts, sampler, reward, chosen["best_of"], self._stream(stream)
         )
@@ -99,7 +99,7 @@ class PolicySampler:
         return policy
 
     def _temperature(self, policy: PreTrainedModel) -> float:
-        """What a policy's judged responses are sampled at."""
+        """The sampling temperature of a policy's judged responses."""
         chosen = self.params.evaluate.temperature
         return own_temperature(policy) if chosen is None else chosen
 

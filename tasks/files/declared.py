@@ -1,7 +1,7 @@
 """What each stage of dvc.yaml reads, writes, checks and loads, declared once.
 
-Preflight, the report, its page, `rlhf doctor` and its estimate of memory read this; a test compares it with dvc.yaml.
-The declarations are not in the stages' own scripts: what reads them would then depend on the code of every stage.
+Preflight, the report, its page, `rlhf doctor` and its memory estimate read these declarations. A test compares them
+with dvc.yaml. They are not in the stages' scripts, because their readers would then depend on the code of every stage.
 """
 
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from tasks.files import paths
 
 @dataclass(frozen=True)
 class Loads:
-    """The models that a stage holds at once, for the estimate of its memory.
+    """The models that a stage holds at the same time, for the memory estimate.
 
-    rows: of one forward pass, for each row of its micro-batch: 2 where units are pairs.
+    rows: rows of one forward pass per row of the micro-batch; 2 if units are pairs.
     """
 
     trained: int = 0
     frozen: int = 0
     is_sampling: bool = False
     rows: int = 1
-    has_logits: bool = True  # a reward model has scores instead
+    has_logits: bool = True  # False for a reward model, which has scores
 
 
 @dataclass(frozen=True)
 class Declared:
-    """One stage of dvc.yaml, or one matrix of them: `online` stands for `online@ppo`, `online@grpo`, ...
+    """One stage of dvc.yaml, or one matrix of stages: `online` represents `online@ppo`, `online@grpo`, ...
 
-    inputs: outputs of other stages that it reads. outputs: what it writes. checks: the function that looks at model and
-    data before it trains, `checks(params)` or, of a matrix, `checks(params, member)`; '' where it does not train.
-    loads: None where it loads no model, or where the method of a matrix decides.
+    inputs: outputs of other stages that it reads. outputs: what it writes. checks: the function that checks model and
+    data before training, `checks(params)` or, for a matrix, `checks(params, member)`; '' if it does not train.
+    loads: None if it loads no model, or if the method of a matrix decides.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Declared:
 
 BASE = Declared(
     "base", outputs=(paths.BASE,), inputs=(paths.PREPARED,), checks="tasks.stages.base:checks", loads=Loads(trained=1)
-)  # loads nothing where the user's model is only named
-STAGES = (  # in the order in which they run
+)  # loads no model if the user's own model is used
+STAGES = (  # in execution order
     Declared("params", outputs=(paths.EFFECTIVE_PARAMS,)),
     Declared("prepare", outputs=(paths.PREPARED,)),
     BASE,
@@ -107,14 +107,14 @@ STAGES = (  # in the order in which they run
 
 
 def of(stage: str) -> Declared:
-    """The declaration of a stage, by its name in dvc.yaml with or without a member: `sft`, `online@ppo`, `online`.
+    """Return the declaration of a stage by its name in dvc.yaml, with or without a member: `sft`, `online@ppo`.
 
     Raises:
-        KeyError: there is none.
+        KeyError: the stage does not exist.
     """
     return {item.name: item for item in STAGES}[stage.partition("@")[0]]
 
 
 def makers(path: Path) -> list[str]:
-    """The names of the stages that write `path`."""
+    """Return the names of the stages that write `path`."""
     return [stage.name for stage in STAGES if path in stage.outputs]

@@ -28,12 +28,12 @@ def read_jsonl(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
 
 
 def rows_if_any(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that a stage may leave out; none where it does not exist."""
+    """Return the rows of an optional file; no rows if it does not exist."""
     return read_jsonl(path) if path.is_file() else []
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows, with keys in their given order."""
+    """Write rows; keys keep their order."""
     with path.open("w", encoding="utf-8") as handle:
         for row in rows:
             handle.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")

@@ -1,4 +1,4 @@
-"""Where the stages' outputs are, relative to the checkout. No other module spells these paths."""
+"""The paths of the stages' outputs, relative to the checkout. No other module spells them."""
 
 from pathlib import Path
 
@@ -24,9 +24,9 @@ CURVES = REPORTS / "curves.csv"
 PAGE = REPORTS / "report.html"
 
 NO_MODEL = "none.json"  # in the folder of a model that was not trained, with the reason
-CURVE = "metrics.jsonl"  # in the folder of a model that was trained: one row per step
+CURVE = "metrics.jsonl"  # in the folder of a trained model: one row per step
 SUMMARY = "summary.json"  # in the folder of a reward model or of feedback
-MANIFEST = "manifest.json"  # in every output folder: which stage made it, from what
+MANIFEST = "manifest.json"  # in every output folder: the stage that made it, and from what
 
 
 def rows(folder: Path, name: str, split: str) -> Path:

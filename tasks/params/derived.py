@@ -1,4 +1,4 @@
-"""The sections that follow from the methods' classes: `policy`, and the options of the losses in `reward`."""
+"""The sections derived from the methods' classes: `policy`, and the options of the reward losses in `reward`."""
 
 import difflib
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ LOOPS: dict[type[OptimizerConfig], str] = {OfflineConfig: "offline_loop", Online
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineLoop(OfflineConfig, Section):
-    """The loop on fixed data; of each of its methods, unless the method's own section differs."""
+    """The loop on fixed data. Its values apply to each of its methods, unless the method's own section differs."""
 
-    snapshots: int = setting(4, "evenly spaced snapshots of the policy", ge=0)
+    snapshots: int = setting(4, "number of evenly spaced snapshots of the policy", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineLoop(OnlineConfig, Section):
-    """The loop on sampled data; of each of its methods, unless the method's own section differs."""
+    """The loop on sampled data. Its values apply to each of its methods, unless the method's own section differs."""
 
 
 _BASES: dict[type[OptimizerConfig] | None, type[Section]] = {
@@ -35,26 +35,26 @@ _BASES: dict[type[OptimizerConfig] | None, type[Section]] = {
 
 
 def names_of(*, is_rewarded: bool) -> list[str]:
-    """The methods of `policy.online` (those that policy.rewards decides), or of `policy.offline`."""
+    """The methods of `policy.online`, which learn from policy.rewards, or those of `policy.offline`."""
     return [name for name, kind in policy_algorithms().items() if kind.data.is_rewarded == is_rewarded]
 
 
 def stage_of(method: str) -> str:
-    """The stage of dvc.yaml that trains a method: `online@ppo`, `offline@dpo`."""
+    """The stage of dvc.yaml that trains a method, such as `online@ppo` or `offline@dpo`."""
     return f"{'online' if method in names_of(is_rewarded=True) else 'offline'}@{method}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(Section):
-    """Which policies to train, and how."""
+    """The policies to train and their options."""
 
     online: list[str] = setting(
-        MISSING, "methods that learn from rewards of sampled responses", title="Methods on sampled responses"
+        MISSING, "methods to train on rewards of sampled responses", title="Methods on sampled responses"
     )
-    offline: list[str] = setting(MISSING, "methods that learn from the feedback itself", title="Methods on feedback")
-    rewards: list[RewardTerm] = setting([], "what sampled responses are rewarded for; a list of terms")
+    offline: list[str] = setting(MISSING, "methods to train on the feedback itself", title="Methods on feedback")
+    rewards: list[RewardTerm] = setting([], "terms whose weighted sum is the reward of a sampled response")
     reward_code: str = setting(
-        MISSING, "the file with the functions of policy.rewards: its edits rerun what policy.online names"
+        MISSING, "file with the functions of policy.rewards; an edit of it reruns the methods of policy.online"
     )
     offline_loop: OfflineLoop = field(default_factory=OfflineLoop)
     online_loop: OnlineLoop = field(default_factory=OnlineLoop)
@@ -64,32 +64,32 @@ class Policy(Section):
             raise ValueError("the lists online and offline are empty; name at least one method")
         for key, names in (("online", self.online), ("offline", self.offline)):
             if len(set(names)) < len(names):
-                raise ValueError(f"{key} names one twice: {', '.join(names)}; name each once")
+                raise ValueError(f"{key} has duplicates: {', '.join(names)}; name each method once")
         terms = [term.label for term in self.rewards]
         if len(set(terms)) < len(terms):
-            raise ValueError(f"rewards names a term twice: {', '.join(terms)}; name each once")
+            raise ValueError(f"rewards has duplicates: {', '.join(terms)}; name each term once")
 
     @property
     def methods(self) -> list[str]:
-        """Every method to train, in the order of reports."""
+        """Every method to train, in the order of the reports."""
         return [*self.online, *self.offline]
 
     def section(self, method: str) -> Any:
-        """A method's own section: its options and those of the loop that trains it."""
+        """The section of one method: its own options and those of its loop."""
         return getattr(self, method)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reward(OfflineConfig, Section):
-    """The reward model, and the judge where there is no gold."""
+    """Training of the reward model, and of the judge model if there is no gold."""
 
     loss: str = "bradley_terry"
-    members: int = setting(1, "M, reward models of an ensemble, each from a seed of its own; 1 for a single one", ge=1)
+    members: int = setting(1, "M, number of models in the ensemble, each with its own seed; 1 for one model", ge=1)
     aggregate: Literal["mean", "min", "mean_minus_std"] = setting(
-        "mean", "what an ensemble's score is; mean_minus_std takes std_coef standard deviations off the mean"
+        "mean", "how the members' scores are combined; mean_minus_std subtracts std_coef times their standard deviation"
     )
-    std_coef: float = setting(1.0, "lambda of mean_minus_std", gt=0)
-    centre_prompts: int = setting(256, "prompts on which the mean reward of the SFT policy is made 0", ge=2)
+    std_coef: float = setting(1.0, "λ of mean_minus_std", gt=0)
+    centre_prompts: int = setting(256, "number of prompts on which the SFT policy's mean reward is set to 0", ge=2)
     unit_scale: bool = setting(True, "divide rewards by their standard deviation over the SFT policy's responses")
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ def _loss_options() -> dict[str, tuple[Any, Field[Any], list[str]]]:
 
 def _reward_section() -> type[Reward]:
     names: Any = tuple(reward_losses())
-    meaning = "what the reward model is fitted with"
+    meaning = "loss of the reward model"
     members: list[tuple[str, Any, Any]] = [("loss", Literal[names], setting(Reward.loss, meaning))]
     for option, (kind, item, losses) in _loss_options().items():
         members.append((option, kind, _described(item, f"{', '.join(losses)}: {item.metadata['description']}")))
@@ -126,7 +126,7 @@ def _reward_section() -> type[Reward]:
 
 
 def _method_section(kind: type[Method]) -> type[Section]:
-    """The section of one method: the options of its loop, its own, and what it notes on them."""
+    """The section of one method: the options of its loop, its own options, and its notes on the loop's options."""
     loop: Any = _BASES[kind.loop]
     bases: tuple[type, ...] = (kind, loop) if kind.loop is None else (loop, kind)
     noted: list[tuple[str, Any, Any]] = []
@@ -167,7 +167,7 @@ else:
 
 
 def hint_on_method(where: Where, value: Any) -> str:
-    """Where a wrong entry of `policy.online` or `policy.offline` belongs, or which method was meant."""
+    """Return which list a wrong entry of `policy.online` or `policy.offline` belongs to, or a similar method."""
     if len(where) != 3 or where[:2] not in (("policy", "online"), ("policy", "offline")) or not isinstance(value, str):
         return ""
     if value in policy_algorithms():

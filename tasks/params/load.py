@@ -1,4 +1,4 @@
-"""Reading params.yaml, laying a profile and single values over it (OmegaConf), and validating what comes out."""
+"""Read params.yaml, merge a profile and single values into it (OmegaConf), and validate the result."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,19 +23,19 @@ PARAMS = "params.yaml"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping.
+    """Read a YAML mapping.
 
     Raises:
-        UserError: if the file is missing or is not a mapping of plain values, each key once.
+        UserError: the file is missing, or is not a mapping of plain values with unique keys.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist. {_restore(path)}")
     try:
         raw = load_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Save it as UTF-8 text, readable by you.") from error
+        raise UserError(f"{path} cannot be read: {error}. Save it as UTF-8 text and check its permissions.") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no sections. {_restore(path)}")
+        raise UserError(f"{path} has no sections. {_restore(path)}")
     return raw
 
 
@@ -45,34 +45,34 @@ def _restore(path: Path) -> str:
 
 
 def load_params(path: Path | None = None) -> Params:
-    """The validated parameters of a file: params.yaml, or those that stages read, params.effective.yaml (default)."""
+    """Return the validated parameters of a file: params.yaml, or params.effective.yaml, which stages read (default)."""
     path = path or EFFECTIVE_PARAMS
     return validate(read_yaml(path), str(path))
 
 
 def load_profile(name: str, root: Path = ROOT) -> dict[str, Any]:
-    """What profiles/NAME.yaml changes.
+    """Return the values that profiles/NAME.yaml changes.
 
     Raises:
-        UserError: if there is none; the profiles that exist are listed.
+        UserError: the profile does not exist; the message lists those that do.
     """
     folder = root / "profiles"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
-        raise UserError(f"there is no profile '{name}'. Choose from: {', '.join(known)}.")
+        raise UserError(f"The profile '{name}' does not exist. Choose from: {', '.join(known)}.")
     return read_yaml(folder / f"{name}.yaml")
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Raw sections laid over each other, key by key; lists are replaced."""
+    """Merge raw sections key by key, the later ones taking precedence. Lists are replaced."""
     return _plain(OmegaConf.merge(*(OmegaConf.create(dict(layer)) for layer in layers)))
 
 
 def with_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Raw sections with single values by dotted key.
+    """Return raw sections with single values replaced, by dotted key.
 
     Raises:
-        UserError: if a key is unknown or names a whole section, or a value is not plain.
+        UserError: a key is unknown or names a whole section, or a value is not plain.
     """
     config = OmegaConf.create(dict(raw))
     for key, value in values.items():
@@ -88,10 +88,10 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def read_assignment(text: str) -> tuple[str, Any]:
-    """`key=value` from a command line, the value read as YAML.
+    """Parse `key=value` from a command line; the value is YAML.
 
     Raises:
-        UserError: if there is no `=`, the key is unknown (the nearest right one is named), or the value is not YAML.
+        UserError: `=` is missing, the key is unknown (the message names a similar one), or the value is not YAML.
     """
     key, separator, value = text.partition("=")
     if not separator:
@@ -101,12 +101,12 @@ def read_assignment(text: str) -> tuple[str, Any]:
 
 
 def as_written(assignment: str) -> str:
-    """An assignment as the user wrote it on the command line, cut off where it is too long for a message."""
+    """An assignment as the user wrote it on the command line, shortened for a message."""
     return f"--set {shorten(assignment)}"
 
 
 def require_key(key: str, where: str = "") -> None:
-    """Raise UserError unless `key` names a single value; `where` begins the message."""
+    """Raise UserError unless `key` names a single value; the message begins with `where`."""
     if key not in all_keys():
         raise UserError(f"{where}unknown key '{shorten(key)}'. {nearest_key(tuple(key.split('.')), Params)}")
     if inside := [other for other in all_keys() if other.startswith(f"{key}.")]:
@@ -114,10 +114,10 @@ def require_key(key: str, where: str = "") -> None:
 
 
 def validate(raw: Mapping[str, Any], source: str = PARAMS, written: Mapping[str, str] = MappingProxyType({})) -> Params:
-    """Raw sections as Params. `written`: how the user wrote single values, by dotted key; else they are in `source`.
+    """Validate raw sections. `written` holds the user's text of single values, by dotted key; others are in `source`.
 
     Raises:
-        UserError: naming the first wrong key, what it may be, and how many more there are.
+        UserError: a key is wrong; the message names the first one, its allowed values, and how many more there are.
     """
     problems: list[tuple[Where, str]]
     complete = _with_shared(raw)
@@ -134,12 +134,12 @@ def validate(raw: Mapping[str, Any], source: str = PARAMS, written: Mapping[str,
         return params
     where, found = problems[0]
     culprits = [text for name, text in written.items() if any(_touch(name, key) for key in _keys_behind(where))]
-    more = f" ({len(problems) - 1} more after it)" if len(problems) > 1 else ""
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     raise UserError(f"{' '.join(culprits) or source}: {found}{more}")
 
 
 def _loop_problems(params: Params) -> list[tuple[Where, str]]:
-    """Methods to train whose options do not fit their loop; methods that are not listed are not checked."""
+    """Return the problems of listed methods whose options do not fit their loop. Other methods are not checked."""
     problems: list[tuple[Where, str]] = []
     for name in params.policy.methods:
         section = params.policy.section(name)
@@ -152,7 +152,7 @@ def _loop_problems(params: Params) -> list[tuple[Where, str]]:
 
 
 def _with_shared(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Raw sections in which each method has what its loop shares, under what its own section says."""
+    """Return raw sections in which each method has the values of its loop, overridden by its own section."""
     policy = raw.get("policy")
     if not isinstance(policy, Mapping):
         return dict(raw)
@@ -165,14 +165,14 @@ def _with_shared(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_inherited(where: Where, raw: Mapping[str, Any]) -> bool:
-    """Whether a wrong value of a method is one that its loop shares, and is told of there."""
+    """Return whether a wrong value of a method comes from its loop, whose own error is reported instead."""
     if len(where) < 3 or where[0] != "policy" or where[1] not in policy_algorithms():
         return False
     return where[2] not in raw["policy"].get(where[1], {})
 
 
 def _keys_behind(where: Where) -> list[str]:
-    """The dotted keys that decide a value: its own, and of a method those of its loop."""
+    """The dotted keys that determine a value: its own key and, for a method, those of its loop."""
     if where[:1] == ("policy",) and len(where) == 2 and where[1] in policy_algorithms():
         loop = LOOPS.get(policy_algorithms()[str(where[1])].loop)
         return [dotted(where), *([f"policy.{loop}"] if loop else [])]
@@ -180,14 +180,14 @@ def _keys_behind(where: Where) -> list[str]:
 
 
 def _touch(first: str, second: str) -> bool:
-    """Whether one of two dotted keys is the other, or within it."""
+    """Return whether one of two dotted keys equals the other or contains it."""
     return f"{first}.".startswith(f"{second}.") or f"{second}.".startswith(f"{first}.")
 
 
 def effective(params: Params) -> dict[str, Any]:
-    """Every value that a stage can read, as params.effective.yaml holds them.
+    """Return every value that a stage can read, for params.effective.yaml.
 
-    Left out are run.parallel, which changes no result, and what loops share, which each method's section holds.
+    Two parts are omitted: run.parallel, which changes no result, and the loops, whose values each method's section has.
     """
     values = asdict(params)
     del values["run"]["parallel"]

@@ -36,15 +36,15 @@ class Params(Section):
 
 
 def all_keys() -> list[str]:
-    """Every dotted key of params.yaml."""
+    """Return every dotted key of params.yaml."""
     return keys_of(Params)
 
 
 def algorithm_of(params: Params, name: str) -> Any:
-    """The policy algorithm called `name` with its hyperparameters.
+    """Return the policy algorithm `name` with its hyperparameters.
 
     Raises:
-        UserError: if there is none; the names that exist are listed.
+        UserError: the algorithm does not exist; the message lists those that do.
     """
     kind, section = policy_algorithm(name), params.policy.section(name)
     return kind(**{item.name: getattr(section, item.name) for item in fields(kind)})

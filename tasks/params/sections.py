@@ -1,4 +1,4 @@
-"""The sections of params.yaml, one per stage: every key with its meaning and bounds."""
+"""The sections of params.yaml, one per stage, with the meaning and bounds of every key."""
 
 import re
 from dataclasses import MISSING, dataclass
@@ -20,9 +20,9 @@ Form = Literal[tuple(forms())]  # type: ignore[valid-type]
 
 
 class Section:
-    """A section of params.yaml: unknown keys are errors, and so are NaN and infinity.
+    """A section of params.yaml. Unknown keys, NaN and infinity are errors.
 
-    A setting whose default is MISSING has to be in params.yaml, because dvc.yaml reads it from there.
+    A setting with the default MISSING must be in params.yaml, because dvc.yaml reads it from there.
     """
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
@@ -30,52 +30,52 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class RunParams(Section):
-    """What holds for every stage."""
+    """Parameters of every stage."""
 
-    seed: int = setting(0, "names every random stream", ge=0)
-    threads: int = setting(1, "CPU threads of each stage's process; part of what makes a run reproducible", ge=1)
+    seed: int = setting(0, "seed of every random stream", ge=0)
+    threads: int = setting(1, "CPU threads of each stage; results are reproducible only for the same number", ge=1)
     device: Device = setting("auto", "where models run")
-    precision: Precision = setting("fp32", "compute precision; weights are float32 always")
-    parallel: int = setting(2, "stages that may run side by side", ge=1)
+    precision: Precision = setting("fp32", "compute precision; weights are always float32")
+    parallel: int = setting(2, "largest number of stages that run at the same time; does not change results", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelParams(Section):
-    """Which model everything starts from."""
+    """The model that training starts from."""
 
-    path: str = setting(MISSING, "a Hugging Face folder, or a config to train from scratch")
-    hub: str = setting("", "a model hub id with its revision, org/name@revision; used instead of path", title="Hub id")
-    vocabulary: int = setting(512, "entries of the tokenizer, where the model is trained from scratch", ge=64)
+    path: str = setting(MISSING, "a Hugging Face model folder, or a config file to train a model from scratch")
+    hub: str = setting("", "a Hub model id with its revision, org/name@revision; replaces path", title="Hub id")
+    vocabulary: int = setting(512, "size of the tokenizer's vocabulary; only for a model trained from scratch", ge=64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareParams(Section):
     """Data preparation."""
 
-    format: Format = setting("helpdesk", "what the rows hold; auto looks at their fields")
-    path: str = setting(MISSING, "a data file or folder; for helpdesk, the world it describes")
-    hub: str = setting(
-        "", "a data set hub id with its revision, org/name@revision; used instead of path", title="Hub id"
-    )
+    format: Format = setting("helpdesk", "the kind of the rows; auto detects it from their fields")
+    path: str = setting(MISSING, "a data file or folder; for helpdesk, its world file")
+    hub: str = setting("", "a Hub data set id with its revision, org/name@revision; replaces path", title="Hub id")
     answer_pattern: str = setting(
         r"####\s*(.+)$",
-        "question_answer: where a text states its answer; where it doesn't match, a short text is the answer",
+        "question_answer: regular expression of the answer in a text; without a match, a short text is the answer",
     )
     preference_base: Literal[0, 1] | None = setting(
         None,
-        "what a `preference` of 1 means where no row has 2: 1, the first response, and 0 a tie; "
-        "0, the second response, and 0 the first",
+        "meaning of 0 and 1 in `preference` if no row has 2. 0: 0 is the first response, 1 the second; "
+        "1: 0 is a tie, 1 the first response",
     )
-    demonstrations: int = setting(2000, "helpdesk: demonstrations to write", ge=1)
-    prompts: int = setting(3000, "helpdesk: prompts to collect feedback and to sample on", ge=1)
-    threads: int = setting(6000, "helpdesk: raw threads to write for the base model", ge=1)
-    limit: int | None = setting(None, "use the first so many rows; null for all", title="Number of rows", ge=1)
+    demonstrations: int = setting(2000, "helpdesk: number of demonstrations to generate", ge=1)
+    prompts: int = setting(3000, "helpdesk: number of prompts to generate, for feedback and on-policy training", ge=1)
+    threads: int = setting(6000, "helpdesk: number of threads to generate as raw text for the base model", ge=1)
+    limit: int | None = setting(
+        None, "number of rows to use, from the first on; null for all", title="Number of rows", ge=1
+    )
     max_prompt_tokens: int = setting(64, "longer prompts are dropped and counted", ge=1)
     max_response_tokens: int = setting(64, "longer responses are dropped and counted", ge=1)
-    max_dropped: float = setting(0.05, "a larger share of dropped rows stops the run", ge=0, le=1)
-    development_fraction: float = setting(0.1, "share of prompts to tune on", gt=0, lt=1)
-    test_fraction: float = setting(0.1, "share of prompts to judge on, seen by nothing else", gt=0, lt=1)
-    judge_fraction: float = setting(0.2, "share of preferences only the judging reward model sees", ge=0, lt=1)
+    max_dropped: float = setting(0.05, "largest allowed share of dropped rows; the run stops above it", ge=0, le=1)
+    development_fraction: float = setting(0.1, "share of prompts for validation during training", gt=0, lt=1)
+    test_fraction: float = setting(0.1, "share of prompts for the final evaluation, used for nothing else", gt=0, lt=1)
+    judge_fraction: float = setting(0.2, "share of prompts whose preferences train only the judge model", ge=0, lt=1)
 
     def __post_init__(self) -> None:
         answer_pattern(self.answer_pattern)
@@ -83,7 +83,7 @@ class PrepareParams(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class BaseParams(OfflineConfig, Section):
-    """Training a base model from scratch on raw text."""
+    """Training of a base model from scratch on raw text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,75 +93,69 @@ class SFTParams(OfflineConfig, Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleParams(Section):
-    """Responses to be judged."""
+    """Sampling of the responses that are judged."""
 
-    prompts: int = setting(600, "training prompts to collect feedback on", ge=1)
-    development_prompts: int = setting(100, "further prompts, for held-out preferences", ge=1)
-    responses: int = setting(4, "K, responses per prompt and checkpoint", ge=2)
-    temperature: float = setting(1.0, "of sampling", gt=0)
-    checkpoints: list[str] = setting(
-        [str(SFT)], "the models to sample from: models/sft, and folders in inputs/checkpoints"
-    )
+    prompts: int = setting(600, "number of training prompts to collect feedback on", ge=1)
+    development_prompts: int = setting(100, "number of development prompts, for held-out preferences", ge=1)
+    responses: int = setting(4, "K, number of responses per prompt and checkpoint", ge=2)
+    temperature: float = setting(1.0, "sampling temperature", gt=0)
+    checkpoints: list[str] = setting([str(SFT)], "models to sample from: models/sft, or folders in inputs/checkpoints")
 
     def __post_init__(self) -> None:
         if not self.checkpoints or len(set(self.checkpoints)) < len(self.checkpoints):
-            raise ValueError("checkpoints is empty or names one twice; name at least one, and each once")
+            raise ValueError("checkpoints is empty or has duplicates; name at least one, and each only once")
         for path in self.checkpoints:
             if path != str(SFT) and not re.fullmatch(r"inputs/checkpoints/[\w.-]*\w", path):
-                raise ValueError(f"checkpoints names {path}; use models/sft, or a folder in inputs/checkpoints")
+                raise ValueError(f"checkpoints contains {path}; use models/sft or a folder in inputs/checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollectParams(Section):
-    """Feedback from a panel of simulated annotators."""
+    """Collection of feedback from a panel of simulated annotators."""
 
-    form: Form = setting("side_by_side", "what the annotators are asked for")  # type: ignore[valid-type]
-    scale: int = setting(
-        5, "likert: the highest score, of the panel or of the user's own ratings; 1 is the lowest", ge=2
-    )
-    judgements: int = setting(1, "annotators who judge each pair, or each prompt's responses", ge=1)
+    form: Form = setting("side_by_side", "feedback form: what the annotators are asked")  # type: ignore[valid-type]
+    scale: int = setting(5, "likert: highest score of the panel's or the user's ratings; 1 is the lowest", ge=2)
+    judgements: int = setting(1, "number of annotators who judge each pair or each group of responses", ge=1)
     development_judgements: int = setting(
-        3, "the same for the further prompts; those beyond judgements only measure the annotators' agreement", ge=1
+        3, "the same for development prompts; answers beyond `judgements` only measure annotator agreement", ge=1
     )
-    keep_ties: bool = setting(
-        False, "whether a tie of the panel, ratings, ranks or thumbs makes a preference with label 1/2; false drops it"
-    )
-    annotators: int = setting(8, "size of the panel", ge=1)
+    keep_ties: bool = setting(False, "true: keep a tie as a preference with label 1/2; false: drop it")
+    annotators: int = setting(8, "number of annotators in the panel", ge=1)
 
     def __post_init__(self) -> None:
         form = forms()[self.form]
         if self.scale != 5 and not form.takes("scale"):
             scored = ", ".join(name for name, kind in forms().items() if kind.takes("scale"))
-            raise ValueError(f"scale has no effect on form {self.form}; set it to 5, or the form to {scored}")
+            raise ValueError(f"scale has no effect on form {self.form}; set scale to 5, or form to {scored}")
         if self.keep_ties and not form.has_ties:
-            raise ValueError(f"keep_ties has no effect on form {self.form}, which knows no ties; set it to false")
+            raise ValueError(f"keep_ties has no effect on form {self.form}, which has no ties; set it to false")
         if self.development_judgements < self.judgements:
-            raise ValueError("development_judgements is below judgements, which count among them; raise it")
+            raise ValueError("development_judgements is smaller than judgements; raise it to at least judgements")
         if self.development_judgements > self.annotators:
             raise ValueError(
-                f"development_judgements asks for {self.development_judgements} annotators of a panel of "
-                f"{self.annotators}; lower it, or raise annotators"
+                f"development_judgements is {self.development_judgements}, but the panel has only "
+                f"{self.annotators} annotators; lower it, or raise annotators"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardTerm(Section):
-    """One term of the reward on sampled responses; the terms are summed with their weights and logged apart."""
+    """One term of the reward for sampled responses. The weighted terms are summed; each is logged separately."""
 
     name: Literal["model", "exact_answer", "missing_end", "length", "format", "python"] = setting(
         "model",
-        "the reward model; 1 for the prompt's answer; -1 without an end token; response tokens; 1 for a matching text; "
-        "a function of yours",
+        "model: the reward model's score; exact_answer: 1 for the right answer; missing_end: -1 without an end token; "
+        "length: response tokens; format: 1 if the pattern matches; python: your own function",
     )
-    weight: float = setting(1.0, "what the term is multiplied by")
-    clamp: float | None = setting(None, "model: scores are held within ± this; null for no limit", gt=0)
-    pattern: str | None = setting(None, "format: the regular expression that the whole response has to match")
+    weight: float = setting(1.0, "factor of the term")
+    clamp: float | None = setting(None, "model: scores are clamped to ± this value; null for no limit", gt=0)
+    pattern: str | None = setting(None, "format: regular expression that must match the whole response")
     function: str | None = setting(None, "python: module:function, called with prompts, responses and answers")
 
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.weight == 0:
-            raise ValueError(f"reward {self.name} has weight 0 and so no effect; take it off the list")
+            raise ValueError(f"reward {self.name} has weight 0 and so no effect; remove it from the list")
         for option, term, needed in (
             ("clamp", "model", False),
             ("pattern", "format", True),
@@ -170,27 +164,27 @@ class RewardTerm(Section):
             if getattr(self, option) is not None and self.name != term:
                 raise ValueError(f"{option} has no effect on reward {self.name}; leave it out")
             if needed and self.name == term and getattr(self, option) is None:
-                raise ValueError(f"reward {term} needs {option}; give it")
+                raise ValueError(f"reward {term} needs {option}; add it")
         if self.pattern is not None:
             format_pattern(self.pattern)
 
     @property
     def label(self) -> str:
-        """The name that the term is logged under."""
+        """The name under which the term is logged."""
         return self.name if self.function is None else self.function.rpartition(":")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateParams(Section):
-    """Judging the policies."""
+    """Evaluation of the policies."""
 
-    prompts: int = setting(300, "held-out prompts to judge on", ge=2)
-    development_prompts: int = setting(100, "prompts to judge snapshots on", ge=2)
+    prompts: int = setting(300, "number of test prompts for the final policies", ge=2)
+    development_prompts: int = setting(100, "number of development prompts for the snapshots", ge=2)
     temperature: float | None = setting(
         None,
-        "at which the judged responses are sampled; 0 takes the most likely token; null is each policy's own: that of "
-        "its training for on-policy methods, 1 for the others and SFT",
+        "sampling temperature of the judged responses; 0 takes the most likely token; null uses each policy's own: "
+        "its training temperature for on-policy methods, 1 for the others and SFT",
         ge=0,
     )
-    resamples: int = setting(2000, "bootstrap resamples of the prompts for an interval", ge=100)
-    samples: int = setting(12, "prompts shown side by side in the report", ge=1)
+    resamples: int = setting(2000, "number of bootstrap resamples of the prompts for an interval", ge=100)
+    samples: int = setting(12, "number of prompts shown side by side in the report", ge=1)

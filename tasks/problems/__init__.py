@@ -1,1 +1,1 @@
-"""What the policies are to learn: one file for each task, with the gold, references, answers or feedback it offers."""
+"""The tasks that policies learn: one file per task, with the gold, references, answers or feedback that it has."""

@@ -1,9 +1,9 @@
-"""Demonstrations: prompts with a reference response, and nothing that judges others."""
+"""Demonstrations: prompts with a reference response, and no judge."""
 
 from tasks.problems.problem import Problem
 
 
 class Demonstrations(Problem):
-    """Supervised fine-tuning and rewards that need no feedback."""
+    """A task for supervised fine-tuning, and for rewards that need no feedback."""
 
     kinds = ("demonstration",)

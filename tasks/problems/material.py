@@ -1,4 +1,4 @@
-"""What stage prepare works on: rows that were generated, or the user's own."""
+"""The rows that stage prepare works on: generated, or the user's own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,28 +17,28 @@ Files = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Material:
-    """Rows, and the files to make of those that are kept."""
+    """Rows, and a function that makes files of those that are kept."""
 
     problem: Problem
-    source: str  # in words, for the data card
+    source: str  # a description for the data card
     rows: list[RawRow]
-    texts: list[str]  # what a tokenizer is fitted to
-    max_dropped: float  # a larger share of dropped rows stops the run
+    texts: list[str]  # the tokenizer is trained on them
+    max_dropped: float  # largest allowed share of dropped rows
     files: Callable[[Cleaned], Files]  # the files of data/prepared, by name without .jsonl
 
 
 class Generated(Problem):
-    """A task whose data this project writes."""
+    """A task whose data this project generates."""
 
     is_generated = True
 
     def generate(self, params: Params) -> Material:
-        """All rows, the same for the same parameters."""
+        """Generate all rows; equal parameters give equal rows."""
         raise NotImplementedError
 
 
 def material(params: Params) -> Material:
-    """The rows of prepare.format: generated, or read from prepare.path or prepare.hub."""
+    """Return the rows of prepare.format: generated, or read from prepare.path or prepare.hub."""
     section = params.prepare
     generated = generated_problem(section.format)
     if isinstance(generated, Generated):
@@ -46,7 +46,7 @@ def material(params: Params) -> Material:
     path = None if section.hub else Path(section.path)
     rows = read_rows(path, section.hub, section.format, section.answer_pattern, section.preference_base)
     rows = rows[: section.limit]
-    # Where all rows are broken, they are counted and refused later, whatever the task.
+    # If all rows are broken, they are counted and rejected later, for any task.
     problem = problem_of(next((row.kind for row in rows if not row.fault), "demonstration"))
     texts = [text for row in rows for text in row.texts if not SURROGATE.search(text)]
     name = section.hub or Path(section.path).name
@@ -54,7 +54,7 @@ def material(params: Params) -> Material:
 
 
 def _split(problem: Problem, cleaned: Cleaned, params: Params) -> Files:
-    """The user's rows by prompt: training, development and test, and those of a judge that is fitted."""
+    """Split the user's rows by prompt into training, development and test, and a split for a judge model if needed."""
     section = params.prepare
     held_out = {"development": section.development_fraction, "test": section.test_fraction}
     if problem.needs_judge_model:

@@ -1,11 +1,11 @@
-"""Feedback of the user's own: preferences, ratings, rankings, or responses labelled good or bad."""
+"""The user's own feedback: preferences, ratings, rankings, or responses labelled good or bad."""
 
 from rlhf_core.feedback.table import stored_forms
 from tasks.problems.problem import Problem
 
 
 class OwnFeedback(Problem):
-    """Its rows are passed on as they are; the judge is a second reward model, fitted to a split of its own."""
+    """The rows are passed on unchanged. The judge is a second reward model, trained on a separate split."""
 
     kinds = tuple(form.kind for form in stored_forms())
     has_feedback = True

@@ -1,7 +1,7 @@
-"""The seam between tasks and stages: what a task offers, declared in its own file.
+"""The interface between tasks and stages: each task declares in its own file what it offers.
 
-A task is the help desk, feedback of the user's own, questions with answers, demonstrations, or prompts alone. Stages
-and checks ask the object here for its gold, judge and rows, and never for the kind of the data.
+A task is the help desk, the user's own feedback, questions with answers, demonstrations, or prompts alone. Stages and
+checks get gold, judge and rows from this object and never test the kind of the data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,15 +22,15 @@ Messages = Sequence[Mapping[str, str]]
 
 
 class Gold(Protocol):
-    """The true worth of a response: a weighted sum of features, known to judges and the panel alone."""
+    """The true quality of a response: a weighted sum of features that only judges and the panel know."""
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Of each feature."""
+        """Weight of each feature."""
         ...
 
     def features(self, prompt: Messages, response: str) -> Mapping[str, float]:
-        """What the score adds up, by name."""
+        """The features of a response, by name."""
         ...
 
     def score(self, prompt: Messages, response: str) -> float:
@@ -40,57 +40,57 @@ class Gold(Protocol):
 
 @dataclass(frozen=True)
 class Counts:
-    """How many rows there will be of each sort, before any is dropped: an upper bound."""
+    """Number of rows of each kind before any is dropped: an upper bound."""
 
     threads: int
     demonstrations: int
     prompts: int
     preferences: int
     judge: int
-    asked: int  # prompts to sample responses to, for feedback
+    asked: int  # prompts to sample responses for, to collect feedback
 
 
 class Problem:
-    """A task. `kind` is what its data is called in card.json; a task states only what differs from here."""
+    """A task. `kind` is the name of its data in card.json. A task declares only what differs from these defaults."""
 
     kinds: ClassVar[tuple[str, ...]]
-    is_generated: ClassVar[bool] = False  # by stage prepare, where prepare.format is its kind
-    has_text: ClassVar[bool] = True  # that a model can be trained on from scratch
-    has_feedback: ClassVar[bool] = False  # given, or from the panel
+    is_generated: ClassVar[bool] = False  # stage prepare generates the data if prepare.format is its kind
+    has_text: ClassVar[bool] = True  # for training a model from scratch
+    has_feedback: ClassVar[bool] = False  # the data's own, or the panel's
     has_answers: ClassVar[bool] = False
-    has_panel: ClassVar[bool] = False  # of simulated annotators, who share its gold
-    has_judge: ClassVar[bool] = False  # one that is not fitted to feedback
-    no_feedback: ClassVar[str] = "the data holds none"  # why there are no preferences
-    instead: ClassVar[str] = "Reward length, format or a function of yours (python), with grpo or rloo."
+    has_panel: ClassVar[bool] = False  # simulated annotators, who share the task's gold
+    has_judge: ClassVar[bool] = False  # a judge that is not trained on feedback
+    no_feedback: ClassVar[str] = "the data has none"  # why there are no preferences
+    instead: ClassVar[str] = "Use the reward length, format or python (your own function), with grpo or rloo."
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
     def gold(self, prepare: PrepareParams) -> Gold | None:
-        """The gold reward that a panel of simulated annotators shares; None where there can be no panel."""
+        """The gold reward that a panel of simulated annotators shares; None if there is no panel."""
         return None
 
     def judge(self, prepare: PrepareParams) -> "ScoreJudge | None":
-        """The judge of the evaluation; None where it is a second reward model, or nothing."""
+        """The judge of the evaluation; None if it is a second reward model, or if there is none."""
         return None
 
     @property
     def needs_judge_model(self) -> bool:
-        """Whether a second reward model is fitted as the judge, to preferences that nothing else sees."""
+        """Whether the judge is a second reward model, trained on preferences that nothing else uses."""
         return self.has_feedback and not self.has_judge
 
     def why_no_judge_model(self) -> str:
-        """Why there is none, where none was fitted."""
+        """Why no judge model was trained."""
         if self.has_judge:
-            return "evaluation has gold, so no second reward model"
-        return "the data holds no feedback to fit one to"
+            return "evaluation uses gold, so no second reward model"
+        return "the data has no feedback to train one on"
 
     def setting_for(self, form: str, file: str) -> str:
-        """What to set so that feedback of a form is there, the rows of `file`."""
+        """Name the setting, and its value, that provides feedback of a form with rows in `file`."""
         return f"prepare.path to {file}"
 
     def count_rows(self, params: Params, given: int) -> Counts:
-        """Rows that stages will see, of `given` rows in the user's data."""
+        """Count the rows that stages will get from `given` rows of the user's data."""
         prepare = params.prepare
         rows = min(given, prepare.limit or given)
         held_out = prepare.development_fraction + prepare.test_fraction
@@ -99,18 +99,18 @@ class Problem:
         return Counts(train, train, train, train if self.has_feedback else 0, int(rows * judge), 0)
 
     def look(self, prepare: PrepareParams, root: Path) -> str:
-        """Look for what a generated task is made from, and name it.
+        """Find the source of a generated task and describe it.
 
         Raises:
-            UserError: it is missing or broken.
+            UserError: the source is missing or broken.
         """
         raise NotImplementedError
 
     def check(self, params: Params, *, from_scratch: bool) -> None:
-        """See that model, methods and rewards can learn from the data.
+        """Check that model, methods and rewards can learn from the data.
 
         Raises:
-            UserError: naming the parameter that asks for what the data does not hold.
+            UserError: the data lacks something; the message names the parameter that needs it.
         """
         self.check_model(from_scratch=from_scratch)
         is_rewarded = False
@@ -126,38 +126,38 @@ class Problem:
             self.check_rewards(params)
 
     def check_model(self, *, from_scratch: bool) -> None:
-        """See that a model trained from scratch has text to train on.
+        """Check that a model trained from scratch has text to train on.
 
         Raises:
-            UserError: if it has none.
+            UserError: it has none.
         """
         if from_scratch and not self.has_text:
             raise UserError(
-                "model.path names a config to train from scratch, and the data is prompts alone: there is no text to "
-                "train on. Set model.path or model.hub to a trained model."
+                "model.path is a config to train from scratch, but the data has only prompts and no text to train on. "
+                "Set model.path or model.hub to a trained model."
             )
 
     def check_rewards(self, params: Params) -> None:
-        """See that the terms of policy.rewards can be computed.
+        """Check that the terms of policy.rewards can be computed.
 
         Raises:
-            UserError: naming the term that cannot.
+            UserError: a term cannot be computed; the message names it.
         """
         names = [term.name for term in params.policy.rewards]
         if "model" in names:
             self._need_feedback("policy.rewards names model")
         if "exact_answer" in names and not self.has_answers:
-            raise UserError("policy.rewards names exact_answer, and the data has no answers. Remove it from the list.")
+            raise UserError("policy.rewards names exact_answer, but the data has no answers. Remove exact_answer.")
 
     def _need_feedback(self, who: str) -> None:
         if not self.has_feedback:
             raise UserError(
-                f"{who}, and from {self.kind} data no reward model is trained, as it holds no feedback. {self.instead}"
+                f"{who}, but {self.kind} data has no feedback, so no reward model is trained. {self.instead}"
             )
 
 
 def text_judge(name: str, score: Callable[["Prompt", str], float]) -> "ScoreJudge":
-    """A judge that scores the text of each response on its own."""
+    """Return a judge that scores the text of each response separately."""
     from rlhf_core.scoring.judges import ScoreJudge
 
     return ScoreJudge(name, lambda given: [score(*pair) for pair in zip(given.prompts, given.texts, strict=True)])

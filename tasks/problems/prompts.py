@@ -1,10 +1,10 @@
-"""Prompts alone: nothing to imitate, and nothing that judges."""
+"""Prompts alone: no demonstrations to imitate, and no judge."""
 
 from tasks.problems.problem import Problem
 
 
 class Prompts(Problem):
-    """Only rewards that need neither feedback nor answers."""
+    """A task for rewards that need neither feedback nor answers."""
 
     kinds = ("prompts",)
     has_text = False

@@ -1,4 +1,4 @@
-"""Questions with one right answer: rewards and judge verify it, so there is no reward model."""
+"""Questions with one right answer. Rewards and judge compare with it, so there is no reward model."""
 
 from typing import TYPE_CHECKING
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 
 class Questions(Problem):
-    """Prompts with an answer that a response either states or does not."""
+    """Prompts with an answer, which a response states or does not."""
 
     kinds = ("question_answer",)
     has_answers = True
     has_judge = True
-    no_feedback = "rewards are verified answers"
-    instead = "Reward exact_answer instead, with grpo or rloo."
+    no_feedback = "rewards come from verified answers"
+    instead = "Use the reward exact_answer instead, with grpo or rloo."
 
     def judge(self, prepare: PrepareParams) -> "ScoreJudge":
-        """1 for a right answer, 0 for a wrong one."""
+        """A judge that scores a right answer 1 and a wrong one 0."""
         from rlhf_core.scoring.rewards import ExactMatch
 
         exact = ExactMatch(prepare.answer_pattern)

@@ -1,4 +1,4 @@
-"""The tasks, found by their files: each class in tasks/problems/NAME.py declares the kinds of data it stands for."""
+"""The table of tasks, found by their files: each class in tasks/problems/NAME.py declares the kinds of its data."""
 
 import json
 from functools import cache
@@ -23,22 +23,22 @@ def _problems() -> dict[str, type[Problem]]:
 
 
 def problem_of(kind: str) -> Problem:
-    """The task that data of this kind, as tasks.data.formats names it, is for.
+    """Return the task for data of this kind (kinds are named in tasks.data.formats).
 
     Raises:
-        ValueError: if there is none.
+        ValueError: no task has this kind.
     """
     if kind not in _problems():
-        raise ValueError(f"no task for data of kind '{kind}'; there are {', '.join(_problems())}")
+        raise ValueError(f"no task for data of kind '{kind}'; the kinds are {', '.join(_problems())}")
     return _problems()[kind](kind)
 
 
 def prepared_problem() -> Problem:
-    """The task of the data that stage prepare made."""
+    """Return the task of the data that stage prepare made."""
     return problem_of(json.loads(CARD.read_text(encoding="utf-8"))["kind"])
 
 
 def generated_problem(form: str) -> Problem | None:
-    """The task that stage prepare generates for this prepare.format; None where it reads the user's rows."""
+    """Return the task that stage prepare generates for this prepare.format; None if it reads the user's rows."""
     problem = _problems().get(form)
     return problem(form) if problem is not None and problem.is_generated else None

@@ -1,4 +1,4 @@
-"""Charts for the report page: SVG embedded in the page, with its light and dark colours from CSS.
+"""Charts for the report page: SVG embedded in the page, with light and dark colours from CSS.
 
 Matplotlib draws with placeholder colours, which are then replaced by CSS variables (`--ink`, `--series-0`, ...).
 """
@@ -15,11 +15,11 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SERIES = 6  # colours of the page's palette; further series reuse them
-MARKERS = "osD^v"  # fewer than colours, so that few series share colour and marker
+SERIES = 6  # colours in the page's palette; further series reuse them
+MARKERS = "osD^v"  # one fewer than colours, so that few series share both colour and marker
 INK, MUTED, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
 SMOOTH_FROM = 60  # curves with more points are drawn thin, with their running mean
-STYLE: dict[Any, Any] = {  # matplotlib's keys are a Literal of its own
+STYLE: dict[Any, Any] = {  # matplotlib types its keys as a Literal
     "svg.hashsalt": "rlhf",
     "svg.fonttype": "none",
     "font.size": 9.5,
@@ -38,12 +38,12 @@ Row = Mapping[str, Any]
 
 
 def series_colour(index: int) -> str:
-    """Placeholder of the CSS variable --series-INDEX."""
+    """Return the placeholder of the CSS variable --series-INDEX."""
     return f"#0500{index % SERIES:02x}"
 
 
 def curve(rows: Sequence[Row], key: str, name: str, colour: int) -> str:
-    """SVG of the metric `key` of metrics.jsonl over steps, and of `development_KEY` where it was measured."""
+    """Return an SVG of the metric `key` of metrics.jsonl by step, and of `development_KEY` if it was measured."""
 
     def draw(axes: "Axes") -> None:
         points = [(row["step"], row[key]) for row in rows if key in row]
@@ -66,10 +66,10 @@ def curve(rows: Sequence[Row], key: str, name: str, colour: int) -> str:
 def tradeoff(
     snapshots: Sequence[Row], best: Mapping[str, int | None], key: str, label: str, name_of: Callable[[str], str] = str
 ) -> str:
-    """SVG of `key` against KL for each policy in `best`, from the SFT model on; stars are the best snapshots.
+    """Return an SVG of `key` against KL for each policy in `best`, starting at the SFT model.
 
-    `name_of` gives the name that the legend shows. Rows are those of evaluation/snapshots.jsonl; vertical lines are
-    95 % intervals.
+    Stars mark the best snapshots. `name_of` returns the name for the legend. Rows are those of
+    evaluation/snapshots.jsonl. Vertical lines are 95 % intervals.
     """
     start = [row for row in snapshots if row["policy"] == "sft"]
 
@@ -99,7 +99,7 @@ def tradeoff(
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Mean of each value and up to `width` neighbours on either side, fewer at the ends."""
+    """Return the mean of each value and up to `width` neighbours on each side; there are fewer at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     first, last = np.maximum(index - width, 0), np.minimum(index + width + 1, len(values))
@@ -108,7 +108,7 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
 
 
 def _x(row: Row) -> float:
-    """KL of a snapshot; the SFT model's KL to itself is 0."""
+    """Return the KL of a snapshot. The SFT model's KL to itself is 0."""
     return 0.0 if row["policy"] == "sft" else float(row["kl"]["value"])
 
 
@@ -127,7 +127,7 @@ def _svg(draw: Callable[["Axes"], None], title: str, size: tuple[float, float]) 
 
 
 def _for_page(svg: str, title: str) -> str:
-    """Make ids unique by the title, turn placeholder colours into CSS variables, remove declarations and addresses."""
+    """Prefix ids with the title, turn placeholder colours into CSS variables, remove declarations and addresses."""
     prefix = re.sub(r"\W+", "-", title.lower())
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", svg)

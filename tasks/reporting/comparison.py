@@ -1,6 +1,6 @@
-"""The comparison of policies: which figures it shows, in which order, under which heading, and how each is written.
+"""The comparison of policies: its figures, their order, headings and formats.
 
-COLUMNS is rendered by the report page, its markdown twin, the terminal and Prefect. `reports/metrics.json` holds the
+The report page, its markdown version, the terminal and Prefect show COLUMNS. `reports/metrics.json` has the
 figures for `dvc metrics` and `dvc exp show`, `reports/curves.csv` the curves for `dvc plots`. The MLflow run of a
 whole flow run gets the same figures under the same names.
 """
@@ -70,7 +70,7 @@ class Column:
         return bool(figures.get(f"{self.key}_is_bound"))
 
     def interval(self, figures: Figures) -> str:
-        """`4.50 to 5.00`, or that the value is a bound; '' where there is no interval."""
+        """Return `4.50 to 5.00`, or that the value is a bound; '' without an interval."""
         if self.is_bound(figures):
             return "upper bound"
         if not self.has_interval or figures.get(self.key) is None:
@@ -115,9 +115,9 @@ def page_columns() -> list[tuple[Column, list[Column]]]:
 
 
 def short_table(report: Mapping[str, Any]) -> list[list[str]]:
-    """Headings, then one row for each policy, the best first: [["policy", "KL", ...], ["ppo", "1.50", ...]].
+    """Return headings, then one row per policy, best first: [["policy", "KL", ...], ["ppo", "1.50", ...]].
 
-    Empty where the report holds no policies.
+    Empty if the report has no policies.
     """
     shown = [column for column in COLUMNS if column.is_short]
     policies = ranked(report.get("policies") or {})

@@ -1,4 +1,4 @@
-"""Sentences on the report page that say how its figures were measured."""
+"""Sentences on the report page that explain how its figures were measured."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,23 +9,23 @@ Report = Mapping[str, Any]
 
 
 def sampling_sentences(report: Report) -> list[str]:
-    """The sampling temperature of the responses, and how KL is measured."""
+    """Explain the sampling temperature of the responses, and how KL is measured."""
     policies = report["policies"]
     described = {"SFT": report["sft"]} | {label(name): figures for name, figures in policies.items()}
     judged = {name: figures["temperature"] for name, figures in described.items()}
     own = {name: figures["kl_temperature"] for name, figures in described.items() if not figures["kl_is_bound"]}
     at = f"temperature {judged['SFT']:g}" if _alike(judged) else f"each policy's own temperature ({_listed(judged)})"
-    kl = "KL is to the SFT model, in nats per response, summed over the vocabulary at each sampled token"
+    kl = "KL is measured against the SFT model, in nats per response, summed over the vocabulary at each sampled token"
     if any(own[name] != judged[name] for name in own):
         own_at = f"temperature {own['SFT']:g}" if _alike(own) else f"each policy's own temperature ({_listed(own)})"
         kl += f", on a second sample at {own_at}"
     if set(own.values()) != {1.0}:
-        kl += "; the temperature divides the SFT model's logits too"
+        kl += "; the temperature also divides the SFT model's logits"
     bounds = [name for name, figures in policies.items() if figures["kl_is_bound"]]
     return [
         f"Responses are sampled at {at}.",
         f"{kl}.",
-        *([f"That of {labels(bounds)} is an upper bound, not a measurement."] if bounds else []),
+        *([f"The KL of {labels(bounds)} is an upper bound, not a measurement."] if bounds else []),
     ]
 
 
@@ -38,7 +38,7 @@ def _listed(temperatures: Mapping[str, float]) -> str:
 
 
 def reward_sentence(report: Report) -> str:
-    """The terms of the reward, and which policies were optimised for it."""
+    """Explain the terms of the reward, and which policies were optimised for it."""
     if not report["rewards"]:
         return "There is no reward: policy.rewards has no term that this data supports."
     terms = [
@@ -49,10 +49,10 @@ def reward_sentence(report: Report) -> str:
     did, did_not = ([name for name in optimised if optimised[name] is wanted] for wanted in (True, False))
     uses = [f"{labels(did)} {_verb(did)} optimised for it, apart from any KL penalty"] if did else []
     what = "not" if did else "not optimised for it"
-    uses += [f"{labels(did_not)} {_verb(did_not)} {what}: trained on feedback, without it"] if did_not else []
+    uses += [f"{labels(did_not)} {_verb(did_not)} {what}, but trained on feedback"] if did_not else []
     return (
         f"Reward is the sum of policy.rewards: {' + '.join(terms)}. "
-        "Each term is shown by its mean before its weight. "
+        "Each term is shown as its mean before weighting. "
         f"{'; '.join(uses)}."
     )
 
@@ -62,7 +62,7 @@ def _verb(names: Sequence[str]) -> str:
 
 
 def glossary(report: Report) -> list[tuple[str, str]]:
-    """The words of the page that a reader cannot know, each with its meaning; only those that this report uses."""
+    """Return the terms of the page with their meanings; only those that this report uses."""
     has_gold = "gold" in report["judge"] or "agreement_with_gold" in report["feedback"]
     terms = [term["name"] for term in report["rewards"]]
     words = [

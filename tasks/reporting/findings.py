@@ -2,10 +2,10 @@
 
 - A policy did not move if its KL to the SFT model is below `STILL`.
 - A reward model is not better than chance if its log-loss on held-out pairs is not below log 2 by both two standard
-  errors and `LEAST_GAIN`, or if the 95 % interval of its accuracy does not lie above one half. Pairs are treated as
-  independent. The same holds for a second reward model that judges.
-- Both are stated first. With such a model, or where no policy moved, no policy is called best.
-- A policy is better than the SFT model if the 95 % interval of its win rate lies above one half. The one with the
+  errors and `LEAST_GAIN`, or if the 95 % interval of its accuracy is not above one half. Pairs are treated as
+  independent. The same applies to a judge model.
+- Both are stated first. With such a model, or if no policy moved, no policy is called best.
+- A policy is better than the SFT model if the 95 % interval of its win rate is above one half. The one with the
   highest win rate is the best if its interval also overlaps with no other.
 """
 

@@ -1,4 +1,4 @@
-"""How figures are written, on the terminal, in Prefect, on the report page and in its sentences alike."""
+"""The formats of figures, the same on the terminal, in Prefect, on the report page and in its sentences."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -12,13 +12,13 @@ from tasks.reporting.findings import label
 
 ONLINE, OFFLINE = ("score", "kl", "response_length"), ("loss", "accuracy", "margin")
 Report = Mapping[str, Any]
-Chart = tuple[str, str, Markup]  # caption, the file that it is drawn from, SVG
+Chart = tuple[str, str, Markup]  # caption, source file, SVG
 
 
 def learning_curves(
     names: Sequence[str], colours: Mapping[str, int]
 ) -> list[tuple[str, list[tuple[str, str, Markup]]]]:
-    """Learning curves in groups, each with a title; trainings without metrics are left out."""
+    """Return learning curves in groups with titles. Trainings without metrics are omitted."""
     groups = [
         ("Language model", [("base", paths.BASE, 5), ("sft", paths.SFT, 5)]),
         ("Reward model", [("reward model", paths.REWARD, 4)]),
@@ -41,7 +41,7 @@ def learning_curves(
 
 
 def tradeoffs(report: Report) -> list[tuple[str, Markup]]:
-    """Reward (what on-policy methods optimise) and judge score (what is wanted) against KL: (caption, chart)."""
+    """Return charts with captions: reward (what on-policy methods optimise) and judge score (the goal) against KL."""
     snapshots = rows_if_any(paths.SNAPSHOTS)
     best = {name: figures["best_snapshot"] for name, figures in report["policies"].items()}
     shown = {"reward": "reward (policy.rewards)", "judge_score": f"judge score ({report['judge']})"}

@@ -1,4 +1,4 @@
-"""Where the report's figures come from: stages and their keys, MLflow runs, and whether the outputs still match.
+"""Sources of the report's figures: stages and their keys, MLflow runs, and whether the outputs still match.
 
 Environment: RLHF_MLFLOW_UI, the address of the MLflow server (default http://127.0.0.1:5000).
 """
@@ -20,17 +20,17 @@ Stages = Sequence[tuple[str, Mapping[str, Any]]]  # name and entry of report.jso
 
 @dataclass(frozen=True)
 class StageRun:
-    """The MLflow run that made a stage's outputs: its page in the UI, and how long it took, in seconds."""
+    """The MLflow run that made a stage's outputs: its page in the UI and its duration in seconds."""
 
     url: str
     seconds: float
 
 
 def find_runs(keys: Mapping[str, str]) -> dict[str, StageRun]:
-    """For each stage the newest finished MLflow run with its key; stages that have none are left out."""
+    """Return the newest finished MLflow run with each stage's key. Stages without such a run are omitted."""
     uri = tracking.tracking_uri()
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        return {}  # a client would make an empty store
+        return {}  # a client would create an empty store
     client = tracking.client()
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
     found: dict[str, StageRun] = {}
@@ -45,13 +45,13 @@ def find_runs(keys: Mapping[str, str]) -> dict[str, StageRun]:
 
 
 def run_url(info: "RunInfo") -> str:
-    """Address of a run's page in the MLflow UI."""
+    """Return the address of a run's page in the MLflow UI."""
     server = os.environ.get("RLHF_MLFLOW_UI", "http://127.0.0.1:5000").rstrip("/")
     return f"{server}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
 
 
 def origin(stages: Stages, file: str) -> str:
-    """Where a figure comes from: its file, the stage that writes it and that stage's key."""
+    """Describe the source of a figure: its file, the stage that writes the file, and that stage's key."""
     name, stage = next(
         (name, stage) for name, stage in stages for output in stage["outputs"] if file.startswith(f"{output}/")
     )
@@ -59,10 +59,10 @@ def origin(stages: Stages, file: str) -> str:
 
 
 def stale_stages(stages: Stages) -> list[str]:
-    """Stages whose outputs in the checkout are not those that report.json was made from."""
+    """Return the stages whose outputs in the checkout differ from those that report.json was made from."""
     stale = []
     for name, stage in stages:
-        # An output that is one file has no manifest.
+        # An output that is a single file has no manifest.
         manifests = [Path(output, "manifest.json") for output in stage["outputs"] if not Path(output).suffix]
         for path in manifests:
             if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["key"] != stage["key"]:

@@ -1,1 +1,1 @@
-"""policy.rewards, which decide what on-policy methods learn, and best-of-N sampling by them."""
+"""The rewards of on-policy methods (policy.rewards), and best-of-N sampling by them."""

@@ -1,4 +1,4 @@
-"""Best-of-N sampling: N responses per prompt, of which the one with the highest reward is kept."""
+"""Best-of-N sampling: sample N responses per prompt and keep the one with the highest reward."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from rlhf_core.models.tokens import Prompt
 from rlhf_core.scoring.rewards import WeightedSum
 from tasks.common.sampling import sample_responses
 
-BEST_OF_N = "best_of_n.json"  # in the folder of a policy without weights: which policy is sampled from, and N
+BEST_OF_N = "best_of_n.json"  # in the folder of a policy without weights: the policy to sample from, and N
 
 
 def best_of_n(
@@ -22,7 +22,7 @@ def best_of_n(
     count: int,
     stream: tuple[int, str],
 ) -> tuple[list[Response], int]:
-    """The best of `count` responses to each prompt (of equals the first), and how many tokens were sampled."""
+    """Return the best of `count` responses to each prompt (the first if tied), and the number of sampled tokens."""
     repeated = [prompt for prompt in prompts for _ in range(count)]
     responses = sample_responses(policy, tokenizer, repeated, sampler, stream)
     total, _ = reward(Responses(repeated, responses, tokenizer.pad_token_id, policy.device))

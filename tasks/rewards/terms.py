@@ -1,4 +1,4 @@
-"""policy.rewards as one callable: what sampled responses are rewarded for."""
+"""The reward function made of the terms in policy.rewards."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -25,10 +25,10 @@ from tasks.problems.table import prepared_problem
 
 
 def make_reward(params: Params, accelerator: Accelerator, rows: int) -> WeightedSum:
-    """Every term of policy.rewards with its weight; `rows` are scored in one forward pass.
+    """Return the reward function of policy.rewards. `rows` responses are scored in one forward pass.
 
     Raises:
-        UserError: if there is no term, or one that the data gives no ground for.
+        UserError: there is no term, or the data does not support one.
     """
     terms = params.policy.rewards
     if not terms:
@@ -55,18 +55,18 @@ def _model(term: RewardTerm, accelerator: Accelerator, rows: int) -> Reward:
 
 
 def import_function(path: str) -> Any:
-    """The function that `module:function` names.
+    """Import the function that `module:function` names.
 
     Raises:
-        UserError: if there is no such module or function.
+        UserError: the module or function does not exist.
     """
     module, _, name = path.partition(":")
     try:
         function = getattr(import_module(module), name) if name else None
     except (ImportError, AttributeError) as error:
-        raise UserError(f"policy.rewards: {path} cannot be imported ({error}). Mend its name or the file.") from error
+        raise UserError(f"policy.rewards: {path} cannot be imported ({error}). Fix the name or the file.") from error
     if not callable(function):
         raise UserError(
-            f"policy.rewards: '{path}' is no function. Write it as module:function, such as rewards:brevity."
+            f"policy.rewards: '{path}' is not a function. Write it as module:function, such as rewards:brevity."
         )
     return function

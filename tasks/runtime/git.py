@@ -1,4 +1,4 @@
-"""Git: the commit that a run starts from, and whether its files were edited since."""
+"""Git: the commit that a run starts from, and whether tracked files have been edited."""
 
 import subprocess
 from pathlib import Path
@@ -10,9 +10,9 @@ def git(folder: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
     """Run git in `folder` and return what it prints.
 
     Raises:
-        UserError: git failed; the message holds its last line.
+        UserError: git failed; the message contains its last line.
     """
-    # A session of its own: Ctrl-C at the terminal ends the run, not a command in the middle of its work.
+    # In its own session: Ctrl-C at the terminal must stop the run, not interrupt a git command.
     done = subprocess.run(
         ["git", *arguments], cwd=folder, input=stdin, capture_output=True, check=False, start_new_session=True
     )
@@ -26,7 +26,7 @@ def head(root: Path) -> str:
     """Return the commit checked out in `root`.
 
     Raises:
-        UserError: there is none yet.
+        UserError: there is no commit yet.
     """
     try:
         return git(root, "rev-parse", "--verify", "HEAD").decode().strip()
@@ -35,7 +35,7 @@ def head(root: Path) -> str:
 
 
 def code_tags(root: Path) -> dict[str, str]:
-    """MLflow's tags for the code of a checkout: its commit, and whether tracked files differ from it.
+    """Return MLflow's tags for the code of a checkout: its commit, and whether tracked files differ from it.
 
     Raises:
         UserError: there is no commit yet.

@@ -1,4 +1,4 @@
-"""What decides a stage's outputs: the digests of its inputs and its parameters, and the hash of both, its key."""
+"""The key of a stage: a hash of everything that determines its outputs, such as inputs and parameters."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def dependencies(repo: "Repo", name: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Digests of a stage's files, and its parameters by the keys that dvc.yaml names, both by DVC itself."""
+    """Return the digests of a stage's files and its parameters, by the keys in dvc.yaml; DVC computes both."""
     from dvc.dependency.param import ParamsDependency
 
     stage = repo.stage.load_one(path="dvc.yaml", name=name)
@@ -30,14 +30,14 @@ def dependencies(repo: "Repo", name: str) -> tuple[dict[str, str], dict[str, Any
 
 
 def portable(value: Any) -> Any:
-    """A value without absolute paths: outputs are the same whatever folder a user's file is in."""
+    """Return a value without absolute paths, so that outputs do not depend on the folder of a user's file."""
     if isinstance(value, Mapping):
         return {key: portable(inner) for key, inner in value.items()}
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def stage_key(name: str, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """A hash of all that decides a stage's outputs: inputs, parameters, and the versions of torch and transformers."""
+    """Return a hash of everything that determines outputs: inputs, parameters, versions of torch and transformers."""
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""What starts the work of a stage, in one or more processes."""
+"""Launchers start the work of a stage, in one or more processes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ class Launcher(Protocol):
 
     @property
     def processes(self) -> int:
-        """The number of processes; every one checks that it has joined so many (`make_accelerator`)."""
+        """The number of processes. Each process checks that this many have joined (`make_accelerator`)."""
         ...
 
     def run(self, work: Callable[..., None], *arguments: str) -> None:
         """Call `work(*arguments)` in every process, and return when all have ended.
 
-        `work` is a function of a module and its arguments are text, so that another process can import and call it.
+        `work` is a module-level function and its arguments are text, so that another process can import and call it.
 
         Raises:
-            Exception: what `work` raised in any of them, after the others were stopped.
+            Exception: the exception of `work` in any process, after the other processes were stopped.
         """
         ...
 
 
 @dataclass(frozen=True)
 class OneProcess:
-    """This process, which DVC has started, does the work itself."""
+    """Does the work in this process, which DVC has started."""
 
     processes: ClassVar[int] = 1
 
     def run(self, work: Callable[..., None], *arguments: str) -> None:
-        """Call it."""
+        """Call `work` directly."""
         work(*arguments)
 
 
-LAUNCHER: Launcher = OneProcess()  # of every stage
+LAUNCHER: Launcher = OneProcess()  # used by every stage

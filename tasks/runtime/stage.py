@@ -1,4 +1,4 @@
-"""What every stage does around its work: parameters, inputs, resuming, logging, and all outputs or none."""
+"""What every stage does around its work: read parameters and inputs, resume, log, and write all outputs or none."""
 
 import json
 import os
@@ -38,13 +38,13 @@ from tasks.runtime.training_progress import TrainingProgress
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-STOPPED = 130  # exit code of a command that was ended by Ctrl-C
-LEAST_FREE = 256 << 20  # bytes: the outputs of the smallest run, its MLflow store included
+STOPPED = 130  # exit code after Ctrl-C
+LEAST_FREE = 256 << 20  # bytes: the outputs of the smallest run, including its MLflow store
 FULL_DISK = 16 << 20  # bytes
 
 
 class Restored(Exception):  # noqa: N818 - no error: it ends a stage that has nothing left to do
-    """The outputs were made by an earlier start of the stage, and are in place again."""
+    """An earlier start of the stage made the outputs, and they are in place again."""
 
 
 @dataclass
@@ -58,15 +58,15 @@ class Stage:
     key: str
     tracker: StageRun
     written: list[tuple[Path, Path]] = field(default_factory=list)
-    stream: str = ""  # what its random streams are called, if not as the stage is
+    stream: str = ""  # name of its random streams, if it differs from the stage's name
 
     @property
     def folder(self) -> Path:
-        """Git-ignored working folder; its name holds the hash of parameters, code and inputs."""
+        """Git-ignored working folder, named by the stage's key."""
         return RESUME / self.key
 
     def out(self, path: str | Path) -> Path:
-        """Where to write the output `path`, the same for each call; moved there on success."""
+        """Return the folder to write the output `path` into, the same at each call. On success it moves to `path`."""
         working = self.folder / "out" / path
         working.mkdir(parents=True, exist_ok=True)
         if (working, Path(path)) not in self.written:
@@ -74,14 +74,14 @@ class Stage:
         return working
 
     def out_file(self, path: str | Path) -> Path:
-        """The same for an output that is one file; it has no manifest."""
+        """The same for an output that is a single file. It has no manifest."""
         working = self.folder / "out" / path
         working.parent.mkdir(parents=True, exist_ok=True)
         self.written.append((working, Path(path)))
         return working
 
     def training_run(self, name: str = "", snapshot: Callable[[int], None] | None = None) -> Run:
-        """Seed, resume store and reporting for a loop; `name` distinguishes the trainings of a stage."""
+        """Return seed, resume store and reporting for a loop. `name` distinguishes several trainings of a stage."""
         path = f"/{name}" if name else ""
         progress = TrainingProgress(self.tracker, f"{name}/" if name else "", self.name + path)
         store = ResumeStore(self.folder / "state" / (name or "main"))
@@ -94,11 +94,11 @@ class Stage:
         )
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Metrics to MLflow, in one call."""
+        """Log metrics to MLflow in one call."""
         self.tracker.log_metrics(metrics, step)
 
     def finish(self) -> None:
-        """Write each output's manifest and put the outputs in place; they stay in `folder` until DVC has them."""
+        """Write each output's manifest and put the outputs in place. `folder` keeps a copy until DVC has them."""
         manifest = {
             "stage": self.name,
             "key": self.key,
@@ -115,13 +115,13 @@ class Stage:
 
 @contextmanager
 def open_stage(name: str, stream: str = "") -> Iterator[Stage]:
-    """Run one stage of dvc.yaml; on success its outputs are moved into place, otherwise nothing is left behind.
+    """Run one stage of dvc.yaml. On success its outputs are moved into place; otherwise nothing is left behind.
 
-    `stream` names the stage's random streams, if not its own name.
+    `stream` names the stage's random streams, if it differs from the stage's name.
 
     Raises:
-        UserError: for what the user can fix, disk space included.
-        Restored: an earlier start of this stage had finished, and was killed before DVC recorded its outputs.
+        UserError: an error that the user can fix, such as a lack of disk space.
+        Restored: an earlier start of this stage finished, but was killed before DVC recorded its outputs.
     """
     from dvc.repo import Repo
 
@@ -129,7 +129,7 @@ def open_stage(name: str, stream: str = "") -> Iterator[Stage]:
     require_resume_folder()
     if (free := shutil.disk_usage(".").free) < LEAST_FREE:
         raise UserError(
-            f"the disk of {Path.cwd()} has {free >> 20} MiB free; a stage needs at least {LEAST_FREE >> 20}. Free some."
+            f"The disk of {Path.cwd()} has {free >> 20} MiB free; a stage needs at least {LEAST_FREE >> 20}. Free some."
         )
     with ExitStack() as held:
         with Repo() as repo:
@@ -153,13 +153,13 @@ def open_stage(name: str, stream: str = "") -> Iterator[Stage]:
 
 
 def _restore(stage: Stage, repo: "Repo") -> None:
-    """Raise Restored with the outputs in place where they were finished before; delete what DVC has by now."""
+    """Raise Restored with the outputs in place if they were finished before. Delete what DVC has recorded since."""
     sweep_superseded(stage.name, stage.folder)
     sweep(repo, but=stage.folder.resolve())
     if not is_finished(stage.folder):
         return
     outputs = finished_outputs(stage.folder)
-    # Recorded but started again: by `dvc repro --force`.
+    # Recorded, but started again by `dvc repro --force`.
     if outputs is None or is_recorded(stage.folder, repo):
         empty(stage.folder)
         return
@@ -169,12 +169,12 @@ def _restore(stage: Stage, repo: "Repo") -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Indented JSON with sorted keys and a final newline."""
+    """Write indented JSON with sorted keys and a final newline."""
     path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def quiet_libraries() -> None:
-    """Silence the notes of transformers on loading, and show its progress like that of the stages."""
+    """Silence the loading messages of transformers, and show its progress like that of the stages."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
@@ -185,20 +185,20 @@ def quiet_libraries() -> None:
 
 
 def main(work: Callable[..., None], *arguments: str, launcher: Launcher = LAUNCHER) -> None:
-    """Run a stage's `work` as a command: a user's mistake is two lines and exit code 1, without a traceback."""
+    """Run a stage's `work` as a command. A user's mistake prints at most two lines and exits 1, without a traceback."""
     quiet_libraries()
     try:
         launcher.run(work, *arguments)
     except Restored as stage:
-        sys.stdout.write(f"{stage}: finished before; its outputs are in place again\n")
+        sys.stdout.write(f"{stage}: finished earlier; its outputs are in place again\n")
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        # Overwrites the rest of a progress line.
+        # Erase the rest of a progress line.
         sys.stderr.write(("\r\033[K" if sys.stderr.isatty() else "") + "stopped; run the same command to continue\n")
         sys.exit(STOPPED)
     except Exception:
-        # A full disk raises different errors (of the system, safetensors, SQLite), so look at the disk itself.
+        # A full disk raises different errors (from the system, safetensors, SQLite), so check the disk itself.
         if shutil.disk_usage(".").free < FULL_DISK:
-            sys.exit(f"error: the disk of {Path.cwd()} is full. Free some space and run it again: it continues.")
+            sys.exit(f"error: The disk of {Path.cwd()} is full. Free some space and run the same command to continue.")
         raise

@@ -65,7 +65,7 @@ def lineage_tags() -> dict[str, str]:
     """The code's commit and state, the hash of dvc.lock, and the flow run."""
     try:
         tags = code_tags(Path())
-    except UserError:  # no commit: a stage runs all the same
+    except UserError:  # without a commit, the stage still runs
         tags = {"git_commit": "none", "git_dirty": "false"}
     tags |= lock_tag(Path())
     if flow_run := os.environ.get("RLHF_FLOW_RUN_ID"):

@@ -1,4 +1,4 @@
-"""The progress of one training: a bar or lines for people, every step's metrics for MLflow."""
+"""Progress of one training: a bar or lines on the terminal, and every step's metrics in MLflow."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from tasks.runtime.tracking import StageRun
 
 
 class TrainingProgress:
-    """Shows how far a training is and sends every step's metrics to MLflow, those of development data apart."""
+    """Shows the progress of a training and logs every step's metrics; development metrics have their own prefix."""
 
     def __init__(self, tracker: StageRun, prefix: str, name: str) -> None:
         self.tracker, self.prefix, self.name = tracker, prefix, name
@@ -34,6 +34,6 @@ class TrainingProgress:
 
 
 def tracked_name(key: str) -> str:
-    """A metric's name in MLflow, which draws one group of charts for each prefix: `train/loss`, `development/loss`."""
+    """Return a metric's name in MLflow, which groups charts by prefix: `train/loss`, `development/loss`."""
     name = key.removeprefix("development_")
     return f"train/{key}" if name == key else f"development/{name}"

@@ -1,4 +1,4 @@
-"""Stage `base`: a small language model trained from scratch on raw text, or a manifest naming the user's model."""
+"""Stage `base`: train a small language model from scratch on raw text, or write a manifest of the user's model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ THREADS = paths.PREPARED / "threads.jsonl"
 
 
 def base() -> None:
-    """Train the base model by cross-entropy on every token, or record which one is used."""
+    """Train the base model by cross-entropy on every token, or record which model is used."""
     with open_stage("base") as stage:
         source = model_source(stage.params.model)
         if source.config is None:
@@ -31,7 +31,7 @@ def base() -> None:
 
 
 def checks(params: Params) -> Iterator[Check]:
-    """What is looked at before training; nothing where the user's own model is only named."""
+    """Yield the checks before training. There are none if the user's own model is used."""
     require("base")
     source = model_source(params.model)
     if source.config is not None:
@@ -42,7 +42,7 @@ def checks(params: Params) -> Iterator[Check]:
 
 
 def _config(file: Path, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The configuration in a file, with the tokenizer's vocabulary and special tokens."""
+    """Return the configuration in a file, with the tokenizer's vocabulary size and special tokens."""
     config: PretrainedConfig = AutoConfig.from_pretrained(
         str(file),
         vocab_size=len(tokenizer),

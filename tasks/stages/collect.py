@@ -1,4 +1,4 @@
-"""Stage `collect`: sampled responses judged by a panel of simulated annotators; the data's own feedback passed on."""
+"""Stage `collect`: let a panel of simulated annotators judge sampled responses, or pass on the data's own feedback."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ SPLITS = ("train", "development", "judge")
 
 
 def collect() -> None:
-    """Have the samples judged, where there is gold for a panel; or pass the data's feedback on."""
+    """Let a panel judge the samples if the data has gold, else pass the data's own feedback on."""
     with open_stage("collect") as stage:
         gold = prepared_problem().gold(stage.params.prepare)
         if gold is None:
@@ -33,7 +33,7 @@ def collect() -> None:
 
 
 def _pass_on(stage: Stage) -> None:
-    """The data's own rows as they are, and the preferences that those of other forms imply."""
+    """Write the data's own rows unchanged, and the preferences that rows of other forms imply."""
     folder = stage.out(str(FEEDBACK))
     summary: dict[str, dict[str, int]] = {"pairs": {}}
     held: list[str] = []
@@ -54,12 +54,12 @@ def _pass_on(stage: Stage) -> None:
         write_jsonl(rows(folder, PREFERENCES, split), pairs)
         summary["pairs"][split] = len(pairs)
     held = list(dict.fromkeys(held))
-    why = f"the data set holds {' and '.join(held)}" if held else "the data set holds none, and there is no panel"
+    why = f"the data set has {' and '.join(held)}" if held else "the data set has no feedback, and there is no panel"
     write_json(folder / "summary.json", {"source": f"passed on: {why}", **summary})
 
 
 def _judge(stage: Stage, gold: Gold) -> None:
-    """What the panel says about the samples: records, the form's own rows, and the preferences they imply."""
+    """Write the panel's judgements, the rows of the form, and the preferences that they imply."""
     params = stage.params.collect
     folder = stage.out(str(FEEDBACK))
     form = make_form(params)
@@ -95,9 +95,9 @@ def _judge(stage: Stage, gold: Gold) -> None:
 def _judgements(
     stage: Stage, gold: Gold, form: Form, split: str, samples: Sequence[dict[str, Any]], further: int
 ) -> tuple[list[Judgement], list[Judgement]]:
-    """Each item judged by `collect.judgements` annotators; then by `further` others.
+    """Let `collect.judgements` annotators judge each item, then `further` others.
 
-    The others have a random stream of their own: what the first ones say does not depend on them.
+    The others have a separate random stream, so that they do not change the first judgements.
     """
     params, seed = stage.params.collect, stage.params.run.seed
     members = panel(gold.weights, params.annotators, seed)
@@ -120,14 +120,14 @@ def _judgements(
 
 @dataclass(frozen=True)
 class Item:
-    """What is judged together."""
+    """A prompt and the responses that are judged together."""
 
     prompt: list[Message]
     responses: tuple[Candidate, ...]
 
 
 def _items(form: Form, samples: Sequence[dict[str, Any]]) -> Iterator[Item]:
-    """Every choice of as many responses to a prompt as the form shows together."""
+    """Yield every combination of responses to a prompt, of the size that the form shows together."""
     for row in samples:
         responses = [Candidate(one["text"], one["tokens"], one["checkpoint"]) for one in row["responses"]]
         for shown in combinations(responses, form.shown(len(responses))):
@@ -135,12 +135,12 @@ def _items(form: Form, samples: Sequence[dict[str, Any]]) -> Iterator[Item]:
 
 
 def _ask(annotator: Annotator, form: Form, item: Item, rng: random.Random) -> list[Judgement]:
-    """What one annotator says about an item, its responses shown in random order."""
+    """Return one annotator's judgements of an item, whose responses are shown in random order."""
     return ask(annotator, form, item.prompt, rng.sample(item.responses, len(item.responses)))
 
 
 def _agreement_with_gold(judgements: Sequence[Judgement], gold: Gold) -> float | None:
-    """Share of verdicts that prefer the response with the higher gold score, ties of either left out."""
+    """Share of verdicts that prefer the response with the higher gold score. Ties of either are not counted."""
     right: list[bool] = []
     for verdict in verdicts(judgements):
         first, second = (gold.score(verdict.prompt, response) for response in verdict.responses)

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: every policy against the SFT model and against reference responses, on held-out prompts."""
+"""Stage `evaluate`: compare every policy with the SFT model and with reference responses, on held-out prompts."""
 
 import shutil
 import sys
@@ -24,8 +24,8 @@ from tasks.problems.table import prepared_problem
 from tasks.runtime.progress import counted
 from tasks.runtime.stage import main, open_stage, write_json
 
-NO_JUDGE = "nothing (the data holds no feedback, answers or gold)"
-ROUNDING = 1e-4  # standard deviations: what padding and batching may change in a reward model's score, with room
+NO_JUDGE = "nothing (the data has no feedback, answers or gold)"
+ROUNDING = 1e-4  # standard deviations; larger than the effect of padding and batching on a reward model's score
 
 
 def evaluate() -> None:
@@ -45,20 +45,20 @@ def evaluate() -> None:
 
 
 def drop_unlisted(listed: Sequence[str]) -> None:
-    """Remove the folders of policies that are no longer listed, which would change this stage's input.
+    """Remove the folders of policies that are no longer listed, because they would change this stage's input.
 
-    DVC's cache keeps them: a policy that is listed again comes back without being trained.
+    DVC's cache keeps them: if a policy is listed again, it is restored without training.
     """
     for folder in sorted(paths.POLICIES.iterdir()):
         if folder.name not in listed and (folder / "manifest.json").is_file():
             shutil.rmtree(folder)
             sys.stdout.write(
-                f"{folder} removed: policy.online and policy.offline no longer list it; DVC's cache keeps it\n"
+                f"{folder} removed: it is no longer in policy.online or policy.offline. DVC's cache keeps it.\n"
             )
 
 
 class Evaluation:
-    """What all judgements of one evaluation share: the policies' sampler, the judge and the measures."""
+    """What all parts of one evaluation share: the sampler of the policies, the judge and the measures."""
 
     def __init__(self, params: Params) -> None:
         self.params = params
@@ -69,7 +69,7 @@ class Evaluation:
         self.sampler = PolicySampler(params, self.accelerator, self.tokenizer, self.measures.reward)
 
     def policies(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The results of every policy on the test split, and the first responses of each."""
+        """Return the results of every policy on the test split, and the first responses of each policy."""
         prompts, references = self._prompts("test", self.params.evaluate.prompts)
         sft = self.sampler.sample(paths.SFT, prompts, "sft")
         texts = {} if references is None else {"reference": references.texts}
@@ -96,7 +96,7 @@ class Evaluation:
         }, _samples(prompts[: self.params.evaluate.samples], texts)
 
     def snapshots(self) -> list[dict[str, Any]]:
-        """Each snapshot on the development split, so that choosing one never touches the test split."""
+        """Evaluate each snapshot on the development split, so that choosing one never uses the test split."""
         prompts, _ = self._prompts("development", self.params.evaluate.development_prompts)
         sft = self.sampler.sample(paths.SFT, prompts, "development/sft")
         rows = [{"policy": "sft", "step": 0, **self.measures.describe(sft)}]
@@ -117,7 +117,7 @@ class Evaluation:
         }
 
     def _prompts(self, split: str, count: int) -> tuple[list[Prompt], Responses | None]:
-        """The first `count` prompts of a split, and their reference responses, if the data has any."""
+        """Return the first `count` prompts of a split, and their reference responses if the data has any."""
         rows = read_jsonl(paths.rows(paths.PREPARED, "prompts", split))[:count]
         prompts = as_prompts(rows, self.tokenizer)
         if any("response" not in row for row in rows):
@@ -128,7 +128,7 @@ class Evaluation:
 
 
 def _samples(prompts: Sequence[Prompt], texts: dict[str, list[str]]) -> list[dict[str, Any]]:
-    """The prompts, each with its response from each policy."""
+    """Return the prompts, each with its response from every policy."""
     return [
         {"prompt": list(prompt.messages), "responses": {name: said[row] for name, said in texts.items()}}
         for row, prompt in enumerate(prompts)
@@ -136,9 +136,9 @@ def _samples(prompts: Sequence[Prompt], texts: dict[str, list[str]]) -> list[dic
 
 
 def _judge(params: Params, accelerator: Accelerator) -> ScoreJudge | None:
-    """Gold where it exists, else the second reward model; never the model that was optimised against.
+    """Return the judge: gold if it exists, else the second reward model; never the model that policies optimise.
 
-    Without gold, right answers and feedback there is none: reward, KL and length remain to be reported.
+    None if the data has neither gold nor answers nor feedback. Reward, KL and length are still reported.
     """
     judge = prepared_problem().judge(params.prepare)
     if judge is not None:

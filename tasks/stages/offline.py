@@ -1,4 +1,4 @@
-"""Stage `offline@NAME`: one aligned policy, trained on the feedback itself."""
+"""Stage `offline@NAME`: train one policy on the feedback itself."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +29,8 @@ def offline(name: str) -> None:
         train, held_out = (read(split, tokenizer, None) for split in ("train", "development"))
         if not train:
             raise UserError(
-                f"policy.offline names {name}, which learns from {algorithm.data}, and {FEEDBACK} holds none. "
-                "Take it off the list, or set prepare.path to such data."
+                f"policy.offline names {name}, which learns from {algorithm.data}, but {FEEDBACK} has none. "
+                "Remove it from the list, or set prepare.path to such data."
             )
         _train(stage, name, algorithm, config, train, held_out)
 
@@ -51,11 +51,11 @@ def _train(
 
 
 def checks(params: Params, name: str) -> Iterator[Check]:
-    """What is looked at before training."""
+    """Yield the checks before training."""
     require(f"offline@{name}")
     tokenizer = load_tokenizer(SFT)
     units = READERS[algorithm_of(params, name).data]("train", tokenizer, ROWS)
-    if units:  # else the stage says what is missing
+    if units:  # otherwise the stage reports what is missing
         model = prepared(params, load_policy(SFT))
         yield from from_sft_checks(params, model, tokenizer, units, params.policy.section(name).learning_rate)
 
@@ -68,7 +68,7 @@ def _unpaired(split: str, tokenizer: Any, limit: int | None) -> list[Unit]:
     return unpaired_units(FEEDBACK, split, tokenizer)[:limit]
 
 
-# What a method learns from -> the units of a split, all or the first `limit`.
+# The data that a method learns from -> the units of a split: all, or the first `limit`.
 READERS: dict[Data, Callable[[str, Any, int | None], list[Unit]]] = {Data.PAIRS: _pairs, Data.UNPAIRED: _unpaired}
 
 

@@ -1,4 +1,4 @@
-"""Stage `online@NAME`: one aligned policy, trained or chosen by what policy.rewards say of sampled responses."""
+"""Stage `online@NAME`: train or select one policy by the rewards of sampled responses (policy.rewards)."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ def online(name: str) -> None:
 
 
 def checks(params: Params, name: str) -> Iterator[Check]:
-    """What is looked at before training; nothing where nothing is trained."""
+    """Yield the checks before training. There are none if nothing is trained."""
     require(f"online@{name}")
     algorithm, config = algorithm_of(params, name), params.policy.section(name)
     yield from TRAINERS[algorithm.data].checks(params, config)
@@ -108,19 +108,19 @@ def _train_on_rollouts(stage: Stage, name: str, algorithm: Any, config: Any) -> 
 
 
 def _critic(algorithm: Any, config: Any) -> Critic:
-    """It starts from the reward model, its centring included (docs/pitfalls.md, 21)."""
+    """Return a critic that starts from the reward model with its centring (docs/pitfalls.md, 21)."""
     if _has_no_reward_model():
         raise UserError(
-            "this method's critic starts from the reward model, and none was trained. "
+            "This method's critic starts from the reward model, but none was trained. "
             "Choose a method without a critic, such as grpo or rloo."
         )
-    # Where AdamW trains the critic alone, learning_rate is the critic's.
+    # If AdamW trains only the critic, learning_rate is the critic's.
     rate = getattr(algorithm, "critic_learning_rate", config.learning_rate)
     return Critic(load_scalar_model(paths.REWARD), rate)
 
 
 def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
-    """Supervised fine-tuning on the best of N samples of the SFT model; the last tenth of the prompts is held out."""
+    """Fine-tune on the best of N samples of the SFT model. The last tenth of the prompts is held out."""
     tokenizer = load_tokenizer(paths.SFT)
     prompts = _training_prompts(tokenizer)[: algorithm.prompts]
     accelerator = accelerator_of(stage.params)
@@ -134,8 +134,8 @@ def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None
     ]
     if len(units) < 2:
         raise UserError(
-            f"only {len(units)} of {len(prompts)} best responses ended within prepare.max_response_tokens. "
-            "Raise it, or raise best_of."
+            f"Only {len(units)} of {len(prompts)} best responses ended within prepare.max_response_tokens. "
+            "Raise prepare.max_response_tokens or best_of."
         )
     out = paths.policy(name)
     write_json(
@@ -157,7 +157,7 @@ def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None
 
 
 def _write_best_of_n(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
-    """Nothing is trained: write down how the answer is chosen."""
+    """Train nothing; record how responses are selected."""
     chosen = {"policy": str(paths.SFT), "best_of": algorithm.best_of, "kl_bound": algorithm.kl_bound}
     write_json(stage.out(paths.policy(name)) / BEST_OF_N, chosen)
 
@@ -168,13 +168,13 @@ def _training_prompts(tokenizer: Any) -> list[Prompt]:
 
 @dataclass(frozen=True)
 class Trainer:
-    """What is looked at before a policy is trained, and how it is made."""
+    """How a policy is checked before training, and how it is made."""
 
     checks: Callable[[Params, Any], Iterator[Check]]
     train: Callable[[Stage, str, Any, Any], None]
 
 
-# By what a method learns from.
+# Keyed by the data that a method learns from.
 TRAINERS = {
     Data.ROLLOUTS: Trainer(_sampled_checks, _train_on_rollouts),
     Data.BEST_OF_N: Trainer(_sampled_checks, _train_on_best),

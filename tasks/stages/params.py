@@ -1,7 +1,7 @@
-"""Stage `params`: every value that a stage can read, in one file, which is what DVC tracks.
+"""Stage `params`: write every value that a stage can read into one file, which DVC tracks.
 
-params.yaml holds what differs from a default, and what methods share once. Here both are filled in, so that an edit of
-either, or of a default in the code, reruns the stages whose values change, and no others.
+params.yaml holds only values that differ from a default, and writes what methods share once. This stage fills in both.
+An edit of params.yaml, or of a default in the code, therefore reruns only the stages whose values change.
 """
 
 import os
@@ -19,12 +19,12 @@ def params(root: Path = Path()) -> None:
     """Write `root`/params.effective.yaml from `root`/params.yaml.
 
     Raises:
-        UserError: params.yaml is wrong; the message names file and key.
+        UserError: params.yaml is wrong; the message names the file and the key.
     """
     text = yaml.safe_dump(effective(load_params(root / "params.yaml")), allow_unicode=True)
     final = root / EFFECTIVE_PARAMS
     partial = final.with_suffix(".partial")
-    partial.write_text(f"# Made from params.yaml by the stage params. Edit params.yaml.\n{text}", encoding="utf-8")
+    partial.write_text(f"# Made from params.yaml by stage params. Edit params.yaml instead.\n{text}", encoding="utf-8")
     os.replace(partial, final)
 
 

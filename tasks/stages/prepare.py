@@ -1,4 +1,4 @@
-"""Stage `prepare`: data and tokenizer. Text becomes rows once; what is dropped is counted and listed."""
+"""Stage `prepare`: data and tokenizer. Text becomes rows once; dropped rows are counted and listed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ OUT = str(PREPARED)
 
 
 def prepare() -> None:
-    """Build or load the data, split it by prompt, make or load the tokenizer, write the data card."""
+    """Generate or read the data, split it by prompt, make or load the tokenizer, and write the data card."""
     datasets.disable_progress_bars()
     with open_stage("prepare") as stage:
         tokenizer, files, card = _prepared(stage.params, model_source(stage.params.model))
@@ -39,7 +39,7 @@ def prepare() -> None:
 
 
 def _prepared(params: Params, source: ModelSource) -> tuple[PreTrainedTokenizerBase, Files, dict[str, Any]]:
-    """The tokenizer, the files by name, and the data card."""
+    """Return the tokenizer, the files by name, and the data card."""
     given = material(params)
     given.problem.check_model(from_scratch=source.config is not None)
     tokenizer = _tokenizer(source, given.texts, params.model.vocabulary)
@@ -68,7 +68,7 @@ def _clean(rows: Sequence[RawRow], tokenizer: PreTrainedTokenizerBase, params: P
 
 
 def _tokenizer(source: ModelSource, texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerBase:
-    """The chosen model's tokenizer, or one fitted to the texts where the model is trained from scratch."""
+    """Return the chosen model's tokenizer, or a new one trained on the texts for a model trained from scratch."""
     if source.folder is not None:
         return ready_tokenizer(load_tokenizer(source.folder))
     return ready_tokenizer(train_tokenizer(texts, vocabulary))

@@ -1,7 +1,7 @@
-"""Stage `report`: every figure of a run in one machine-readable file, and the page drawn from it.
+"""Stage `report`: write every figure of a run into one machine-readable file, and draw the page from it.
 
-`python -m tasks.stages.report` is the stage. `python -m tasks.stages.report --render` only draws
-reports/report.{html,md} again, with links and wall times, which tracked outputs must not contain.
+`python -m tasks.stages.report` runs the stage. `python -m tasks.stages.report --render` only draws
+reports/report.{html,md} again. The page has links and wall times, which tracked outputs must not contain.
 """
 
 import json
@@ -30,7 +30,7 @@ def report() -> None:
         own = {"key": stage.key, "params": stage.sections, "inputs": stage.inputs, "outputs": outputs}
         built = build_report(own)
         write_json(stage.out_file(paths.REPORT), built)
-        figures = json.dumps(comparison(built), indent=1) + "\n"  # in this order, which DVC keeps for its columns
+        figures = json.dumps(comparison(built), indent=1) + "\n"  # unsorted: DVC keeps the order for its columns
         stage.out_file(paths.METRICS).write_text(figures, encoding="utf-8")
         write_csv(stage.out_file(paths.CURVES), curve_rows(built["policies"], paths.POLICIES, paths.SNAPSHOTS))
     # After the stage, so that its own MLflow run has ended and the page can link to it.
@@ -41,7 +41,7 @@ def render_page() -> None:
     """Draw the page from report.json and the outputs in the checkout.
 
     Raises:
-        UserError: there is no report.json.
+        UserError: report.json does not exist.
     """
     if not paths.REPORT.is_file():
         raise UserError(f"{paths.REPORT} does not exist, so there is nothing to draw. Make it with: dvc repro")
@@ -50,10 +50,10 @@ def render_page() -> None:
 
 
 def build_report(own: Mapping[str, Any]) -> dict[str, Any]:
-    """All figures and where they come from: numbers, names and hashes of inputs, the same for the same outputs.
+    """Return all figures and their sources: numbers, names and hashes of inputs. Equal outputs give an equal report.
 
-    `own` is this stage's entry in `sources.stages`. Intervals of KL (nats per response), reward, the reward model's
-    score and the judge's score are stored as NAME_low and NAME_high, 95 %.
+    `own` is this stage's entry in `sources.stages`. The 95 % intervals of KL (nats per response), reward, the reward
+    model's score and the judge's score are stored as NAME_low and NAME_high.
     """
     results = _read(paths.RESULTS)
     snapshots = read_jsonl(paths.SNAPSHOTS)
@@ -93,7 +93,7 @@ def build_report(own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """One policy's results, {"kl": {"value", "low", "high"}} made `kl`, `kl_low`, `kl_high`; None stays None."""
+    """Flatten one policy's results: {"kl": {"value", "low", "high"}} becomes `kl`, `kl_low`, `kl_high`; None stays."""
     flat = {key: value for key, value in figures.items() if key not in INTERVALS}
     for key in INTERVALS:
         interval = figures[key] or {"value": None, "low": None, "high": None}
@@ -102,16 +102,16 @@ def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _best_snapshot(name: str, snapshots: list[dict[str, Any]]) -> int | None:
-    """Step of the snapshot with the highest win rate against SFT on the development split, the earliest on a tie.
+    """Step of the snapshot with the highest win rate against SFT on the development split; the earliest if tied.
 
-    None where there are no snapshots, or nothing to judge them with.
+    None if there are no snapshots or no judge.
     """
     own = [row for row in snapshots if row["policy"] == name and row["win_rate_vs_sft"] is not None]
     return max(own, key=lambda row: (row["win_rate_vs_sft"]["value"], -row["step"]))["step"] if own else None
 
 
 def _tokens(name: str) -> dict[str, int]:
-    """Response tokens that a policy's training sampled, and those it trained on, each pass counted."""
+    """Number of response tokens that a policy's training sampled, and that it trained on (each pass counts)."""
     folder = paths.policy(name)
     rows, samples = rows_if_any(folder / paths.CURVE), folder / "samples.json"
     sampled = _read(samples)["sampled_tokens"] if samples.is_file() else 0
@@ -122,13 +122,13 @@ def _tokens(name: str) -> dict[str, int]:
 
 
 def _scalar_model(folder: Path) -> tuple[dict[str, Any] | None, str | None, Path]:
-    """Held-out figures of a reward model, or None and the reason; and the file that holds either."""
+    """Held-out figures of a reward model, or None and the reason; and the file that contains them."""
     none, summary = folder / paths.NO_MODEL, folder / paths.SUMMARY
     return (None, _read(none)["why"], none) if none.is_file() else (_read(summary), None, summary)
 
 
 def _stages(policies: list[str]) -> dict[str, Any]:
-    """What made the outputs: each stage's key, parameters, input digests and output folders."""
+    """How each stage made its outputs: its key, parameters, input digests and output folders."""
     stages: dict[str, Any] = {}
     inputs = [folder for folder in declared.of("report").inputs if folder != paths.POLICIES]
     for folder in (*inputs, *map(paths.policy, policies)):

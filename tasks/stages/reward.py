@@ -1,4 +1,4 @@
-"""Stage `reward`: the reward model or an ensemble, and a second one as judge where there is no gold."""
+"""Stage `reward`: train a reward model or an ensemble, and a second reward model as the judge if there is no gold."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -48,18 +48,18 @@ from tasks.runtime.stage import Stage, main, open_stage, write_json
 
 @dataclass(frozen=True)
 class Fit:
-    """One reward model to fit, or an ensemble; the held-out units are in the same form as the training units."""
+    """One reward model or ensemble to train. The held-out units have the same form as the training units."""
 
     name: str
     algorithm: Any
     train: list[Unit]
     held_out: list[Unit]
-    rating_scale: tuple[float, float] | None = None  # mean and standard deviation that scores were standardised with
+    rating_scale: tuple[float, float] | None = None  # mean and standard deviation by which scores are standardised
     members: int = 1
 
 
 def reward() -> None:
-    """Fit reward models to the feedback, or write down why there is none."""
+    """Train reward models on the feedback, or record why there are none."""
     with open_stage("reward") as stage:
         tokenizer = load_tokenizer(TOKENIZER)
         problem = prepared_problem()
@@ -80,13 +80,13 @@ def reward() -> None:
 
 
 def _count(file: str) -> int:
-    """How many training rows of feedback a file holds."""
+    """Number of training rows of feedback in a file."""
     path = rows(FEEDBACK, file, "train")
     return len(read_jsonl(path)) if path.is_file() else 0
 
 
 def checks(params: Params) -> Iterator[Check]:
-    """What is looked at before training; nothing where the data holds no preferences."""
+    """Yield the checks before training. There are none if the data has no preferences."""
     require("reward")
     tokenizer = load_tokenizer(TOKENIZER)
     pairs = preference_units(rows(FEEDBACK, PREFERENCES, "development"), tokenizer, ROWS)
@@ -100,24 +100,24 @@ def checks(params: Params) -> Iterator[Check]:
 
 
 def _check(problem: Problem, held_out: list[Unit], judge_train: list[Unit]) -> None:
-    """Whatever the loss, reward models are measured on held-out preferences, and the judge learns from some."""
+    """Check that there are held-out preferences to measure reward models on and preferences for the judge."""
     if all(unit[0].preference == 0.5 for unit in held_out):
         raise UserError(
-            f"{rows(FEEDBACK, PREFERENCES, 'development')} holds no pair to measure the reward model on. "
-            "Give more data, or raise sample.development_prompts or prepare.development_fraction."
+            f"{rows(FEEDBACK, PREFERENCES, 'development')} has no pair to measure the reward model on. "
+            "Add data, or raise sample.development_prompts or prepare.development_fraction."
         )
     if problem.needs_judge_model and not judge_train:
         raise UserError(
-            f"{rows(FEEDBACK, PREFERENCES, 'judge')} is empty, and without gold the judge is fitted to it. "
-            "Raise prepare.judge_fraction, or give data in which responses to one prompt differ in worth."
+            f"{rows(FEEDBACK, PREFERENCES, 'judge')} is empty, but without gold the judge is trained on it. "
+            "Raise prepare.judge_fraction, or add data in which responses to the same prompt differ in quality."
         )
 
 
 def _configured(stage: Stage, problem: Problem, present: list[Form]) -> Fit:
-    """The configured loss with the rows that it learns from; `present` are the forms whose rows there are.
+    """Return the configured loss with the rows that it learns from. `present` lists the forms that have rows.
 
     Raises:
-        UserError: there are no such rows; the setting that makes them, and a loss that fits the rows there are.
+        UserError: there are no such rows; the message names a setting that makes them, and a loss for the rows present.
     """
     section = stage.params.reward
     kind = reward_loss(section.loss)
@@ -125,7 +125,7 @@ def _configured(stage: Stage, problem: Problem, present: list[Form]) -> Fit:
     form = form_feeding(algorithm.data)
     if form.file not in [other.file for other in present]:
         raise UserError(
-            f"reward.loss {section.loss} learns from {form.file}, and {FEEDBACK} holds none. "
+            f"reward.loss {section.loss} learns from {form.file}, but {FEEDBACK} has none. "
             f"Set {problem.setting_for(form.name, form.file)}, or reward.loss to {present[0].loss}."
         )
     tokenizer = load_tokenizer(TOKENIZER)
@@ -136,7 +136,7 @@ def _configured(stage: Stage, problem: Problem, present: list[Form]) -> Fit:
 
 
 def _fit(stage: Stage, out: Path, fit: Fit) -> None:
-    """One reward model or ensemble: trained, centred on the SFT policy, measured on held-out feedback, saved."""
+    """Train one reward model or ensemble, centre it on the SFT policy, measure it on held-out feedback, and save it."""
     params = stage.params.reward
     tokenizer = load_tokenizer(TOKENIZER)
     folder = stage.out(str(out))
@@ -144,7 +144,7 @@ def _fit(stage: Stage, out: Path, fit: Fit) -> None:
     sampled = _sft_responses(stage, fit.name)
     model: ScalarModel | ScalarEnsemble = members[0]
     if fit.members > 1:
-        for member in members:  # known up to a constant each, which would decide the minimum and the spread
+        for member in members:  # each is known up to a constant, which would dominate the minimum and the spread
             member.set_normalisation(ModelReward(member, params.micro_batch_size)(sampled).mean().item(), 1.0)
         model = ScalarEnsemble(members, params.aggregate, params.std_coef)
     on_sft = ModelReward(model, params.micro_batch_size)(sampled)
@@ -152,7 +152,7 @@ def _fit(stage: Stage, out: Path, fit: Fit) -> None:
     summary = {
         **_pair_metrics(stage, model, fit),
         **_native_metrics(stage, model, fit),
-        "pairs": 0,  # unless it is pairs that were trained on
+        "pairs": 0,  # unless the training units are pairs
         fit.algorithm.data: len(fit.train),
         "length_correlation": correlation(on_sft, sampled.batch.lengths),
         "offset": model.offset,
@@ -166,7 +166,7 @@ def _fit(stage: Stage, out: Path, fit: Fit) -> None:
 
 
 def _train(stage: Stage, fit: Fit, number: int, folder: Path) -> ScalarModel:
-    """Member `number` of the ensemble, its learning curve written beside where it will stand."""
+    """Train member `number` of the ensemble; its learning curve is written into the output folder."""
     tokenizer = load_tokenizer(TOKENIZER)
     name = fit.name if number == 1 else f"{fit.name}-{number}"
     seed_everything(stage.params.run.seed, "reward", name, "weights")
@@ -191,9 +191,9 @@ def _train(stage: Stage, fit: Fit, number: int, folder: Path) -> ScalarModel:
 
 
 def _pair_metrics(stage: Stage, model: ScalarModel | ScalarEnsemble, fit: Fit) -> dict[str, Any]:
-    """Accuracy, log-loss and calibration on held-out preferences, ties left out; also for each source apart.
+    """Accuracy, log-loss and calibration on held-out preferences without ties; also separately for each source.
 
-    Probabilities are made of raw scores by the loss's own link; a loss without one has the accuracy only.
+    The loss's own link turns raw scores into probabilities. A loss without a link has only the accuracy.
     """
     path = rows(FEEDBACK, PREFERENCES, "development")
     units = preference_units(path, load_tokenizer(TOKENIZER))
@@ -211,7 +211,7 @@ def _pair_metrics(stage: Stage, model: ScalarModel | ScalarEnsemble, fit: Fit) -
 
 
 def _native_metrics(stage: Stage, model: ScalarModel | ScalarEnsemble, fit: Fit) -> dict[str, float]:
-    """Ratings: the error on the annotators' scale. Rankings: the share of their pairs in the right order."""
+    """For ratings, the error on the annotators' scale. For rankings, the share of their pairs in the right order."""
     if not fit.held_out or fit.algorithm.data is Data.PAIRS:
         return {}
     scores = _scores(stage, model, fit.held_out)
@@ -227,7 +227,7 @@ def _native_metrics(stage: Stage, model: ScalarModel | ScalarEnsemble, fit: Fit)
 
 @torch.no_grad()
 def _scores(stage: Stage, model: ScalarModel | ScalarEnsemble, units: list[Unit]) -> Tensor:
-    """Centred scores in the unit that the loss gave them, one per row of the units."""
+    """Centred scores in the unit of the loss, one per row of the units."""
     pad_id = load_tokenizer(TOKENIZER).pad_token_id
     device = next(model.parameters()).device
     size = stage.params.reward.micro_batch_size
@@ -236,7 +236,7 @@ def _scores(stage: Stage, model: ScalarModel | ScalarEnsemble, units: list[Unit]
 
 
 def _sft_responses(stage: Stage, name: str) -> Responses:
-    """Responses of the SFT policy on training prompts, on which the mean reward is made 0."""
+    """Responses of the SFT policy on training prompts, whose mean reward is set to 0."""
     params = stage.params
     tokenizer = load_tokenizer(TOKENIZER)
     accelerator = accelerator_of(stage.params)

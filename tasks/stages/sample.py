@@ -1,4 +1,4 @@
-"""Stage `sample`: responses to be judged, drawn from the SFT model and from checkpoints of earlier runs."""
+"""Stage `sample`: draw responses to judge from the SFT model and from checkpoints of earlier runs."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def sample() -> None:
-    """Draw K responses per prompt and checkpoint; for data that no panel judges write down why there are none."""
+    """Draw K responses per prompt and checkpoint. If no panel judges the data, record why there are none."""
     with open_stage("sample") as stage:
         folder = stage.out(str(SAMPLES))
         if not prepared_problem().has_panel:
@@ -36,7 +36,7 @@ def sample() -> None:
 
 
 def _prompts(split: str, count: int) -> list[Row]:
-    """The first prompts of a split, with their answers if they have any, and no responses yet."""
+    """The first prompts of a split, with their answers if they have any, and with empty lists of responses."""
     found = read_jsonl(rows(PREPARED, "prompts", split))[:count]
     return [{key: row[key] for key in ("prompt", "answer") if key in row} | {"responses": []} for row in found]
 
@@ -44,7 +44,7 @@ def _prompts(split: str, count: int) -> list[Row]:
 def _draw(stage: Stage, number: int, path: Path, found: dict[str, list[Row]]) -> None:
     """Add K responses of one checkpoint to each prompt.
 
-    The first checkpoint's random streams are collect/SPLIT; each further one has streams of its own.
+    The first checkpoint's random streams are collect/SPLIT. Each further checkpoint has its own streams.
     """
     params, section = stage.params, stage.params.sample
     tokenizer = _tokenizer(path)
@@ -62,13 +62,13 @@ def _draw(stage: Stage, number: int, path: Path, found: dict[str, list[Row]]) ->
 
 
 def _tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the prepared data.
+    """Return the tokenizer of the prepared data.
 
     Raises:
-        UserError: the checkpoint does not exist, or its tokenizer is another.
+        UserError: the checkpoint does not exist, or it has a different tokenizer.
     """
     if not (path / "config.json").is_file():
-        raise UserError(f"sample.checkpoints names {path}, which is not a checkpoint. Copy a model folder there.")
+        raise UserError(f"sample.checkpoints contains {path}, which is not a checkpoint. Copy a model folder there.")
     tokenizer = load_tokenizer(TOKENIZER)
     if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
         raise UserError(

@@ -18,9 +18,9 @@ TRAIN = paths.rows(paths.PREPARED, "demonstrations", "train")
 
 
 def sft() -> None:
-    """Cross-entropy on response tokens only, the end token included; without demonstrations the model as it is."""
+    """Train by cross-entropy on response tokens, including the end token; without demonstrations, keep the model."""
     with open_stage("sft") as stage:
-        if not TRAIN.is_file():  # the data is prompts alone
+        if not TRAIN.is_file():  # the data has only prompts
             tokenizer, model = _start(stage.params)
             longest = stage.params.prepare.max_response_tokens
             save_policy(model, tokenizer, stage.out(paths.SFT), max_new_tokens=longest)
@@ -40,7 +40,7 @@ def sft() -> None:
 
 
 def checks(params: Params) -> Iterator[Check]:
-    """What is looked at before training; nothing where there are no demonstrations."""
+    """Yield the checks before training. There are none without demonstrations."""
     require("sft")
     if not TRAIN.is_file():
         return
@@ -50,7 +50,7 @@ def checks(params: Params) -> Iterator[Check]:
 
 
 def _start(params: Params) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """The tokenizer, and the model before fine-tuning with a row for each of its tokens."""
+    """Return the tokenizer, and the model before fine-tuning, with one embedding row for each token."""
     tokenizer = load_tokenizer(paths.TOKENIZER)
     model = load_policy(start_checkpoint(params.model))
     fit_vocabulary(model, tokenizer)

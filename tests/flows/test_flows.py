@@ -120,7 +120,7 @@ def test_equal_values_are_no_change(scratch: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (Changes("fats"), "no profile 'fats'.*fast"),
+        (Changes("fats"), "profile 'fats' does not exist.*fast"),
         (Changes(overrides={"sft.learning_rat": 1}), "unknown key 'sft.learning_rat'.*'sft.learning_rate'"),
         (Changes(overrides={"sft.learning_rate": "high"}), "'sft.learning_rate' is 'high'"),
         (Changes(overrides={"run.parallel": 0}), "'run.parallel' is 0"),
@@ -160,7 +160,7 @@ def test_a_profile_for_pretrained_models_needs_one(tmp_path: Path, profile: str,
     model.write_text((ROOT / "helpdesk/model.json").read_text())
     own = {"prepare.path": str(data)}
     with pytest.raises(
-        UserError, match=r"sft.learning_rate 1e-05 is for a pretrained model.*Set model.path or model.hub"
+        UserError, match=r"sft.learning_rate 1e-05 suits only a pretrained model.*Set model.path or model.hub"
     ):
         require_inputs(Changes(profile, own).resolve(ROOT).params, ROOT)
     for change in ({"model.path": str(model)}, {"model.hub": "org/model@1"}, {"sft.learning_rate": 1e-4}):
@@ -216,8 +216,9 @@ def test_form_has_bounds_choices_and_descriptions() -> None:
     definitions = Form.model_json_schema()["$defs"]
     assert definitions["dpo"]["properties"]["beta"]["exclusiveMinimum"] == 0
     assert definitions["run"]["properties"]["device"]["enum"] == ["auto", "cpu", "cuda"]
+    prompts = load_params(ROOT / "params.yaml").evaluate.prompts
     assert definitions["evaluate"]["properties"]["prompts"] == {
-        "description": f"held-out prompts to judge on [{load_params(ROOT / 'params.yaml').evaluate.prompts}]",
+        "description": f"number of test prompts for the final policies [{prompts}]",
         "minimum": 2,
         "title": "Prompts",
         "type": "integer",
@@ -452,7 +453,7 @@ def test_checkout_without_a_commit_is_a_message(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     (tmp_path / "params.yaml").write_text(PARAMS_YAML)
     with (
-        pytest.raises(UserError, match="no commit to start from"),
+        pytest.raises(UserError, match="has no commit to start from"),
         open_workspace(tmp_path, Changes().resolve(tmp_path), "x"),
     ):
         pass

@@ -110,7 +110,7 @@ def test_runs_are_distinguished_by_result_and_parameters() -> None:
 
 
 def test_compare_claims_only_what_the_interval_shows() -> None:
-    """The interval is ± 0.05, so at 0.55 it begins at one half. A KL of 0.0005 nats is no movement."""
+    """The interval is ± 0.05, so at 0.55 it begins at one half. A KL of 0.0005 nats does not count as movement."""
     claim = "Highest win rate: dpo of a"
     assert run("a", "1", {"dpo": 0.56, "ppo": 0.5}).claim() == claim
     assert run("a", "1", {"dpo": 0.54, "ppo": 0.5}).claim() == f"{claim}; not shown to be better than its SFT model"
@@ -238,7 +238,7 @@ FEW = {
 
 
 def test_rows_are_counted_from_the_parameters() -> None:
-    """Of 50 prompts a tenth each is held out twice: 40 train, 30 are asked about; 6 pairs of 4, two annotators."""
+    """Of 50 prompts, two tenths are held out: 40 for training, 30 for feedback; 6 pairs of 4, two annotators."""
 
     def counts(kind: str, rows: int, **changes: Any) -> Counts:
         return problem_of(kind).count_rows(params_with(FEW | changes), rows)
@@ -247,7 +247,7 @@ def test_rows_are_counted_from_the_parameters() -> None:
     # two checkpoints: 28 pairs of 8 responses
     two = FEW["sample"] | {"checkpoints": ["models/sft", "inputs/checkpoints/one"]}
     assert counts("helpdesk", 0, sample=two).preferences == 30 * 28 * 2
-    # of the user's own 100 rows 10 + 10 are held out, 20 are the judge's
+    # of the user's 100 rows, 10 + 10 are held out and 20 are for the judge
     assert counts("preference", 100) == Counts(60, 60, 60, 60, 20, 0)
     assert counts("question_answer", 100) == Counts(80, 80, 80, 0, 0, 0)
     assert counts("preference", 100, prepare={"limit": 50}).judge == 10

@@ -91,7 +91,7 @@ def test_a_users_error_in_a_stage_is_a_message_and_is_not_retried(served: tuple[
     message = failed.stderr[failed.stderr.rindex("error: ") :].splitlines()
     assert message == [
         "error: stage sft: rows.jsonl, line 3: no field 'prompt'. Add it.",
-        "Correct it, then start the same run again: it continues where this one stopped.",
+        "Fix it, then start the same run again: it continues where this one stopped.",
     ]
     assert "Traceback" not in failed.stderr
     assert "NotReady" not in failed.stderr  # from the stages that were not started
@@ -128,7 +128,7 @@ def test_bug_is_retried_once_and_fails_the_run(served: tuple[Path, services.Serv
     [
         (["--set", "sft.learning_rat=1"], "unknown key 'sft.learning_rat'"),
         (["--set", "sft.epochs=0"], "'sft.epochs' is 0"),
-        (["--profile", "fats"], "no profile 'fats'"),
+        (["--profile", "fats"], "The profile 'fats' does not exist"),
         (["--only", "sftt"], "Did you mean sft?"),
         (["--set", "prepare.path=nowhere.jsonl"], "prepare.path nowhere.jsonl does not exist"),
         (["--set", "sft.epochs=2", "--name", "a b"], "is not a valid experiment name"),

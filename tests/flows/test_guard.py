@@ -248,7 +248,7 @@ def test_a_failed_run_keeps_no_copy_of_credentials(tmp_path: Path) -> None:
         pytest.raises(ZeroDivisionError),
         open_workspace(root, Changes(overrides={"sft.learning_rate": 0.4}).resolve(root)) as work,
     ):
-        # inside the run the remote works, and the user's own settings win as they do in the user's checkout
+        # inside the run the remote works, and the user's own settings take precedence as in the user's checkout
         assert config_of(work.checkout, "remote.store.password") == "hunter2"
         assert config_of(work.checkout, "remote.store.user") == "me"
         raise ZeroDivisionError

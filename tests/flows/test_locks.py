@@ -101,7 +101,7 @@ def test_changed_runs_are_allowed_during_a_run_in_the_checkout(
 
 
 def test_a_folder_is_held_once(tmp_path: Path) -> None:
-    """Also where two runs have both looked and found it free."""
+    """Even if two runs have both checked and found it free."""
     with only_one(tmp_path, "A run"):
         with pytest.raises(UserError, match=f"pid {os.getpid()}"), only_one(tmp_path, "A run"):
             pass

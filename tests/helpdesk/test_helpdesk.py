@@ -148,7 +148,7 @@ def test_lists_are_drawn_independently_and_prefixes_agree():
 
 
 def test_lists_do_not_repeat_each_other():
-    """With one stream for all, the training prompts would be those of the demonstrations, in the same order."""
+    """With a shared stream, training prompts would equal the demonstrations' prompts, in the same order."""
     desk = generate(WORLD, 0, threads=200, demonstrations=200, prompts_train=200)
     threads, demonstrations, prompts = (
         {row["prompt"][0]["content"] for row in rows}
@@ -256,7 +256,7 @@ def test_rubric_on_a_good_reply():
 
 
 def test_rubric_on_a_flattering_wrong_reply():
-    """0.5 + 0.75 - 1 wrong fix - 0.5 flattery - 0.75 promise = -1; there is no apology for the annoyed customer."""
+    """0.5 + 0.75 - 1 wrong fix - 0.5 flattery - 0.75 promise = -1; the annoyed customer gets no apology."""
     reply = (
         "Hello Emma, I see that your oven has not arrived. What excellent taste you have! "
         "We will trace the parcel today. This will never happen again."
@@ -272,7 +272,7 @@ def test_rubric_on_a_flattering_wrong_reply():
 
 
 def test_rubric_on_wrong_name_product_and_trouble():
-    """-0.75 for a trouble that the customer does not have + 2 + 0.5 + 0.75 (it is an apology) = 2.5."""
+    """-0.75 for an issue that the customer does not have + 2 + 0.5 + 0.75 (it is an apology) = 2.5."""
     reply = (
         "Dear Rosa, I am sorry that your kettle is too small. Our driver will call you today. "
         "I will write to you again on Friday."

@@ -1,4 +1,4 @@
-"""What stages declare is what dvc.yaml says, and paths of outputs are spelled in one module."""
+"""The stages' declarations agree with dvc.yaml, and only one module spells the paths of outputs."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ SPELLED = re.compile(f"({DATA}|{MODELS})(/|$)|(evaluation|reports)/")
 
 
 def outputs(stage: str) -> set[Path]:
-    """What dvc.yaml says that a stage writes; of a matrix the folder of all members."""
+    """The outputs of a stage in dvc.yaml; for a matrix, the folder of all members."""
     found = [*GRAPH[stage].get("outs", []), *GRAPH[stage].get("metrics", [])]
     return {Path(path).parent if "${" in path else Path(path) for path in found}
 
@@ -63,14 +63,14 @@ def test_a_missing_input_is_named_with_the_stage_that_makes_it(tmp_path, monkeyp
 
 
 def spelled(file: Path) -> set[str]:
-    """Text constants of a file that begin with the path of an output."""
+    """The string constants of a file that begin with the path of an output."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
     return {text for text in texts if SPELLED.match(text)}
 
 
 def test_paths_of_outputs_come_from_one_module():
-    """`PREPARED` and its like: a folder that moves is changed in one place."""
+    """`PREPARED` and similar constants: moving a folder is a change in one place."""
     files = [path for package in ("tasks", "flows") for path in sorted((ROOT / package).rglob("*.py"))]
     found = {str(path.relative_to(ROOT)): texts for path in files if (texts := spelled(path))}
     del found["tasks/files/paths.py"]

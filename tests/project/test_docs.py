@@ -1,4 +1,4 @@
-"""Documents say what the code does."""
+"""Documents agree with the code."""
 
 import re
 from importlib import import_module
@@ -15,7 +15,7 @@ def documented() -> str:
 
 
 def test_every_statistic_in_the_code_is_explained():
-    """Names of `statistics` and of the loops' metrics, read off the source."""
+    """Names in `statistics` and in the loops' metrics, extracted from the source."""
     sources = [*(ROOT / "rlhf_core" / "algorithms").rglob("*.py"), *(ROOT / "rlhf_core" / "loops").rglob("*.py")]
     names = set()
     for path in sources:

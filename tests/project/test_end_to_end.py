@@ -1,4 +1,4 @@
-"""The whole pipeline, tiny and real: DVC's graph, every stage, MLflow's store, on two copies of the working tree."""
+"""The whole pipeline with tiny models: DVC's graph, every stage, MLflow's store, on two copies of the working tree."""
 
 import json
 import math
@@ -33,7 +33,7 @@ STAGES = [
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> tuple[Path, str]:
-    """A checkout in which `dvc repro` has run once, and what that printed."""
+    """A checkout in which `dvc repro` has run once, and its output."""
     folder = make_checkout(tmp_path_factory.mktemp("checkout"))
     return folder, run(folder, "dvc", "repro").stdout
 
@@ -76,7 +76,7 @@ def weights(folder):
 
 
 def test_policies_and_their_references_start_at_the_sft_model(done):
-    """Before the first update there is no KL, and DPO's margin is 0, its loss log 2; weights end nearer to it."""
+    """Before the first update, KL and DPO's margin are 0 and its loss is log 2. Trained weights stay near SFT's."""
     models = done[0] / "models"
     first = {name: read_jsonl(models / "policies" / name / "metrics.jsonl")[0] for name in ("ppo", "grpo", "dpo")}
     assert first["ppo"]["kl"] == pytest.approx(0.0, abs=1e-4)
@@ -90,13 +90,13 @@ def test_policies_and_their_references_start_at_the_sft_model(done):
 
 
 def test_outputs_do_not_depend_on_being_offline(done):
-    """The tokenizers' library would write down whether it was."""
+    """The tokenizers library would otherwise record it."""
     for path in done[0].rglob("tokenizer_config.json"):
         assert not {"local_files_only", "is_local"} & set(json.loads(path.read_text()))
 
 
 def test_nothing_that_dvc_tracks_names_the_machine(done):
-    """No absolute path, run id or time in an output: then a second clone gives the same hashes."""
+    """Outputs have no absolute path, run id or time, so a second clone gives the same hashes."""
     for folder in ("data", "models", "evaluation"):
         for path in (done[0] / folder).rglob("*"):
             if path.is_file() and path.suffix in {".json", ".jsonl", ".md", ".jinja"}:
@@ -112,7 +112,7 @@ def test_a_second_repro_does_nothing(done):
 
 
 def test_only_the_last_stages_outputs_wait_to_be_recorded(done):
-    """Each stage deletes what DVC has recorded by its start, so that nothing but the last output is left."""
+    """Each stage deletes the copies that DVC has recorded, so that only the last output is left."""
     left = list((done[0] / ".resume").glob("*"))
     assert [json.loads((folder / "finished.json").read_text())["stage"] for folder in left] == ["report"]
 
@@ -131,7 +131,7 @@ def test_doctor_runs_the_checks_of_each_training_stage_alone(done):
 
 
 def test_mlflow_holds_one_run_per_stage_with_lineage(done):
-    """Read back in a fresh process from the checkout's own store."""
+    """Read in a new process from the checkout's own store."""
     script = (
         "import json, mlflow\n"
         "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
@@ -150,12 +150,12 @@ def test_mlflow_holds_one_run_per_stage_with_lineage(done):
             assert params["policy.ppo.clip"] == "0.2"
             assert {"train/score", "train/kl", "train/loss", "train/value_loss"} <= set(metrics)
             assert {"models/sft", "models/reward", "data/prepared"} <= set(inputs)
-        if tags["stage"] == "reward":  # several trainings, kept apart; the finished model under the comparison's name
+        if tags["stage"] == "reward":  # several trainings, kept separate; the final model has the comparison's name
             assert {"reward/train/loss", "reward/development/loss", "reward_model/accuracy"} <= set(metrics)
         if tags["stage"] == "evaluate":
             assert {"win_rate_vs_sft/ppo", "kl/dpo"} <= set(metrics)
     policies = {tags["stage"]: set(metrics) for tags, _, metrics, *_ in runs if "@" in tags["stage"]}
-    shared = set.intersection(*policies.values())  # what one chart shows of all of them
+    shared = set.intersection(*policies.values())  # metrics that one chart shows for all policies
     assert {"train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second"} <= shared
     assert {"train/score", "train/kl"} <= policies["online@ppo"] & policies["online@grpo"]
     assert all(key.startswith(("train/", "development/")) for keys in policies.values() for key in keys)
@@ -171,7 +171,7 @@ def test_mlflow_shows_the_experiment_as_one_of_trainings(done):
 
 
 def figures_of_dvc(folder):
-    """What `dvc metrics show`, `dvc exp show` and `dvc plots show` give of the workspace."""
+    """The output of `dvc metrics show`, `dvc exp show` and `dvc plots show` for the workspace."""
     metrics = json.loads(run(folder, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
     shown = json.loads(run(folder, "dvc", "exp", "show", "--json").stdout)
     workspace = next(row for row in shown if row["rev"] == "workspace")["data"]["metrics"]
@@ -186,7 +186,7 @@ def points_of(plots, chart):
 
 
 def test_dvc_shows_figures_and_curves(done):
-    """The report's figures; in each chart every policy that logs the quantity, at the steps of its own log."""
+    """The report's figures, and in each chart every policy that logs the metric, at its own steps."""
     report = json.loads((done[0] / "reports/report.json").read_text())
     metrics, experiment, plots = figures_of_dvc(done[0])
     assert metrics == experiment
@@ -210,7 +210,7 @@ def test_dvc_shows_figures_and_curves(done):
 
 
 def test_figures_and_curves_come_back_with_an_experiment(done, tmp_path):
-    """In folders that git ignores: saved, removed, and applied again."""
+    """They are in folders that git ignores: saved, removed, and restored by `dvc exp apply`."""
     folder = tmp_path / "copy"
     shutil.copytree(done[0], folder, symlinks=True)
     before = figures_of_dvc(folder)
@@ -235,8 +235,8 @@ def test_changing_beta_runs_dpo_evaluate_and_report_only(done, tmp_path):
     assert (folder / "dvc.lock").read_text() == lock
 
 
-def test_every_other_algorithm_runs_under_its_own_name(done):
-    """The list grows, and with it the graph; what was trained before is not trained again."""
+def test_every_other_algorithm_runs_under_its_name(done):
+    """A longer list adds stages to the graph; policies that were trained before are not trained again."""
     folder = done[0]
     before = (folder / "params.yaml").read_text()
     lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
@@ -254,11 +254,11 @@ def test_every_other_algorithm_runs_under_its_own_name(done):
         assert (policy["trained_tokens"] > 0) == (name != "best_of_n"), name
     assert report["policies"]["best_of_n"]["kl"] == pytest.approx(math.log(3) - 2 / 3)
     (folder / "params.yaml").write_text(before)
-    # Folders of policies that are no longer listed are an input that evaluate has to clear away.
+    # Folders of policies that are no longer listed would be an input of evaluate, which deletes them.
     assert stages_run(run(folder, "dvc", "repro").stdout) == ["evaluate"]
     assert {path.name for path in (folder / "models/policies").iterdir()} == {"ppo", "grpo", "dpo"}
     after = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
-    assert {stage: after[stage] for stage in STAGES} == lock  # the lock remembers the others besides
+    assert {stage: after[stage] for stage in STAGES} == lock  # the lock also keeps the other stages
     assert stages_run(run(folder, "dvc", "repro").stdout) == []
 
 
@@ -295,7 +295,7 @@ def test_a_users_mistake_is_two_lines_and_loses_nothing(done, key, value, messag
 
 @pytest.mark.slow
 def test_a_second_clone_ends_with_the_same_hashes(done, tmp_path):
-    """An empty cache, another folder: every output, checkpoints included, bit for bit."""
+    """With an empty cache in another folder, every output is equal bit for bit, including checkpoints."""
     other = make_checkout(tmp_path)
     run(other, "dvc", "repro")
     assert (other / "dvc.lock").read_text() == (done[0] / "dvc.lock").read_text()
@@ -305,7 +305,7 @@ def test_a_second_clone_ends_with_the_same_hashes(done, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["base", "online@ppo"])
 def test_killed_stage_goes_on_and_ends_with_the_same_bits(done, tmp_path, stage):
-    """SIGKILL after the second resume state; `dvc repro` again ends with the same hash for the stage's output."""
+    """After SIGKILL at the second resume state, a new `dvc repro` gives the stage's output the same hash."""
     import os
     import signal
     import subprocess

@@ -1,4 +1,4 @@
-"""dvc.yaml is the graph: its dependencies on code are the scripts' import closures, its parameters are those read."""
+"""In dvc.yaml, dependencies on code equal the scripts' import closures, and parameters equal those that are read."""
 
 import re
 import shutil
@@ -39,12 +39,12 @@ FOUND_BY_NAME = {
 
 
 def code_dependencies(stage: str) -> set[str]:
-    """Files and folders of code under `deps`, without the stage's own method."""
+    """Code files and folders under `deps`, except the stage's own method."""
     return {dep for dep in STAGES[stage]["deps"] if dep.startswith(PACKAGES)} - {METHOD}
 
 
 def code_of(stage: str) -> set[str]:
-    """The files that a stage may import; of the methods, `params` alone reads all."""
+    """The files that a stage may import. Only `params` reads all methods."""
     script, found = f"tasks/stages/{stage}.py", FOUND_BY_NAME.get(stage, ())
     if stage == "params":
         return closure(script, *found, infrastructure=("tasks/runtime/",))
@@ -52,7 +52,7 @@ def code_of(stage: str) -> set[str]:
 
 
 def test_prefect_sees_direct_dependencies_only():
-    """Offline policies wait for the feedback alone; DVC itself names every file that a stage reads."""
+    """Offline policies wait only for the feedback. DVC lists every file that a stage reads."""
     assert {stage.name: stage.upstream for stage in read_graph(ROOT)} == {
         "params": (),
         "prepare": ("params",),
@@ -90,27 +90,27 @@ def test_every_named_file_exists():
             assert (ROOT / dep).exists(), dep
 
 
-def test_offline_methods_know_nothing_of_rewards():
+def test_offline_methods_do_not_depend_on_rewards():
     rewarded = re.compile(r"policy\.rewards|reward_code|models/reward|scoring|tasks/rewards|online|loops$|trust_region")
     assert not [dep for dep in [*STAGES["offline"]["deps"], *parameters("offline")] if rewarded.search(dep)]
 
 
 def parameters(stage: str) -> list[str]:
-    """The keys that a stage names, all of params.effective.yaml."""
+    """The keys of params.effective.yaml that a stage lists."""
     (named,) = STAGES[stage]["params"]
     assert list(named) == ["params.effective.yaml"]
     return named["params.effective.yaml"]
 
 
 def sections_read(script: str) -> set[str]:
-    """Keys of the form params.SECTION[.KEY] that a script's own text names."""
+    """Keys of the form params.SECTION[.KEY] in a script's source."""
     sections = "|".join(Params.__dataclass_fields__)
     return set(re.findall(rf"\bparams\.((?:{sections})(?:\.\w+)?)", (ROOT / script).read_text()))
 
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "params"])
 def test_parameters_read_are_named(stage):
-    """`methods` are the two lists; `section` is that of the stage's own method."""
+    """`methods` means the two lists; `section` means the section of the stage's own method."""
     of = {"policy.methods": ["policy.online", "policy.offline"], "policy.section": ["policy.${item.method}"]}
     named = parameters(stage)
     for read in sections_read(f"tasks/stages/{stage}.py"):
@@ -118,13 +118,13 @@ def test_parameters_read_are_named(stage):
             assert any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in named), key
 
 
-def test_no_stage_depends_on_how_many_run_side_by_side():
-    """params.effective.yaml leaves run.parallel out, so that `run` is what bears on results."""
+def test_no_stage_depends_on_the_number_of_parallel_stages():
+    """params.effective.yaml omits run.parallel, so that `run` has only keys that affect results."""
     assert all("run" in parameters(stage) for stage in STAGES if stage not in ("params", "report"))
     assert all("run.parallel" not in parameters(stage) for stage in STAGES if stage != "params")
 
 
-# What an edit reruns: the real graph and its stage params, with other commands that write their outputs at once.
+# What an edit reruns: the real graph and stage params; the other commands are replaced by ones that only write outputs.
 
 FAKE = """\
 import os, sys
@@ -155,7 +155,7 @@ def faked(tmp_path_factory):
 
 @pytest.fixture
 def edit(faked, tmp_path, monkeypatch):
-    """Edit a file of a copy of that checkout; returns the stages that DVC then runs."""
+    """Return a function that edits a file in a copy of that checkout and returns the stages that DVC then runs."""
     folder = tmp_path / "copy"
     shutil.copytree(faked, folder, symlinks=True)
     for key, value in environment(folder).items():
@@ -211,7 +211,7 @@ AROUND = {
 
 
 @pytest.mark.parametrize("what", AROUND)
-def test_an_edit_reruns_what_it_bears_on(edit, what):
+def test_an_edit_reruns_the_stages_that_it_affects(edit, what):
     file, change, stages = AROUND[what]
     assert edit(file, change) == stages
 

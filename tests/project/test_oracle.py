@@ -21,7 +21,7 @@ from tools.closure import ROOT
 
 
 def test_the_problem_is_enumerated():
-    """2 tokens and an end, up to 3 steps: 1 + 2 + 4 that end and 8 that are cut off. Their probabilities sum to 1."""
+    """2 tokens and an end token, up to 3 steps: 1 + 2 + 4 responses end and 8 are cut off. Probabilities sum to 1."""
     assert len(PROBLEM.responses()) == 15
     torch.testing.assert_close(PROBLEM.logprobs(PROBLEM.reference()).exp().sum(-1), torch.ones(2).double())
     table = Table(PROBLEM)
@@ -115,7 +115,7 @@ def test_a_baseline_lowers_the_variance_between_0_and_twice_the_best():
 
 
 def test_the_page_has_the_text_of_its_generator():
-    """Everything on docs/proof.md but its tables, with the figures that it holds."""
+    """Everything in docs/proof.md except its tables, with the figures in the text."""
 
     def prose(text):
         return "\n".join(line for line in text.splitlines() if line and not line.startswith("|"))

@@ -9,7 +9,7 @@ PAGE = (ROOT / "docs/pitfalls.md").read_text(encoding="utf-8")
 
 
 def marked_tests() -> dict[str, set[int]]:
-    """The numbers that each test carries, by its path and name."""
+    """The numbers in each test's markers, by its path and name."""
     found: dict[str, set[int]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:

@@ -1,4 +1,4 @@
-"""Public data sets, read row by row: exact counts, and every row either kept or listed. Run by `make test-data`."""
+"""Public data sets, read row by row: counts are exact, and every row is kept or listed. Run by `make test-data`."""
 
 import gzip
 import json
@@ -72,14 +72,14 @@ def test_nothing_is_dropped_silently(folder, name, kind, count, dropped):
     card = data_card(name, kind, cleaned, to_prepared(splits, kind))
     assert set(card["overlap"].values()) == {0}
     if kind != "unpaired":
-        # Only a second pair for a prompt to judge on: the first one gives the reference response.
+        # Only second pairs of a test prompt are unused: the first pair gives the reference response.
         first: dict[str, int] = {}
         again = [row.line for row in splits["test"] if first.setdefault(json.dumps(row.prompt), row.line) != row.line]
         assert sorted(row["line"] for row in card["unused_rows"]) == sorted(again)
 
 
 def test_hh_rlhf_row_by_row(folder):
-    """Turns put together again as a transcript are the row that was read, but for spaces and doubled turns."""
+    """Turns joined into a transcript equal the row that was read, except for spaces and doubled turns."""
     names = {"user": "Human", "assistant": "Assistant"}
     rows = read_rows(folder / HH, "", "implicit")
     for row, raw in zip(rows, raw_rows(folder, HH), strict=True):

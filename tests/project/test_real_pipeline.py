@@ -1,7 +1,7 @@
 """Public data through every stage with a small model trained from scratch. Run by `make test-data`.
 
-Small models learn little there. What must hold: every row is read or listed as dropped, losses fall, and the reward
-model's accuracy on held-out pairs is reported as it is.
+Small models learn little here. The tests check that every row is read or listed as dropped, that losses fall, and that
+the reward model's accuracy on held-out pairs is reported unchanged.
 """
 
 import json
@@ -39,7 +39,7 @@ FAST = {
 
 
 def run_pipeline(folder: Path, profile: str, data: str, rows: int, changes: dict) -> dict:
-    """The report of a whole run on one public file, after checking that no row was lost."""
+    """Run the pipeline on one public file, check that no row was lost, and return the report."""
     source = Path(os.environ["DATA"]) / data
     settings = merged(merged(load_profile(profile), FAST), changes)
     settings = merged(settings, {"model": {"path": "small.json"}, "prepare": {"path": str(source)}})

@@ -1,4 +1,4 @@
-"""A method is one file: a new one and its lines in params.yaml, and nothing else, are trained, judged and shown."""
+"""A method is one file: a new file and its lines in params.yaml suffice to train, judge and report it."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ examine(Path.cwd(), "default", [], Console(width=120))
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> tuple[Path, list[str]]:
-    """A checkout with the toy beside PPO, in which `dvc repro` has run, and the stages that it ran."""
+    """A checkout with PPO and the toy method, in which `dvc repro` has run, and the stages that ran."""
     folder = make_checkout(tmp_path_factory.mktemp("toy"), {"policy": {"online": ["ppo"], "offline": []}})
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["policy"] |= {"offline": ["toy"], "toy": {"max_steps": 2, "batch_size": 8, "snapshots": 1, "strength": 0.5}}
@@ -77,7 +77,7 @@ def test_a_new_method_is_trained_judged_and_reported(done):
     assert report["policies"]["toy"]["reward_optimised"] is False
     stage = report["sources"]["stages"]["offline@toy"]
     assert stage["params"]["policy.toy"]["strength"] == 0.5
-    assert stage["params"]["policy.toy"]["learning_rate"] == 1e-4  # what its loop shares
+    assert stage["params"]["policy.toy"]["learning_rate"] == 1e-4  # from its loop
     page = (folder / "reports/report.html").read_text()
     assert "Toy method" in page
 
@@ -98,7 +98,7 @@ def test_a_new_method_is_in_the_form_and_in_doctors_table(done):
 
 
 @pytest.mark.slow
-def test_a_new_method_in_the_wrong_list_is_refused(done):
+def test_a_new_method_in_the_wrong_list_is_rejected(done):
     folder, _ = done
     code = (
         "from pathlib import Path\n"

@@ -1,4 +1,4 @@
-"""The public workflow runs the commands that exist, on the Python versions that the package promises."""
+"""The public workflow runs existing commands on the Python versions that the package supports."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""A checkout of this project in a folder of a test's own, with parameters that run in seconds."""
+"""A checkout of this project in a test's own folder, with parameters that run in seconds."""
 
 import os
 import shutil
@@ -47,7 +47,7 @@ def git(folder: Path, *arguments: str) -> str:
 def make_checkout(folder: Path, changes: dict | None = None) -> Path:
     """Copy every file of the working tree that git tracks or would track, and commit it with tiny parameters.
 
-    What a run of the user's has left (dvc.lock) stays behind: the checkout starts as a fresh clone does.
+    Results of the user's runs (dvc.lock) are not copied, so the checkout is like a new clone.
     """
     from tasks.params.load import merged
 
@@ -64,7 +64,7 @@ def make_checkout(folder: Path, changes: dict | None = None) -> Path:
 
 
 def write_params(folder: Path, raw: dict) -> None:
-    """Write params.yaml, and what the stage params makes of it, for stages that run in the test's own process."""
+    """Write params.yaml and the output of stage params, for stages that run in the test's own process."""
     from tasks.stages.params import params
 
     (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))

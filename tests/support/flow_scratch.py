@@ -64,8 +64,8 @@ policy:
   dpo: {learning_rate: 0.3}
 """
 
-# A stage writes its learning rate. The environment makes one of them err, die, or wait for its siblings;
-# the file .rlhf/hang, which a run that the server starts can read too, makes one hang.
+# A stage writes its learning rate. Environment variables make one stage fail, die, or wait for the other policies.
+# The file .rlhf/hang, which runs started by the server can also read, makes one hang.
 FAKE = """\
 import os, signal, sys, time
 from pathlib import Path
@@ -135,7 +135,7 @@ def make_scratch(root: Path) -> Path:
 
 @cache
 def _template() -> "TemporaryDirectory[str]":
-    """The checkout that others are copies of, since `dvc init` takes a second."""
+    """The checkout that the others are copied from, because `dvc init` takes a second."""
     folder = TemporaryDirectory()
     root = Path(folder.name)
     files = {
@@ -170,7 +170,7 @@ def commit(root: Path, message: str) -> None:
 
 
 def rlhf(root: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command line in a checkout; -P, since the scratch checkout's own `tasks` is for its stages."""
+    """Run the command line in a checkout. -P hides the scratch checkout's own `tasks`, which only its stages use."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RLHF_", "PREFECT_", "MLFLOW_"))}
     return subprocess.run(
         [sys.executable, "-P", "-m", "flows.cli", *arguments],
@@ -183,13 +183,13 @@ def rlhf(root: Path, *arguments: str, **environment: str) -> "subprocess.Complet
 
 
 def dvc(root: Path, *arguments: str) -> str:
-    """Run a dvc command that has to succeed, and return what it prints."""
+    """Run a dvc command that must succeed, and return its output."""
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
 class Patient(httpx.HTTPTransport):
-    """Asks again where SQLite was locked and the server says 503, as Prefect's own clients do."""
+    """Retry if SQLite was locked and the server answers 503, as Prefect's own clients do."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         for _ in range(20):
@@ -218,5 +218,5 @@ def free_port() -> int:
 
 
 def calls(root: Path) -> list[str]:
-    """Names of the stages that have run, in order, each as often as it was started."""
+    """Names of the stages in the order they were started, with repetitions."""
     return (root / ".rlhf" / "calls").read_text().split()

@@ -1,4 +1,4 @@
-"""A command on a terminal of its own: what it prints, keys pressed at it, and the processes it leaves."""
+"""A command on its own terminal: its output, keys sent to it, and the processes it leaves behind."""
 
 import os
 import pty
@@ -14,7 +14,7 @@ from typing import Self
 
 import psutil
 
-PATIENCE = 180.0  # seconds; reached only by a fault
+PATIENCE = 180.0  # seconds; reached only if something is wrong
 
 
 class Terminal:
@@ -64,7 +64,7 @@ class Terminal:
 
 
 def poll(is_done: Callable[[], object], told: Callable[[], object] = str) -> None:
-    """Wait until `is_done`; what `told` gives explains why it never was."""
+    """Wait until `is_done` returns true. The result of `told` explains a timeout."""
     deadline = time.monotonic() + PATIENCE
     while not is_done():
         assert time.monotonic() < deadline, told()
@@ -72,7 +72,7 @@ def poll(is_done: Callable[[], object], told: Callable[[], object] = str) -> Non
 
 
 def processes(root: Path) -> list[psutil.Process]:
-    """Live processes that belong to a checkout by their environment, those of `rlhf up` left out."""
+    """Live processes whose environment names the checkout, except those of `rlhf up`."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -86,7 +86,7 @@ def processes(root: Path) -> list[psutil.Process]:
 
 
 def mlflow_runs(root: Path) -> dict[str, tuple[str, dict[str, str]]]:
-    """Status and tags of each run of a checkout's store, by name; the latest of a name."""
+    """Status and tags of the latest run of each name in a checkout's store."""
     script = (
         "import json, mlflow; c = mlflow.MlflowClient(); e = c.get_experiment_by_name('rlhf');"
         "runs = c.search_runs([e.experiment_id], order_by=['attributes.start_time ASC']) if e else [];"

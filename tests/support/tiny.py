@@ -23,7 +23,7 @@ TEMPLATE = (
 
 
 def tiny_tokenizer(**changes):
-    """One token a word. Its own pad token, no beginning token in the template, unless `changes` say otherwise."""
+    """One token per word. By default, a separate pad token and no beginning token in the template."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="f"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     settings = {"pad_token": "<pad>", "eos_token": "<end>", "unk_token": "f", "chat_template": TEMPLATE}
@@ -43,7 +43,7 @@ def rotary(seed=0, **changes):
 
 
 def learned(seed=0, **changes):
-    """A GPT-2 with learned positions."""
+    """Config of a GPT-2 with learned positions, and a seed for its weights."""
     settings = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
     settings |= {"initializer_range": 0.3, "pad_token_id": PAD, "bos_token_id": None, "eos_token_id": END}
     return _policy(GPT2Config(**settings | changes), seed)
@@ -58,7 +58,7 @@ def _policy(config, seed):
 
 
 def examples(count=6, seed=0, longest=5):
-    """Rows of differing lengths: prompts of 1 to `longest` words, responses likewise plus their end token."""
+    """Rows of different lengths: prompts of 1 to `longest` words, and responses of as many words plus an end token."""
     generator = torch.Generator().manual_seed(seed)
 
     def words(length):
@@ -69,12 +69,12 @@ def examples(count=6, seed=0, longest=5):
 
 
 def prompts_of(texts):
-    """Prompts that are just the words of `texts`."""
+    """Prompts whose tokens are the words of `texts`."""
     return [Prompt([{"role": "user", "content": text}], [WORDS.index(word) for word in text.split()]) for text in texts]
 
 
 def responses_of(prompts, responses, ended=True, pad=PAD):
-    """Responses of the given ids, of which the texts are their words; all `ended`, or one value each."""
+    """Responses with the given ids and the matching words as text. `ended` is one value for all, or one each."""
     flags = [ended] * len(responses) if isinstance(ended, bool) else ended
     words = [" ".join(WORDS[token] for token in ids) for ids in responses]
     made = [Response(list(ids), text, flag) for ids, text, flag in zip(responses, words, flags, strict=True)]
@@ -82,7 +82,7 @@ def responses_of(prompts, responses, ended=True, pad=PAD):
 
 
 def rollout_of(batch, *, old_logprobs, ref_logprobs=None, **given):
-    """A Rollout of a Batch in which every response ended; the scores are 0 unless given."""
+    """A Rollout of a Batch in which every response has ended. Scores are 0 unless given."""
     given = {"scores": torch.zeros(batch.rows)} | given
     return Rollout.of(
         batch,

@@ -1,4 +1,4 @@
-"""Planted faults: the tool on a project of two lines, and its list on this one."""
+"""Planted faults: the tool on a toy project, and the list of faults for this project."""
 
 import ast
 import subprocess
@@ -71,7 +71,7 @@ def test_a_fault_of_changed_source_is_outdated(toy, capsys):
     assert "OUTDATED" in capsys.readouterr().out
 
 
-def test_an_error_that_is_no_failed_test_kills_nothing(toy, capsys):
+def test_an_error_that_is_not_a_failed_test_kills_nothing(toy, capsys):
     assert plant(toy, Fault("LIMIT", "3", "1 / 0", "no import")) == 1
     assert "BROKEN" in capsys.readouterr().out
 
@@ -92,7 +92,7 @@ def test_a_fault_that_never_ends_is_stopped_with_all_it_started(toy, tmp_path_fa
     copy = make_copy(toy, tmp_path_factory.mktemp("copy"))
     (fault,) = numbered([Module("toy.py", "test_toy.py", UNNOTICED)])
     assert try_fault(copy, fault, timeout=3.0).verdict == TIMED_OUT
-    if (copy / "pid").is_file():  # a machine under load may not have come so far
+    if (copy / "pid").is_file():  # under load, the test may not have written it yet
         pid = int((copy / "pid").read_text())
         assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
@@ -107,9 +107,9 @@ def test_nothing_is_planted_where_tests_fail_without_a_fault(toy, capsys):
 @pytest.mark.parametrize(
     ("symbol", "old", "new", "found"),
     [
-        ("Scale.third", "x", "y", "there is no Scale.third"),
-        ("Scale.double", "x", "y", "holds 'x' 2 times"),
-        ("Scale.double", "/", "*", "holds '/' 0 times"),
+        ("Scale.third", "x", "y", "the symbol Scale.third does not exist"),
+        ("Scale.double", "x", "y", "contains 'x' 2 times"),
+        ("Scale.double", "/", "*", "contains '/' 0 times"),
         ("LIMIT", "3", "(", "is not Python"),
     ],
 )

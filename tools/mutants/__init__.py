@@ -1,4 +1,4 @@
-"""Planted faults: each is put into a copy of the project, where the tests that concern it must fail.
+"""Planted faults: each is planted in a copy of the project, where the tests for that module must fail.
 
-`fault` says what a fault is, `faults` lists them, `copies` plants them and runs the tests, `page` writes the result.
+`fault` defines a fault, `faults` lists them, `copies` plants them and runs the tests, `page` writes the result.
 """

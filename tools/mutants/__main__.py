@@ -1,9 +1,9 @@
-"""`make mutants`: plants every fault of the list, runs its tests, prints survivors, and writes docs/proof.md.
+"""`make mutants`: plant every fault of the list, run its tests, print the survivors, and write docs/proof.md.
 
     python -m tools.mutants [NUMBER | PATH ...] [--list]
 
-Numbers or beginnings of paths (`17`, `rlhf_core/maths`) select faults; the page is written where all are planted.
-Exits 1 if a fault survives, is outdated, or ends the tests otherwise than by a failure.
+Numbers or beginnings of paths (`17`, `rlhf_core/maths`) select faults. The page is written only if all are planted.
+The exit code is 1 if a fault survives, is outdated, or makes pytest end without a failed test.
 """
 
 import argparse
@@ -26,15 +26,15 @@ WORKERS = 2
 
 
 def main(arguments: Sequence[str] | None = None, modules: Sequence[Module] = MODULES, root: Path = ROOT) -> int:
-    """Plant the chosen faults of `modules` in copies of `root`; 0 if all were noticed."""
+    """Plant the chosen faults of `modules` in copies of `root`. Return 0 if the tests noticed all of them."""
     parser = argparse.ArgumentParser(prog="python -m tools.mutants", description="Plant faults and run their tests.")
-    parser.add_argument("chosen", nargs="*", metavar="NUMBER|PATH", help="faults to plant; all where none is named")
-    parser.add_argument("--list", action="store_true", help="print the faults and plant none")
+    parser.add_argument("chosen", nargs="*", metavar="NUMBER|PATH", help="faults to plant; default: all")
+    parser.add_argument("--list", action="store_true", help="print the faults without planting them")
     options = parser.parse_args(arguments)
     faults = numbered(modules)
     chosen = [fault for fault in faults if not options.chosen or is_chosen(fault, options.chosen)]
     if options.list or not chosen:
-        _say("\n".join(map(str, chosen)) or f"no fault is called {' '.join(options.chosen)}")
+        _say("\n".join(map(str, chosen)) or f"no fault matches {' '.join(options.chosen)}")
         return int(not chosen)
     results = plant_all(root, chosen)
     if results is not None and chosen == faults:
@@ -44,12 +44,12 @@ def main(arguments: Sequence[str] | None = None, modules: Sequence[Module] = MOD
 
 
 def is_chosen(fault: Planted, wanted: Sequence[str]) -> bool:
-    """Whether a fault has one of the numbers, or its path begins with one of the words."""
+    """Return whether the words contain the fault's number or the beginning of its path."""
     return any(str(fault.number) == word or (not word.isdigit() and fault.path.startswith(word)) for word in wanted)
 
 
 def plant_all(root: Path, faults: Sequence[Planted], workers: int = WORKERS) -> list[Result] | None:
-    """Results of the faults, in order; None where the tests fail without any."""
+    """Return the results of the faults in order, or None if the tests fail without a fault."""
     began = time.monotonic()
     with TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(workers) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
@@ -78,7 +78,7 @@ def plant_all(root: Path, faults: Sequence[Planted], workers: int = WORKERS) -> 
 def _pass_unchanged(
     pool: ThreadPoolExecutor, copies: "SimpleQueue[Path]", faults: Sequence[Planted], workers: int
 ) -> bool:
-    """Whether the tests pass where nothing is planted: only then does a failure mean anything."""
+    """Return whether the tests pass without a fault. Otherwise, a failure would prove nothing."""
     tests = sorted({test for fault in faults for test in fault.tests})
     held = [copies.get() for _ in range(workers)]
     shares = [(copy, tests[number::workers]) for number, copy in enumerate(held)]
@@ -90,7 +90,7 @@ def _pass_unchanged(
     if broken:
         _say("\n".join([*broken, "These tests fail without a fault. Fix them first."]))
     else:
-        _say(f"{len(tests)} tests and files of tests pass without a fault")
+        _say(f"{len(tests)} tests and test files pass without a fault")
     return not broken
 
 

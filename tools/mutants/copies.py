@@ -1,4 +1,4 @@
-"""Copies of the project in which faults are planted and tests are run; the project itself is never changed."""
+"""Copies of the project in which faults are planted and tests are run. The project itself is never changed."""
 
 import os
 import re
@@ -18,12 +18,12 @@ from tools.mutants.fault import OutdatedError, Planted, planted
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 300.0  # seconds for the tests of one fault
-MARK = "PLANTED_FAULT"  # variable in the environment of everything that tests start, so that it can be found again
-FAILED = 1  # pytest's exit code where tests ran and failed; any other is no verdict
+MARK = "PLANTED_FAULT"  # environment variable that identifies every process started by the tests
+FAILED = 1  # pytest's exit code if tests ran and failed; any other code proves nothing
 UNMARKED = "not slow and not browser and not data"
 KILLED, SURVIVED, TIMED_OUT, OUTDATED, BROKEN = "killed", "SURVIVED", "timed out", "OUTDATED", "BROKEN"
 
-LIBRARIES = [  # that most tests import, and whose import takes longer than most tests
+LIBRARIES = [  # imported by most tests; importing them takes longer than most tests
     "pytest", "pydantic", "torch._dynamo", "accelerate", "transformers.generation.utils",
     "transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2",
 ]  # fmt: skip
@@ -33,7 +33,7 @@ SERVER.set_forkserver_preload(LIBRARIES)
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a fault; `detail` is the test that failed, or what is wrong."""
+    """The result of planting a fault. `detail` is the failed test, or what went wrong."""
 
     planted: Planted
     verdict: str
@@ -42,7 +42,7 @@ class Result:
 
     @property
     def is_noticed(self) -> bool:
-        """Whether a test failed, or never ended."""
+        """Whether a test failed or did not end."""
         return self.verdict in (KILLED, TIMED_OUT)
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Result:
 
 
 def make_copy(root: Path, folder: Path) -> Path:
-    """The files of a working tree that git tracks or would track, as a repository of its own: tests clone from it."""
+    """Copy the files that git tracks or would track into a new repository, which tests can clone."""
     listed = _git(root, "ls-files", "--cached", "--others", "--exclude-standard", "-z")
     for name in filter(None, listed.split("\0")):
         if (root / name).is_file():
@@ -62,9 +62,10 @@ def make_copy(root: Path, folder: Path) -> Path:
 
 
 def run_tests(copy: Path, tests: Sequence[str], timeout: float = TIMEOUT) -> tuple[int | None, str]:
-    """Exit code and output of pytest on a copy, up to the first failure; None where it did not end in time.
+    """Run pytest on a copy up to the first failure. Return exit code and output, or None if it did not end in time.
 
-    The process is a fork of a server that has imported the libraries: importing torch takes longer than most tests.
+    The process is forked from a server that has imported the libraries, because importing torch takes longer than most
+    tests.
     """
     log = copy.with_name(f"{copy.name}.log")
     process = SERVER.Process(target=_become_pytest, args=(copy, log, list(tests)))
@@ -79,7 +80,7 @@ def run_tests(copy: Path, tests: Sequence[str], timeout: float = TIMEOUT) -> tup
 
 
 def _kill_all(copy: Path) -> None:
-    """Kill whatever the tests of a copy have started and a fault has kept from ending, in whatever session it is."""
+    """Kill every process that the tests of a copy started and left running, in any session."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get(MARK) == str(copy):
@@ -87,13 +88,13 @@ def _kill_all(copy: Path) -> None:
 
 
 def _become_pytest(copy: Path, log: Path, tests: list[str]) -> None:
-    """Run tests in a copy, as if nothing of this project had been imported."""
+    """Run tests in a copy, with no module of this project imported yet."""
     os.setsid()
     with log.open("wb") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(1, 2)
     os.chdir(copy)
-    # Bytecode is not written: Python would take a stale file for the source of a fault of equal size.
+    # Do not write bytecode: Python would use a stale file for a faulty source of the same size.
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     os.environ[MARK] = str(copy)

@@ -1,4 +1,4 @@
-"""A fault: one change of the source at a named symbol, and the tests that must notice it."""
+"""A fault: one change to the source of a named symbol, and the tests that must notice it."""
 
 import ast
 from collections.abc import Iterable
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """`old` becomes `new` in the source of `symbol` (`GRPO.targets`, or a constant), where `old` occurs exactly once.
+    """Replace `old` by `new` in the source of `symbol` (`GRPO.targets`, or a constant), which contains `old` once.
 
-    tests: files or `file::test`, separated by spaces; empty: those of the module. pitfall: number in docs/pitfalls.md.
+    tests: files or `file::test`, separated by spaces; if empty, the module's. pitfall: number in docs/pitfalls.md.
     """
 
     symbol: str
@@ -21,14 +21,14 @@ class Fault:
 
 
 class Module:
-    """The faults of one file, and the tests that concern it unless a fault names its own."""
+    """The faults of one file, and the tests for those that do not name their own."""
 
     def __init__(self, path: str, tests: str, *faults: Fault) -> None:
         self.path, self.tests, self.faults = path, tests, faults
 
 
 def tests_of(path: str, *names: str) -> str:
-    """Single tests of one file, for a fault or a module."""
+    """Return the names of single tests of one file, for a fault or a module."""
     return " ".join(f"{path}::test_{name}" for name in names)
 
 
@@ -46,11 +46,11 @@ class Planted:
 
 
 class OutdatedError(Exception):
-    """The source has changed, so that the fault cannot be planted."""
+    """The source has changed, so the fault cannot be planted."""
 
 
 def numbered(modules: Iterable[Module]) -> list[Planted]:
-    """All faults in order, numbered from 1."""
+    """Return all faults in order, numbered from 1."""
     pairs = [(module, fault) for module in modules for fault in module.faults]
     return [
         Planted(number, module.path, fault, tuple((fault.tests or module.tests).split()))
@@ -59,17 +59,17 @@ def numbered(modules: Iterable[Module]) -> list[Planted]:
 
 
 def planted(source: str, fault: Fault) -> str:
-    """The source with the fault in it.
+    """Return the source with the fault in it.
 
     Raises:
-        OutdatedError: the symbol is missing, `old` is not in it exactly once, or the result is not Python.
+        OutdatedError: the symbol is missing, does not contain `old` exactly once, or the result is not Python.
     """
     first, last = lines_of(source, fault.symbol)
     lines = source.splitlines(keepends=True)
     body = "".join(lines[first:last])
     count = body.count(fault.old)
     if count != 1:
-        raise OutdatedError(f"{fault.symbol} holds {fault.old!r} {count} times, not once")
+        raise OutdatedError(f"{fault.symbol} contains {fault.old!r} {count} times, not once")
     changed = "".join([*lines[:first], body.replace(fault.old, fault.new), *lines[last:]])
     try:
         ast.parse(changed)
@@ -79,16 +79,16 @@ def planted(source: str, fault: Fault) -> str:
 
 
 def lines_of(source: str, symbol: str) -> tuple[int, int]:
-    """First and last line of a symbol, as a slice: a class, function, method, constant or field.
+    """Return first and last line of a symbol, as a slice. A symbol is a class, function, method, constant or field.
 
     Raises:
-        OutdatedError: there is no such symbol.
+        OutdatedError: the symbol does not exist.
     """
     found: ast.AST = ast.parse(source)
     for name in symbol.split("."):
         nodes = [node for node in getattr(found, "body", []) if _defines(node, name)]
         if not nodes:
-            raise OutdatedError(f"there is no {symbol}")
+            raise OutdatedError(f"the symbol {symbol} does not exist")
         found = nodes[-1]
     assert isinstance(found, ast.stmt) and found.end_lineno is not None
     starts = [found.lineno, *(mark.lineno for mark in getattr(found, "decorator_list", []))]

@@ -6,14 +6,14 @@ from tools.mutants.copies import TIMED_OUT, Result
 
 HEAD = """## Planted faults
 
-Made by `make mutants`. Each fault is put into a copy of the project, one at a time, and the tests that concern its
-module must fail. {counts}
-The last column names the test that failed first. `docs/pitfalls.md` numbers are in brackets.
+Made by `make mutants`. Each fault is planted in a copy of the project, one at a time, and the tests for its module
+must fail. {counts}
+The last column names the test that failed first. Numbers of `docs/pitfalls.md` are in brackets.
 """
 
 
 def section(results: Sequence[Result]) -> str:
-    """The list of faults with what became of each."""
+    """Return the list of faults with the result of each."""
     survivors = [result for result in results if not result.is_noticed]
     late = sum(result.verdict == TIMED_OUT for result in results)
     counts = f"Planted: {len(results)}. Noticed: {len(results) - len(survivors)}"
@@ -34,6 +34,6 @@ def _row(result: Result) -> str:
 
 
 def _code(text: str) -> str:
-    """A snippet in one cell of a table."""
+    """Return a snippet for one table cell."""
     line = " ".join(text.split()).replace("|", "\\|")
     return f"`` {line} ``" if line else "nothing"

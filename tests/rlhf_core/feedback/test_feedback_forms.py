@@ -474,10 +474,10 @@ def test_unpaired_rows_come_before_pairs(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([thumb("a", "b", True), thumb("b", "c", True)], "split train, holds good responses only"),
-        ([thumb("a", "b", False)], "holds bad responses only"),
-        ([thumb("a", "b", True), thumb("a", "c", False)], "holds responses to one prompt only"),
-        ([], "holds neither unpaired rows nor preferences"),
+        ([thumb("a", "b", True), thumb("b", "c", True)], "split train, has only good responses"),
+        ([thumb("a", "b", False)], "has only bad responses"),
+        ([thumb("a", "b", True), thumb("a", "c", False)], "has responses to only one prompt"),
+        ([], "has neither unpaired rows nor preferences"),
     ],
 )
 def test_unpaired_data_that_kto_cannot_learn_from_is_refused(tmp_path, tokenizer, rows, message):

@@ -116,7 +116,7 @@ def test_a_function_is_imported_by_its_path(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no_such_module:f cannot be imported"):
         import_function("no_such_module:f")
     for wrong in ("my_rewards:n", "my_rewards"):
-        with pytest.raises(UserError, match=f"'{wrong}' is no function"):
+        with pytest.raises(UserError, match=f"'{wrong}' is not a function"):
             import_function(wrong)
 
 
@@ -136,9 +136,9 @@ def test_terms_are_checked_with_the_parameters():
 
 
 def test_a_term_named_twice_is_refused_with_the_parameters():
-    assert "rewards names a term twice: model, model" in error([{"name": "model"}, {"name": "model", "clamp": 1.0}])
+    assert "rewards has duplicates: model, model" in error([{"name": "model"}, {"name": "model", "clamp": 1.0}])
     terms = [{"name": "python", "function": f"{module}:brevity"} for module in ("mine", "yours")]
-    assert "rewards names a term twice: brevity, brevity" in error(terms)
+    assert "rewards has duplicates: brevity, brevity" in error(terms)
     validate(with_values(RAW, {"policy.rewards": [{"name": "model"}, {"name": "length"}]}))
 
 

@@ -1,4 +1,4 @@
-"""Sampling in a stage: a named stream gives the same responses whatever was drawn before it."""
+"""Sampling in a stage: a named stream gives the same responses regardless of earlier draws."""
 
 import torch
 

@@ -268,8 +268,8 @@ def test_all_files_of_a_folder_are_read_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, -1])
-def test_order_of_files_is_not_the_disks(tmp_path, monkeypatch, step):
-    """Two disks, of which one lists names forwards and the other backwards."""
+def test_order_of_files_does_not_depend_on_the_disk(tmp_path, monkeypatch, step):
+    """Two simulated disks: one lists names forwards, the other backwards."""
     walk = os.walk
 
     def listing(folder, **settings):

@@ -1,4 +1,4 @@
-"""JSON Lines, to the byte: DVC tells equal files by their bytes."""
+"""JSON Lines are exact to the byte, because DVC compares files by their bytes."""
 
 from tasks.files.jsonl import read_jsonl, write_jsonl
 
@@ -10,7 +10,7 @@ def test_rows_are_compact_utf8_lines_with_keys_in_their_order(tmp_path):
     assert read_jsonl(path) == [{"b": "ü", "a": [1, 0.5]}, {"a": None}]
 
 
-def test_the_first_rows_alone_are_read_where_a_limit_is_given(tmp_path):
+def test_a_limit_reads_only_the_first_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"a": number} for number in range(3)])
     assert read_jsonl(path, 2) == [{"a": 0}, {"a": 1}]

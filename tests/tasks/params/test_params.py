@@ -60,7 +60,7 @@ def test_out_of_range_is_named():
         ),
         ({"policy.online": ["ppo", "kto"]}, r"'policy\.online\.1' is 'kto'; .* kto belongs to policy\.offline\.$"),
         ({"policy.offline": ["best_of_n"]}, r"'policy\.offline\.0' is .* best_of_n belongs to policy\.online\.$"),
-        ({"policy.online": ["ppo", "ppo"]}, r"in 'policy', online names one twice: ppo, ppo; name each once\.$"),
+        ({"policy.online": ["ppo", "ppo"]}, r"in 'policy', online has duplicates: ppo, ppo; name each method once\.$"),
         (
             {"policy.online": [], "policy.offline": []},
             r"the lists online and offline are empty; name at least one method",
@@ -77,8 +77,8 @@ def test_either_list_may_be_empty():
 
 
 @pytest.mark.parametrize("key", ["model.path", "prepare.path", "policy.offline", "policy.online", "policy.reward_code"])
-def test_what_dvc_yaml_reads_has_no_default(key):
-    """DVC reads params.yaml itself: a default in the code would be another value there, or none."""
+def test_keys_that_dvc_yaml_reads_have_no_default(key):
+    """DVC reads these keys from params.yaml itself, so a default in the code would not apply."""
     section, _, name = key.partition(".")
     raw = RAW | {section: {other: value for other, value in RAW[section].items() if other != name}}
     assert f"${{{key}}}" in (ROOT / "dvc.yaml").read_text()
@@ -86,7 +86,7 @@ def test_what_dvc_yaml_reads_has_no_default(key):
         validate(raw)
 
 
-# What methods share, and what follows from their classes
+# Values that methods share, and sections derived from their classes
 
 
 def test_a_method_has_what_its_loop_shares_unless_its_own_section_differs():
@@ -108,7 +108,7 @@ def test_a_method_has_what_its_loop_shares_unless_its_own_section_differs():
         ({"policy.online_loop.rollout_size": 100}, "in 'policy.ppo', rollout_size 100 is not a multiple"),
     ],
 )
-def test_a_wrong_shared_value_is_told_once(changes, found):
+def test_a_wrong_shared_value_is_reported_once(changes, found):
     with pytest.raises(UserError) as caught:
         Changes(overrides=changes).resolve(ROOT)
     assert found in str(caught.value)
@@ -120,17 +120,17 @@ def test_a_shared_value_that_does_not_fit_a_method_names_who_set_it():
         Changes.from_command_line("default", ["policy.online_loop.rollout_size=100", "run.seed=1"]).resolve(ROOT)
 
 
-def test_an_unknown_key_of_what_methods_share():
+def test_an_unknown_key_among_shared_values():
     raw = merged(RAW, {"policy": {"offline_loop": {"betta": 1, "max_step": 2}}})
     with pytest.raises(UserError) as caught:
         validate(raw)
     known = "Choose from: learning_rate,"
     assert str(caught.value).startswith(f"params.yaml: unknown key 'policy.offline_loop.betta'. {known}")
-    assert str(caught.value).endswith("(1 more after it)")
+    assert str(caught.value).endswith("(and 1 more)")
 
 
 def test_sections_of_methods_follow_from_their_classes():
-    """The options of the loop, the method's own, and what it notes on an option of its loop."""
+    """The options of the loop, the method's own options, and its notes on the loop's options."""
     section = {item.name: item for item in fields(Policy)} | {item.name: item for item in fields(PolicyParams)}
     for name, kind in policy_algorithms().items():
         own = {item.name for item in fields(kind)}
@@ -153,7 +153,7 @@ def test_options_of_reward_losses_follow_from_their_classes():
 
 
 def test_params_yaml_holds_choices_only():
-    """A value that equals the default would be written in two places, and this file would take long to read."""
+    """A value that equals its default would be written in two places and make this file longer."""
     policy = RAW["policy"]
     for section in Params.__dataclass_fields__.values():
         defaults = {item.name: item.default for item in fields(section.type)}
@@ -199,8 +199,8 @@ def test_values_survive_merging_as_they_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["${oc.env:HOME}", "${run.seed}", "a${", "???"])
-def test_interpolations_are_refused(value, tmp_path):
-    """Whoever reads a value would otherwise see another than DVC tracks."""
+def test_interpolations_are_rejected(value, tmp_path):
+    """Otherwise, the value that a stage reads could differ from the one that DVC tracks."""
     said = r"which is not|are not resolved\. Write the value itself"
     with pytest.raises(UserError, match=rf"^--set prepare\.hub=.*: the value holds .*{said}"):
         Changes.from_command_line("default", [f"prepare.hub='{value}'"])
@@ -212,8 +212,8 @@ def test_interpolations_are_refused(value, tmp_path):
         load_params(path)
 
 
-def test_what_stages_read_is_every_value_but_how_many_run_side_by_side(tmp_path):
-    """Sorted, complete, the same for the same values; and no part of a file where params.yaml is wrong."""
+def test_stages_read_every_value_except_the_number_of_parallel_stages(tmp_path):
+    """The file is sorted, complete and the same for equal values. If params.yaml is wrong, no part of it is written."""
     path = tmp_path / "params.yaml"
     shutil.copyfile(ROOT / "params.yaml", path)
     effective_params(tmp_path)
@@ -248,7 +248,7 @@ def leaves(section, prefix=""):
             yield prefix + key
 
 
-def test_stages_say_how_the_file_that_they_read_is_made(tmp_path, monkeypatch):
+def test_a_missing_effective_file_is_reported_with_its_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"params\.effective\.yaml does not exist\. Make it with: dvc repro params"):
         load_params()
@@ -268,7 +268,7 @@ def test_missing_key_is_named():
 
 @pytest.mark.pitfall(28)
 def test_option_without_effect_raises():
-    """kl_horizon moves nothing while kl_target is null."""
+    """kl_horizon has no effect while kl_target is null."""
     assert "kl_horizon has no effect while kl_target is null" in error({"policy.ppo.kl_horizon": 5})
 
 
@@ -307,7 +307,7 @@ def test_option_without_effect_raises():
         ("reward.unit_scale=1", "'reward.unit_scale' is 1; it must be true or false."),
         ("run.device=gpu", "'run.device' is 'gpu'; it must be one of auto, cpu, cuda."),
         ("policy.offline=dpo", "'policy.offline' is 'dpo'; it must be a list."),
-        ("policy.offline=[dpo, dpo]", "in 'policy', offline names one twice: dpo, dpo; name each once."),
+        ("policy.offline=[dpo, dpo]", "in 'policy', offline has duplicates: dpo, dpo; name each method once."),
         ("policy.dpo.betta=1", "unknown key 'policy.dpo.betta'. Did you mean 'policy.dpo.beta'?"),
         (
             "policy.online_loop.step=1",
@@ -368,7 +368,7 @@ def test_all_assignments_of_an_inconsistent_section_are_named():
 
 
 def test_further_errors_are_counted():
-    with pytest.raises(UserError, match=r"^--set run\.threads=0: .* at least 1\. \(1 more after it\)$"):
+    with pytest.raises(UserError, match=r"^--set run\.threads=0: .* at least 1\. \(and 1 more\)$"):
         Changes.from_command_line("default", ["sft.epochs=0", "run.threads=0"]).resolve(ROOT)
 
 
@@ -407,7 +407,7 @@ def test_a_file_with_tags_or_a_repeated_key_names_the_line(tmp_path):
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml")))
-def test_prompt_and_response_of_every_profile_fit_the_model_it_brings(profile):
+def test_prompt_and_response_of_every_profile_fit_its_model(profile):
     params = validate(merged(RAW, load_profile(profile, ROOT)))
     model = json.loads((ROOT / params.model.path).read_text())
     longest = params.prepare.max_prompt_tokens + params.prepare.max_response_tokens
@@ -431,7 +431,7 @@ def test_override_text():
         read_assignment("sft.epochs")
 
 
-def test_overlay_lays_sections_over_each_other_and_leaves_the_original_alone():
+def test_merging_overrides_values_and_does_not_change_the_original():
     assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}}) == {"a": {"b": 9, "c": 2}, "d": 3}
     before = yaml.safe_dump(RAW)
     with_values(RAW, {"sft.epochs": 9})
@@ -439,7 +439,7 @@ def test_overlay_lays_sections_over_each_other_and_leaves_the_original_alone():
 
 
 def test_unknown_profile_lists_the_existing_ones():
-    with pytest.raises(UserError, match=r"no profile 'fast'. Choose from: comparison, default, preferences"):
+    with pytest.raises(UserError, match=r"'fast' does not exist. Choose from: comparison, default, preferences"):
         load_profile("fast", ROOT)
 
 

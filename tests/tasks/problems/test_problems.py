@@ -1,4 +1,4 @@
-"""What each task offers, and what it refuses."""
+"""What each task offers and what it rejects."""
 
 import json
 from dataclasses import replace
@@ -41,7 +41,7 @@ def test_what_each_task_offers():
 
 
 def test_a_kind_without_a_task_is_an_error():
-    with pytest.raises(ValueError, match="no task for data of kind 'poems'; there are "):
+    with pytest.raises(ValueError, match="no task for data of kind 'poems'; the kinds are "):
         problem_of("poems")
 
 
@@ -59,7 +59,7 @@ def test_the_prepared_task_is_that_of_the_card(tmp_path, monkeypatch):
 
 
 def said(prompts, *texts):
-    """Responses of which judges of texts see the text alone."""
+    """Responses for judges that see only the text."""
     return Responses(prompts, [Response([], text, ended=True) for text in texts], 0)
 
 
@@ -94,14 +94,14 @@ def test_what_to_set_for_a_form_of_feedback():
 
 
 def test_why_there_is_no_reward_model_or_judge():
-    assert problem_of("question_answer").no_feedback == "rewards are verified answers"
-    assert problem_of("prompts").no_feedback == problem_of("demonstration").no_feedback == "the data holds none"
+    assert problem_of("question_answer").no_feedback == "rewards come from verified answers"
+    assert problem_of("prompts").no_feedback == problem_of("demonstration").no_feedback == "the data has none"
     reasons = {kind: problem_of(kind).why_no_judge_model() for kind in ("helpdesk", "question_answer", "prompts")}
-    gold = "evaluation has gold, so no second reward model"
+    gold = "evaluation uses gold, so no second reward model"
     assert reasons == {
         "helpdesk": gold,
         "question_answer": gold,
-        "prompts": "the data holds no feedback to fit one to",
+        "prompts": "the data has no feedback to train one on",
     }
 
 
@@ -115,15 +115,15 @@ def with_policy(algorithms, *terms):
 @pytest.mark.parametrize(
     ("kind", "algorithms", "terms", "message"),
     [
-        ("demonstration", ["dpo"], ["model"], "names dpo, which learns from feedback, and from demonstration data"),
+        ("demonstration", ["dpo"], ["model"], "names dpo, which learns from feedback, but demonstration data has"),
         ("question_answer", ["ppo"], ["exact_answer"], "names ppo, whose critic starts from the reward model, .* "
-         "Reward exact_answer instead, with grpo or rloo."),
-        ("prompts", ["grpo"], ["model"], r"policy.rewards names model, .* Reward length, format or a function of"),
-        ("preference", ["grpo"], ["exact_answer"], "names exact_answer, and the data has no answers"),
-        ("helpdesk", ["best_of_n"], ["exact_answer"], "names exact_answer, and the data has no answers"),
+         "Use the reward exact_answer instead, with grpo or rloo."),
+        ("prompts", ["grpo"], ["model"], r"policy.rewards names model, .* Use the reward length, format or python"),
+        ("preference", ["grpo"], ["exact_answer"], "names exact_answer, but the data has no answers"),
+        ("helpdesk", ["best_of_n"], ["exact_answer"], "names exact_answer, but the data has no answers"),
     ],
 )  # fmt: skip
-def test_what_a_task_gives_no_ground_for_is_refused(kind, algorithms, terms, message):
+def test_methods_and_rewards_that_a_task_does_not_support_are_rejected(kind, algorithms, terms, message):
     with pytest.raises(UserError, match=message):
         problem_of(kind).check(with_policy(algorithms, *terms), from_scratch=False)
 
@@ -138,12 +138,12 @@ def test_what_a_task_gives_no_ground_for_is_refused(kind, algorithms, terms, mes
         ("preference", ["dpo"], ["exact_answer"]),  # DPO never reads policy.rewards
     ],
 )
-def test_what_a_task_gives_ground_for_is_accepted(kind, algorithms, terms):
+def test_methods_and_rewards_that_a_task_supports_are_accepted(kind, algorithms, terms):
     problem_of(kind).check(with_policy(algorithms, *terms), from_scratch=kind != "prompts")
 
 
 def test_prompts_train_nothing_from_scratch():
-    with pytest.raises(UserError, match="the data is prompts alone: there is no text to train on"):
+    with pytest.raises(UserError, match="the data has only prompts and no text to train on"):
         problem_of("prompts").check_model(from_scratch=True)
     problem_of("prompts").check_model(from_scratch=False)
     problem_of("demonstration").check_model(from_scratch=True)

@@ -1,4 +1,4 @@
-"""What is compared: figures for DVC and MLflow, every policy's curve in one table."""
+"""Comparisons: figures for DVC and MLflow, and every policy's curve in one table."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ REPORT = {
 }
 
 
-def test_only_what_people_compare_win_rates_first():
+def test_only_compared_figures_are_shown_win_rates_first():
     assert list(comparison(REPORT).items()) == [
         ("win_rate_vs_sft", {"ppo": 0.6, "dpo": 0.7}),
         ("win_rate_vs_reference", {"ppo": 0.6}),
@@ -31,7 +31,7 @@ def test_only_what_people_compare_win_rates_first():
     assert comparison({}) == comparison({"policies": None, "reward_model": None}) == {}
 
 
-def test_the_win_rate_against_sft_brings_its_interval():
+def test_the_win_rate_against_sft_has_its_interval():
     with_intervals = comparison(REPORT, intervals=True)
     assert with_intervals["win_rate_vs_sft"] == {
         "ppo": 0.6, "ppo_low": 0.55, "ppo_high": 0.65, "dpo": 0.7, "dpo_low": 0.55, "dpo_high": 0.65,
@@ -40,7 +40,7 @@ def test_the_win_rate_against_sft_brings_its_interval():
 
 
 def test_curve_is_the_log_as_a_table(tmp_path: Path):
-    """The same numbers, columns as they first appear, nothing where a step lacks one, the same bytes each time."""
+    """Numbers are unchanged, columns keep the order of first appearance, missing values are empty, and bytes repeat."""
     history = [{"loss": 1 / 3, "kl": 1e-17}, {"loss": 0.25, "kl": 2.0, "development_loss": 0.5}]
     write_curve(tmp_path, history)
     first = (tmp_path / "curve.csv").read_bytes()
@@ -53,8 +53,8 @@ def test_curve_is_the_log_as_a_table(tmp_path: Path):
     assert (tmp_path / "curve.csv").read_bytes() == first
 
 
-def test_curves_of_all_policies_stand_in_one_table(tmp_path: Path):
-    """Fixed columns; a snapshot's win rate at its step; a policy that is not trained is one empty row."""
+def test_curves_of_all_policies_are_in_one_table(tmp_path: Path):
+    """Columns are fixed. A snapshot's win rate is at its step. A policy without training has one empty row."""
     for name, row in {"ppo": {"loss": 2.0, "kl": 0.5, "score": 1.5}, "dpo": {"loss": 0.5, "accuracy": 0.75}}.items():
         (tmp_path / name).mkdir()
         write_jsonl(tmp_path / name / "metrics.jsonl", [{"step": step, **row, "extra": 9} for step in (1, 2)])
@@ -84,8 +84,8 @@ FIGURES = {
 }  # fmt: skip
 
 
-def test_a_figure_is_written_alike_everywhere():
-    """One text for a cell; on the page the lines, the interval and the small print of the same cell."""
+def test_a_figure_has_the_same_format_everywhere():
+    """The same text in both tables; the page also has the interval and details of the cell."""
     assert column("win_rate_vs_sft").cell(FIGURES) == "0.840 (0.800–0.880)"
     assert (column("kl").cell(FIGURES), column("kl").interval(FIGURES)) == ("4.75", "4.50 to 5.00")
     assert column("reward_terms").lines(FIGURES) == ("model 1.88", "missing_end -0.250")
@@ -96,7 +96,7 @@ def test_a_figure_is_written_alike_everywhere():
     assert (column("kl").cell(bound), column("kl").interval(bound)) == ("4.75 (upper bound)", "upper bound")
 
 
-def test_a_rate_of_an_unknown_interval_is_written_without_one():
+def test_a_rate_with_an_unknown_interval_is_shown_without_one():
     assert rate({"value": 0.5, "low": None, "high": None}) == rate({"value": 0.5}) == "0.500"
     assert rate(None) == rate({}) == rate({"value": None}) == "–"
 
@@ -112,7 +112,7 @@ def test_the_short_table_has_the_page_s_columns_in_its_order_best_first():
     assert short_table({}) == [] and markdown_table([]) == ""
 
 
-def test_what_is_logged_are_columns_in_their_order():
+def test_logged_figures_are_columns_in_their_order():
     full = {"policies": {"ppo": dict.fromkeys((item.key for item in COLUMNS), 1.0)}}
     full["policies"]["ppo"] |= {"win_rate_vs_sft": RATE, "win_rate_vs_reference": RATE}
     assert list(comparison(full)) == [item.key for item in COLUMNS if item.is_logged]

@@ -1,4 +1,4 @@
-"""The report's first sentences: what may be called learned, better and best, at the edges of each rule."""
+"""The report's first sentences: when it says learned, better and best, at the limits of each rule."""
 
 import math
 
@@ -33,8 +33,8 @@ def test_the_best_wins_and_overlaps_with_none():
     ]
 
 
-def test_an_overlapping_interval_takes_the_word_best_away():
-    """Up to 0.82, where the other begins."""
+def test_a_policy_with_an_overlapping_interval_is_not_called_best():
+    """The interval ends at 0.82, where the other begins."""
     first, second, _ = said({"ppo": judged(0.79, 0.75, 0.82), "dpo": judged(0.86, 0.82, 0.9)})
     assert first.startswith("DPO has the highest win rate: it wins 86.0 %")
     assert second.endswith("The interval of DPO overlaps with that of PPO: their order may be chance.")
@@ -49,8 +49,8 @@ def test_no_policy_is_called_better_whose_interval_includes_one_half():
     assert said({"a": judged(0.6, 0.501, 0.71), "b": judged(0.4, 0.3, 0.48)})[0].startswith("A is the best policy")
 
 
-def test_a_lower_win_rate_with_a_narrower_interval_may_be_the_one_that_is_shown():
-    """Many ties make an interval narrow: 0.55 (0.52 to 0.58) lies above one half, 0.6 (0.49 to 0.71) does not."""
+def test_a_lower_win_rate_with_a_narrower_interval_may_be_the_proven_one():
+    """Many ties make an interval narrow: 0.55 (0.52 to 0.58) is above one half, 0.6 (0.49 to 0.71) includes it."""
     first, *_ = said({"a": judged(0.6, 0.49, 0.71), "b": judged(0.55, 0.52, 0.58)})
     assert first.startswith(
         "B is better than the SFT model; A, with the highest win rate, is not shown to be: it wins 60.0 %"
@@ -64,7 +64,7 @@ def test_a_single_policy_is_better_or_not_but_never_best():
     assert said({"dpo": judged(0.6, 0.5, 0.65)})[0].startswith("DPO is not shown to be better than the SFT model: it")
 
 
-def test_where_no_policy_moved_that_is_said_first_and_none_is_best():
+def test_if_no_policy_moved_the_report_says_so_first_and_calls_none_best():
     sentences = said({"a": judged(0.6, 0.55, 0.65, kl=0.0), "b": judged(0.52, 0.5, 0.54, kl=9e-4)})
     assert sentences == [
         "Nothing was learned: no policy has moved from the SFT model (KL below 0.001 nats per response).",
@@ -92,7 +92,7 @@ def test_not_moving_is_a_kl_below_a_thousandth(kl, still):
     assert did_not_move({"kl": kl}) is still
 
 
-def test_a_reward_model_that_learned_nothing_is_said_first_and_no_policy_is_best():
+def test_a_reward_model_that_learned_nothing_is_reported_first_and_no_policy_is_best():
     sentences = said({"ppo": judged(0.79, 0.75, 0.8), "dpo": judged(0.86, 0.82, 0.9)}, COIN)
     assert sentences == [
         "The reward model is not better than chance on 560 held-out pairs: log-loss 0.693 nats (chance: 0.693), "
@@ -103,7 +103,7 @@ def test_a_reward_model_that_learned_nothing_is_said_first_and_no_policy_is_best
     assert not any("is the best" in sentence for sentence in sentences)
 
 
-def test_a_judge_that_learned_nothing_is_said_first_and_no_policy_is_best():
+def test_a_judge_that_learned_nothing_is_reported_first_and_no_policy_is_best():
     first, second, third = said({"dpo": judged(0.86, 0.82, 0.9)}, judge=COIN)
     assert first.startswith(
         "The judge, a second reward model, is not better than chance on 560 held-out pairs: log-loss"
@@ -121,7 +121,7 @@ LN2 = math.log(2)
         ({"log_loss": LN2 - 0.0401}, False),  # two standard errors are 0.04
         ({"log_loss": LN2 - 0.0399}, True),
         ({"log_loss": LN2 + 0.2}, True),
-        ({"log_loss": LN2 - 0.00101, "log_loss_se": 1e-5}, False),  # a small step, but a sure one
+        ({"log_loss": LN2 - 0.00101, "log_loss_se": 1e-5}, False),  # a small difference, but a certain one
         ({"log_loss": LN2 - 0.00099, "log_loss_se": 1e-5}, True),
         ({"accuracy": 0.5417}, False),  # of 560 pairs: 0.5 + 1.96 · 0.5/√(560 + 1.96²) = 0.54127
         ({"accuracy": 0.5411}, True),
@@ -139,7 +139,7 @@ def test_accuracy_interval_by_hand():
     assert accuracy_interval({"accuracy": 0.8, "held_out_pairs": 10}) == pytest.approx((0.49016, 0.94331), abs=1e-5)
 
 
-def test_without_a_reward_model_the_reason_is_said():
+def test_without_a_reward_model_the_reason_is_stated():
     assert said({"grpo": judged(0.6, 0.55, 0.65)}, None, "no preferences")[-1] == (
         "There is no reward model: no preferences."
     )

@@ -1,4 +1,4 @@
-"""The report and its page, on a small tree of outputs written by hand: figures, origins, escaping, links."""
+"""The report and its page, on a small handwritten tree of outputs: figures, sources, escaping, links."""
 
 import json
 import re
@@ -39,7 +39,7 @@ OWN = {"key": "f" * 32, "params": {}, "inputs": {"evaluation": "ee.dir"}, "outpu
 
 
 def key_of(stage: str) -> str:
-    """A key that begins with eight characters of its own."""
+    """A key with eight distinct characters at its beginning."""
     return f"{list(STAGES.values()).index(stage):08d}".ljust(32, "a")
 
 
@@ -87,7 +87,7 @@ def results(reward: float | None) -> dict[str, Any]:
 
 def snapshots(reward: float | None) -> list[dict[str, Any]]:
     rows = [{"policy": "sft", "step": 0, **described(0.01, reward, 2.0)}]
-    # PPO is best at step 4 of 6; DPO's two snapshots win equally often, and the earlier counts.
+    # PPO is best at step 4 of 6. DPO's two snapshots win equally often, so the earlier one is best.
     for policy, step, kl, rate in (("ppo", 2, 2.0, 0.6), ("ppo", 4, 4.0, 0.8), ("ppo", 6, 6.0, 0.7)):
         rows.append(
             {"policy": policy, "step": step, **described(kl, reward, kl / 2), "win_rate_vs_sft": won(rate, 0, 1)}
@@ -98,7 +98,7 @@ def snapshots(reward: float | None) -> list[dict[str, Any]]:
 
 
 def make_outputs(reward: float | None) -> None:
-    """Outputs of all stages but report, in the working directory; without a reward model if `reward` is None."""
+    """Write the outputs of all stages except report; without a reward model if `reward` is None."""
     for folder, stage in STAGES.items():
         Path(folder).mkdir(parents=True)
         params = {"run": {"seed": 7}, "model": {"hub": "", "path": "model.json"}}
@@ -110,7 +110,7 @@ def make_outputs(reward: float | None) -> None:
     write_json(Path("data/prepared/card.json"), card)
     write_json(Path("data/feedback/summary.json"), {"source": "a panel", "agreement_with_gold": 0.781})
     if reward is None:
-        write_json(Path("models/reward/none.json"), {"why": "no preferences: rewards are verified answers"})
+        write_json(Path("models/reward/none.json"), {"why": "no preferences: rewards come from verified answers"})
     else:
         fitted = {
             "accuracy": 0.658,
@@ -181,22 +181,22 @@ def test_report_json(outputs: None) -> None:
 
 
 def test_tokens_are_summed_over_a_training(outputs: None) -> None:
-    """Curves hold step/8: (1 + ... + 6)/8 = 2.6 for PPO, (1 + ... + 100)/8 = 631.25 for DPO, which samples nothing."""
+    """Curves are step/8: (1 + ... + 6)/8 = 2.6 for PPO, (1 + ... + 100)/8 = 631.25 for DPO, which samples nothing."""
     policies = build_report(OWN)["policies"]
     assert (policies["ppo"]["sampled_tokens"], policies["ppo"]["trained_tokens"]) == (2, 2)
     assert (policies["dpo"]["sampled_tokens"], policies["dpo"]["trained_tokens"]) == (0, 631)
 
 
-def test_without_a_reward_model_its_figures_are_null_and_the_reason_is_said(checkout: None) -> None:
+def test_without_a_reward_model_its_figures_are_null_and_the_reason_is_stated(checkout: None) -> None:
     make_outputs(None)
     built = build_report(OWN)
     ppo = built["policies"]["ppo"]
     assert built["reward_model"] is None
-    assert built["no_reward_model"] == "no preferences: rewards are verified answers"
+    assert built["no_reward_model"] == "no preferences: rewards come from verified answers"
     assert (ppo["reward"], ppo["reward_low"], ppo["reward_high"]) == (None, None, None)
     html, markdown = draw()
-    assert "no preferences: rewards are verified answers" in html
-    assert "no preferences: rewards are verified answers" in markdown
+    assert "no preferences: rewards come from verified answers" in html
+    assert "no preferences: rewards come from verified answers" in markdown
     assert html.count("<svg") == 1 + 1 + 3 + 3  # judge score against KL; sft, ppo, dpo
 
 
@@ -214,14 +214,14 @@ def test_sources(outputs: None) -> None:
     assert all(Path(file).is_file() for file in sources["figures"].values())
 
 
-def test_report_json_is_the_same_bytes_again(outputs: None) -> None:
+def test_report_json_is_reproducible(outputs: None) -> None:
     draw()
     first = paths.REPORT.read_bytes()
     draw()
     assert paths.REPORT.read_bytes() == first
 
 
-def test_figures_stand_on_both_pages(outputs: None) -> None:
+def test_figures_are_on_both_pages(outputs: None) -> None:
     html, markdown = draw()
     for page in (html, markdown):
         for figure in (
@@ -270,16 +270,13 @@ def test_both_pages_show_every_column_in_one_order(outputs: None) -> None:
 
 def test_reward_is_shown_as_the_sum_and_its_terms(outputs: None) -> None:
     said = (
-        "Reward is the sum of policy.rewards: 1 × model (within ±3) + 3 × missing_end. Each term is shown by its mean "
-        "before its weight. PPO was optimised for it, apart from any KL penalty; DPO was not: trained on feedback, "
-        "without it."
+        "Reward is the sum of policy.rewards: 1 × model (within ±3) + 3 × missing_end. Each term is shown as its mean "
+        "before weighting. PPO was optimised for it, apart from any KL penalty; DPO was not, but trained on feedback."
     )
     report = build_report(OWN)
     assert reward_sentence(report) == said
     alone = report | {"policies": {"dpo": report["policies"]["dpo"]}}
-    assert reward_sentence(alone).endswith(
-        "before its weight. DPO was not optimised for it: trained on feedback, without it."
-    )
+    assert reward_sentence(alone).endswith("before weighting. DPO was not optimised for it, but trained on feedback.")
     html, markdown = draw()
     assert "1.38<small>1.25 to 1.50</small><small>model 1.88</small><small>missing_end -0.250</small></td>" in html
     assert "<td>2.38<small>2.12 to 2.62</small></td>" in html
@@ -287,8 +284,8 @@ def test_reward_is_shown_as_the_sum_and_its_terms(outputs: None) -> None:
     assert "what was optimised" not in html + markdown and "(proxy)" not in html + markdown
 
 
-def test_a_reward_without_a_reward_model_is_shown_all_the_same(checkout: None) -> None:
-    """Exact answers: GRPO's kind of run."""
+def test_a_reward_without_a_reward_model_is_shown(checkout: None) -> None:
+    """A run of GRPO on exact answers."""
     make_outputs(None)
     results = json.loads(Path("evaluation/results.json").read_text())
     results["rewards"] = [{"name": "exact_answer", "weight": 2.0, "clamp": None}]
@@ -311,7 +308,7 @@ def test_a_reward_model_without_probabilities_is_shown_without_their_figures(out
         assert "log-loss, nats" not in page and "ECE" not in page
 
 
-def test_without_rewards_nothing_is_claimed_of_them() -> None:
+def test_without_rewards_the_page_says_so() -> None:
     assert reward_sentence({"rewards": []}).startswith("There is no reward")
 
 
@@ -319,8 +316,8 @@ def described_at(temperature: float, own: float, *, is_bound: bool = False) -> d
     return {"temperature": temperature, "kl_temperature": own, "kl_is_bound": is_bound}
 
 
-KL = "KL is to the SFT model, in nats per response, summed over the vocabulary at each sampled token"
-TEMPERED = "; the temperature divides the SFT model's logits too."
+KL = "KL is measured against the SFT model, in nats per response, summed over the vocabulary at each sampled token"
+TEMPERED = "; the temperature also divides the SFT model's logits."
 
 
 @pytest.mark.parametrize(
@@ -343,7 +340,7 @@ def test_the_page_says_at_which_temperature_responses_are_sampled_and_kl_is_meas
     report = {"sft": described_at(*sft), "policies": {name: described_at(*both) for name, both in policies.items()}}
     assert sampling_sentences(report) == [f"Responses are sampled at {at}", kl]
     report["policies"]["best_of_n"] = described_at(sft[0], sft[0], is_bound=True)
-    assert sampling_sentences(report)[2] == "That of Best of N is an upper bound, not a measurement."
+    assert sampling_sentences(report)[2] == "The KL of Best of N is an upper bound, not a measurement."
 
 
 def test_a_policy_without_figures_is_shown_last(outputs: None) -> None:
@@ -368,7 +365,7 @@ def test_the_page_fetches_nothing(outputs: None) -> None:
     html, _ = draw()
     assert re.findall(r"""(?:src|href)\s*=\s*["'](?!#)""", html) == []
     assert re.findall(r"url\((?!#)|@import|xmlns", html) == []
-    assert re.findall(r"https?://[^\s<)]+", html) == ["http://e.example"] * 12  # said by a sample, as text
+    assert re.findall(r"https?://[^\s<)]+", html) == ["http://e.example"] * 12  # text of a sample
     ids = re.findall(r' id="([^"]*)"', html)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:href="|url\()#([^")]*)', html)) <= set(ids)
@@ -381,7 +378,7 @@ def test_colours_are_the_pages(outputs: None) -> None:
 
 
 def test_runs_are_linked_by_stage_key(outputs: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two finished runs the newer is linked; a failed one and one with another key are not. 75 s is 1 min 15 s."""
+    """The newer of two finished runs is linked. Failed runs and runs with another key are not. 75 s is 1 min 15 s."""
     monkeypatch.setenv("RLHF_MLFLOW_UI", "http://127.0.0.1:5999/")
     client = tracking.client()
     experiment = tracking.experiment_id(client)
@@ -404,7 +401,7 @@ def test_runs_are_linked_by_stage_key(outputs: None, monkeypatch: pytest.MonkeyP
     assert newer not in before.read_text()
 
 
-def test_no_store_is_made_by_looking(outputs: None) -> None:
+def test_looking_for_runs_creates_no_store(outputs: None) -> None:
     draw()
     assert not Path("mlflow.db").exists()
 
@@ -459,7 +456,7 @@ def test_running_mean() -> None:
     assert running_mean([1.0, 2.0, 6.0, 4.0], 1) == pytest.approx([1.5, 3.0, 4.0, 5.0])
 
 
-def test_charts_are_the_same_again() -> None:
+def test_charts_are_reproducible() -> None:
     rows = [{"step": step, "loss": 1 / step} for step in range(1, 90)]
     assert curve(rows, "loss", "sft", 0) == curve(rows, "loss", "sft", 0)
     best = {"ppo": 4, "dpo": None}

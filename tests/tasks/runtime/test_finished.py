@@ -122,7 +122,7 @@ def test_kills_in_a_step_and_after_the_last_one(checkouts, monkeypatch):
     assert keys(folder) == ["base"]
 
     done = run(folder, "dvc", "repro", "--single-item", "base")
-    assert "base: finished before; its outputs are in place again" in done.stdout
+    assert "base: finished earlier; its outputs are in place again" in done.stdout
     assert steps(folder) == [1, 2, 3, 4, 1, 2, 3, 4]  # no step was repeated
     assert hashes(folder / "models/base") == hashes(whole / "models/base")
     assert lock(folder)["base"] == lock(whole)["base"]

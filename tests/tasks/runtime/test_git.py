@@ -25,7 +25,7 @@ def commit(folder: Path) -> str:
 
 
 def test_tags_of_a_run_and_of_its_stages_agree(tmp_path, monkeypatch):
-    """A flow run names the checkout's folder, a stage stands in it; untracked files do not count as edits."""
+    """A flow run gives the checkout's folder, a stage runs in it. Untracked files do not count as edits."""
     root = make_repository(tmp_path)
     monkeypatch.chdir(root)
     monkeypatch.delenv("RLHF_FLOW_RUN_ID", raising=False)

@@ -1,4 +1,4 @@
-"""What starts a stage's work: one process today, by a protocol that several fit."""
+"""Launchers of a stage's work: one process today, through a protocol that allows several."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tasks.runtime.stage import main
 
 
 class Recorder:
-    """A launcher of two processes that calls the work in none."""
+    """A launcher that claims two processes and does not call the work."""
 
     processes = 2
 
@@ -30,14 +30,14 @@ def test_a_stage_hands_its_work_and_arguments_to_the_launcher():
     assert launcher.asked == [(stage_work, ("ppo",))]
 
 
-def test_one_process_does_the_work_itself_and_its_error_is_told():
+def test_one_process_does_the_work_itself_and_reports_its_error():
     assert isinstance(LAUNCHER, OneProcess) and LAUNCHER.processes == 1
     with pytest.raises(SystemExit, match=r"error: ppo is wrong\."):
         main(stage_work, "ppo")
 
 
-def test_a_stage_refuses_another_number_of_processes_than_its_launcher_started():
-    """`accelerate launch` may silently start one process where two were asked for."""
+def test_a_stage_rejects_a_number_of_processes_that_differs_from_its_launcher():
+    """`accelerate launch` may silently start one process although two were requested."""
     with pytest.raises(UserError, match=r"runs in 2 process\(es\), but accelerate found 1\."):
         device.make_accelerator("cpu", "fp32", 1, processes=2)
     assert device.make_accelerator("cpu", "fp32", 1, LAUNCHER.processes).num_processes == 1

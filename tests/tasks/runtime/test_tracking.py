@@ -148,8 +148,8 @@ def test_runs_of_other_hosts_are_not_closed(folder, monkeypatch):
     assert client.get_run(run_id).info.status == "RUNNING"
 
 
-def test_key_of_a_stage_tells_inputs_parameters_and_stages_apart():
-    """Without the inputs, other data would be trained on from the state, or given the outputs, of the old."""
+def test_key_of_a_stage_depends_on_inputs_parameters_and_name():
+    """Without the inputs in the key, a stage could resume from the state of other data, or take its outputs."""
     base = stage_key("sft", {"sft": {"epochs": 1}}, {"data/prepared": "aa.dir", "models/base": "bb.dir"})
     assert base == stage_key("sft", {"sft": {"epochs": 1}}, {"models/base": "bb.dir", "data/prepared": "aa.dir"})
     others = [

@@ -1,7 +1,7 @@
-"""Stage evaluate and best-of-N sampling, for real, on policies whose next-token distribution is set by hand.
+"""Stage evaluate and best-of-N sampling on policies whose next-token distribution is set by hand.
 
-A policy here is a table: the logits of the next token by the last one. `a` is the right answer to every test prompt,
-`b` to every development prompt. Of the policies, base and grpo's last token aside, each answers one word and ends.
+A policy here is a table: logits of the next token given the last one. `a` is the right answer to every test prompt,
+`b` to every development prompt. Each policy answers one word and ends, except base and grpo.
 """
 
 import json
@@ -43,7 +43,7 @@ OWN = 0.5  # PPO's temperature
 
 
 def bigram(table):
-    """A Llama that knows the last token only; after a token without an entry comes the end token.
+    """A Llama that sees only the last token. A token without an entry is followed by the end token.
 
     One-hot embeddings of length 1000 go through the layers unchanged, and the last norm makes them 4 (of 16 columns).
     """
@@ -79,7 +79,7 @@ def probability(table, last, token, temperature=1.0):
 
 @pytest.fixture(scope="module")
 def checkout(module_patch, tmp_path_factory):
-    """A checkout with prepared data and every model that the stage needs, made by hand."""
+    """A checkout with prepared data and every model that the stage needs, written by hand."""
     changes = {
         "prepare": {"answer_pattern": "(.+)$", "max_response_tokens": LONGEST},
         "evaluate": {"prompts": TESTS, "development_prompts": DEVELOPMENT, "samples": TESTS},
@@ -98,7 +98,7 @@ def make_inputs():
             {"prompt": [{"role": "user", "content": words[row % 3]}], "answer": answer, "response": answer}
             for row in range(count)
         ]
-        if split == "test":  # one reference longer than the others, so that the two sides differ in width
+        if split == "test":  # one reference is longer than the others, so the two sides have different widths
             rows[TESTS - 1]["response"] = "a a a"
         Path("data/prepared").mkdir(parents=True, exist_ok=True)
         write_jsonl(Path(f"data/prepared/prompts_{split}.jsonl"), rows)
@@ -140,20 +140,20 @@ REWARDS = [
 
 @pytest.fixture(scope="module")
 def greedy(checkout):
-    """Judged at temperature 0: SFT says b, every policy a."""
+    """Evaluated at temperature 0: SFT answers b, every policy answers a."""
     return judged(checkout, policy={"rewards": REWARDS}, evaluate={"temperature": 0.0})
 
 
 @pytest.fixture(scope="module")
 def own(checkout):
-    """Judged at each policy's own temperature."""
+    """Evaluated at each policy's own temperature."""
     return judged(checkout, policy={"rewards": REWARDS})
 
 
 def test_win_rates_are_the_policies_on_the_test_split_against_the_sft_model(greedy):
-    """PPO answers a, SFT b: right and wrong on the 16 test prompts, the reverse on the 6 development prompts.
+    """PPO answers a, SFT b. On the 16 test prompts PPO is right; on the 6 development prompts SFT is.
 
-    One reference of 16 is wrong, the others are right: PPO ties 15 and wins 1, SFT loses 15 and ties 1.
+    One of 16 references is wrong: PPO ties 15 and wins 1, SFT loses 15 and ties 1.
     """
     results, snapshots, _ = greedy
     assert (results["judge"], results["prompts"]) == ("exact match", TESTS)
@@ -171,7 +171,7 @@ def test_win_rates_are_the_policies_on_the_test_split_against_the_sft_model(gree
     assert snapshots[1]["win_rate_vs_sft"] == sure | {"low": 0.0, "value": 0.0, "high": 0.0, "n": DEVELOPMENT}
 
 
-def test_samples_are_those_that_were_judged(greedy):
+def test_samples_are_the_judged_ones(greedy):
     _, _, samples = greedy
     assert len(samples) == TESTS
     assert samples.pop()["responses"]["reference"] == "a a a"
@@ -182,9 +182,9 @@ def test_samples_are_those_that_were_judged(greedy):
 
 @pytest.mark.pitfall(33)
 def test_kl_is_that_of_the_own_temperature_whatever_is_judged(greedy, own):
-    """KL per response: that of the first token, and that after b for the share of responses that begin with b.
+    """KL per response is that of the first token, plus that after b for responses that begin with b.
 
-    At temperature 0 no judged response begins with b; the share is that of a second sample, k of 16 prompts.
+    At temperature 0 no judged response begins with b, so the share comes from a second sample: k of 16 prompts.
     """
     for (results, *_), judged_at in ((greedy, 0.0), (own, OWN)):
         figures = results["policies"]["ppo"]
@@ -204,7 +204,7 @@ def test_kl_is_that_of_the_own_temperature_whatever_is_judged(greedy, own):
 
 @pytest.mark.pitfall(33)
 def test_judged_responses_are_sampled_at_each_policys_own_temperature(own):
-    """PPO at 0.5 begins with a in 98.2 % of samples, DPO, the same weights at 1, in 88 %; SFT at 1 in 27 %."""
+    """PPO at 0.5 begins with a in 98.2 % of samples; DPO, with the same weights at 1, in 88 %; SFT at 1 in 27 %."""
     results, snapshots, samples = own
     said = {name: [row["responses"][name] for row in samples] for name in samples[0]["responses"]}
     right = {name: texts.count("a") / TESTS for name, texts in said.items()}
@@ -216,7 +216,7 @@ def test_judged_responses_are_sampled_at_each_policys_own_temperature(own):
 
 
 def test_best_of_n_answers_the_best_and_reports_its_bound(own, greedy):
-    """None of 64 samples begins with a in 1.9e-9 of prompts; picking the worst would almost never be right.
+    """The chance that none of 64 samples begins with a is 1.9e-9. Choosing the worst would almost never be right.
 
     At temperature 0 all samples are equal, so the best is the SFT model's answer.
     """
@@ -227,7 +227,7 @@ def test_best_of_n_answers_the_best_and_reports_its_bound(own, greedy):
         assert figures["judge_score"]["value"] == score
 
 
-def test_reward_is_the_sum_that_was_optimised_and_its_terms_stand_beside_it(greedy):
+def test_reward_is_the_sum_that_was_optimised_and_its_terms_are_shown(greedy):
     """a and its end: 2 · 1 - 0.1 · 2 tokens = 1.8. a a a a, cut off: wrong, 3 · (-1) - 0.1 · 4 tokens = -3.4."""
     results, _, _ = greedy
     policies = results["policies"]
@@ -247,8 +247,8 @@ def test_reward_is_the_sum_that_was_optimised_and_its_terms_stand_beside_it(gree
     }
 
 
-def test_with_a_reward_model_its_clamp_counts_and_its_own_score_is_reported(checkout, with_models):
-    """PPO answers a, GRPO a a a a: scores of those texts, computed here; the clamp binds on some of them."""
+def test_with_a_reward_model_its_clamp_applies_and_its_own_score_is_reported(checkout, with_models):
+    """PPO answers a, GRPO a a a a. The scores of these texts are computed here; the clamp applies to some of them."""
     clamp, bound = 2.0, 0
     rewards = [{"name": "model", "weight": 2.0, "clamp": clamp}, {"name": "missing_end", "weight": 3.0}]
     results, _, _ = judged(
@@ -276,7 +276,7 @@ def test_with_a_reward_model_its_clamp_counts_and_its_own_score_is_reported(chec
 
 @pytest.mark.pitfall(32)
 def test_equal_answers_are_ties_to_a_reward_model(checkout, with_models):
-    """At temperature 0 PPO answers a on every prompt, as 15 of 16 references do; the other, longer one is judged."""
+    """At temperature 0 PPO answers a to every prompt, like 15 of 16 references; only the longer one is not a tie."""
     results, _, _ = judged(checkout, policy={"online": ["ppo"], "offline": []}, evaluate={"temperature": 0.0})
     rate = results["policies"]["ppo"]["win_rate_vs_reference"]
     assert rate["value"] * TESTS in (7.5, 8.5)
@@ -284,7 +284,7 @@ def test_equal_answers_are_ties_to_a_reward_model(checkout, with_models):
 
 @pytest.mark.pitfall(32)
 def test_identical_ids_tie_and_the_other_order_gives_the_mirrored_verdict(checkout, with_models):
-    """59 identical pairs of 1 to 9 tokens beside one that differs in length; then 60 pairs that all differ."""
+    """59 identical pairs of 1 to 9 tokens and one pair of different lengths; then 60 pairs that all differ."""
     judge = stage.Evaluation(load_params()).judge
     assert (judge.name, judge.tolerance) == ("second reward model", 1e-4)
     rows = tiny.examples(120, seed=3, longest=9)
@@ -303,7 +303,7 @@ def test_identical_ids_tie_and_the_other_order_gives_the_mirrored_verdict(checko
 
 @pytest.fixture
 def with_models(checkout, monkeypatch):
-    """Preference data: a reward model and a judge, random ones of their own."""
+    """Preference data, with a random reward model and a random judge."""
     card = Path("data/prepared/card.json")
     write(card, {"kind": "preference"})
     tokenizer = tiny.tiny_tokenizer()
@@ -339,7 +339,7 @@ def expected_scores(path, words, *, ended):
 
 @pytest.mark.pitfall(21)
 def test_the_policy_stages_critic_is_the_reward_model_with_its_centring(checkout, with_models, monkeypatch):
-    """Every weight, offset 0.25 and scale 0.5; models/sft has other weights."""
+    """Every weight, offset 0.25 and scale 0.5 are equal; models/sft has different weights."""
     reward = load_reward_model("models/reward")
     reward.set_normalisation(0.25, 0.5)
     save_scalar_model(reward, tiny.tiny_tokenizer(), Path("models/reward"))
@@ -367,7 +367,7 @@ def test_the_policy_stages_critic_is_the_reward_model_with_its_centring(checkout
 
 @pytest.mark.pitfall(33)
 def test_the_policy_stage_writes_its_training_temperature_where_evaluate_reads_it(checkout):
-    """GRPO trained at 0.7: so it is in the generation config of the policy and its snapshot."""
+    """GRPO trained at 0.7, so the generation configs of the policy and its snapshot have 0.7."""
     unchanged = yaml.safe_load((checkout / "params.yaml").read_text())
     settings = {"temperature": 0.7, "steps": 1, "rollout_size": 8, "minibatch_size": 8, "group_size": 4, "snapshots": 1}
     changes = {"online": ["grpo"], "offline": [], "rewards": REWARDS, "grpo": settings}
@@ -386,7 +386,7 @@ def test_the_policy_stage_writes_its_training_temperature_where_evaluate_reads_i
 
 
 def test_best_of_n_keeps_the_first_of_the_best():
-    """SFT says a, b or b c; with one point a word, b c is best where it occurs, else the first sample."""
+    """SFT answers a, b or b c. With one point per word, b c is best if it occurs, else the first sample."""
     sft, tokenizer = bigram(SFT), tiny.tiny_tokenizer()
     prompts = [Prompt([{"role": "user", "content": "d"}], [tiny.USER, WORDS.index("d"), ASSISTANT])] * 40
     sampler, stream, count = LocalSampler(LONGEST, (END,), PAD), (0, "test"), 4
@@ -416,7 +416,7 @@ def test_kl_of_tempered_distributions_by_hand(temperature, nats):
 @pytest.mark.pitfall(33)
 @pytest.mark.parametrize("temperature", [0.5, 1.7])
 def test_kl_along_responses_is_that_of_whole_responses_at_the_same_temperature(temperature):
-    """All responses of up to 2 tokens, enumerated: Σ π(y) Σ_t KL_t = Σ π(y) log π(y)/π_ref(y), the one way round."""
+    """All responses of up to 2 tokens, enumerated: Σ π(y) Σ_t KL_t = Σ π(y) log π(y)/π_ref(y)."""
     policy, reference = tiny.rotary(1), tiny.rotary(2)
     responses = [[END]] + [[one, two] for one, two in product(range(tiny.VOCABULARY), repeat=2) if one != END]
     batch = collate([Example([A, B], response) for response in responses], PAD)

@@ -1,4 +1,4 @@
-"""Prompts alone through every stage, and what is refused before a run on them: real stages in this process."""
+"""Prompts alone through every stage, and errors before a run on them. Real stages run in this process."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def checkout(module_patch, tmp_path_factory):
-    """A checkout with 40 prompts and a model of the user's own, in which every stage has run."""
+    """A checkout with 40 prompts and the user's own model, in which every stage has run."""
     folder = make_checkout(tmp_path_factory.mktemp("prompts"), CHANGES)
     module_patch.chdir(folder)
     write_jsonl(Path("prompts.jsonl"), [{"prompt": text} for text in [*PROMPTS, PROMPTS[0], " "]])
@@ -53,7 +53,7 @@ def checkout(module_patch, tmp_path_factory):
 
 
 def test_prompts_are_split_and_counted(checkout):
-    """Shares 0.8, 0.1, 0.1 of 40 different prompts; there is nothing to imitate, so no demonstrations."""
+    """Shares 0.8, 0.1, 0.1 of 40 different prompts, and no demonstrations."""
     prepared = checkout / "data/prepared"
     assert {file.stem: len(read_jsonl(file)) for file in sorted(prepared.glob("*.jsonl"))} == {
         "prompts_development": 4,
@@ -67,7 +67,7 @@ def test_prompts_are_split_and_counted(checkout):
     assert card["prompt_tokens"]["min"] > 0
 
 
-def test_the_model_is_taken_as_it_is(checkout):
+def test_the_model_is_used_unchanged(checkout):
     own, start = (load_file(checkout / name / "model.safetensors") for name in ("pretrained", "models/sft"))
     assert own.keys() == start.keys()
     assert all(torch.equal(own[name], start[name]) for name in own)
@@ -86,8 +86,8 @@ def test_nothing_is_judged_and_the_rest_is_reported(checkout):
     assert grpo["best_snapshot"] is None
     assert grpo["reward"] == pytest.approx(-grpo["mean_length"])
     assert grpo["kl"] >= 0
-    assert figures["judge"] == "nothing (the data holds no feedback, answers or gold)"
-    assert figures["no_reward_model"] == "no preferences: the data holds none"
+    assert figures["judge"] == "nothing (the data has no feedback, answers or gold)"
+    assert figures["no_reward_model"] == "no preferences: the data has none"
     page = (checkout / "reports/report.html").read_text()
     assert "No policy was judged against the SFT model." in page
     samples = read_jsonl(checkout / "evaluation/samples.jsonl")
@@ -97,7 +97,7 @@ def test_nothing_is_judged_and_the_rest_is_reported(checkout):
 
 
 def test_nothing_is_sampled_and_no_feedback_is_passed_on(checkout):
-    """There is neither a panel nor feedback of the user's own: empty samples, empty preferences, and the reasons."""
+    """Without a panel or the user's own feedback, samples and preferences are empty, and the reasons are recorded."""
     samples, feedback = checkout / "data/samples", checkout / "data/feedback"
     assert {path.name for path in samples.iterdir()} == {"none.json", "manifest.json"}
     assert json.loads((samples / "none.json").read_text()) == {"why": "no panel judges responses to this data"}
@@ -105,26 +105,26 @@ def test_nothing_is_sampled_and_no_feedback_is_passed_on(checkout):
         f"preferences_{split}.jsonl": "" for split in ("train", "development", "judge")
     }
     summary = json.loads((feedback / "summary.json").read_text())
-    assert summary["source"] == "passed on: the data set holds none, and there is no panel"
+    assert summary["source"] == "passed on: the data set has no feedback, and there is no panel"
     judge = json.loads((checkout / "models/judge/none.json").read_text())
-    assert judge == {"why": "the data holds no feedback to fit one to"}
+    assert judge == {"why": "the data has no feedback to train one on"}
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"model.path": "helpdesk/model.json"}, "from scratch, and the data is prompts alone"),
-        ({"policy.rewards": [{"name": "model"}]}, "policy.rewards names model, and from prompts data no reward model"),
+        ({"model.path": "helpdesk/model.json"}, "from scratch, but the data has only prompts"),
+        ({"policy.rewards": [{"name": "model"}]}, "names model, but prompts data has no feedback, so no reward model"),
         (
             {"policy.rewards": [{"name": "exact_answer"}]},
-            "policy.rewards names exact_answer, and the data has no answers",
+            "policy.rewards names exact_answer, but the data has no answers",
         ),
         ({"policy.offline": ["dpo"]}, "policy.offline names dpo, which learns from feedback"),
         ({"policy.offline": ["kto"]}, "policy.offline names kto, which learns from feedback"),
         ({"policy.online": ["ppo"]}, "policy.online names ppo, whose critic starts from the reward model"),
     ],
 )
-def test_what_prompts_give_no_ground_for_is_refused_before_a_run(checkout, overrides, message):
+def test_parameters_that_prompts_do_not_support_are_rejected_before_a_run(checkout, overrides, message):
     require_inputs(Changes().resolve(checkout).params, checkout)
     with pytest.raises(UserError, match=message):
         require_inputs(Changes(overrides=overrides).resolve(checkout).params, checkout)
@@ -134,7 +134,7 @@ def test_stage_prepare_refuses_to_train_from_scratch_on_prompts(checkout):
     unchanged = yaml.safe_load((checkout / "params.yaml").read_text())
     write_params(checkout, merged(unchanged, {"model": {"path": "helpdesk/model.json"}}))
     try:
-        with pytest.raises(UserError, match="there is no text to train on"):
+        with pytest.raises(UserError, match="no text to train on"):
             prepare()
     finally:
         write_params(checkout, unchanged)

@@ -68,7 +68,7 @@ def runner(folder):
         write_params(folder, merged(unchanged, changes))
         try:
             for stage in stages:
-                with suppress(Restored):  # it has run before with these parameters
+                with suppress(Restored):  # it has already run with these parameters
                     stage()
         finally:
             write_params(folder, unchanged)
@@ -82,7 +82,7 @@ def read_json(path):
 
 
 def plain_scores(path, units):
-    """Raw scores of a folder by the library alone."""
+    """Raw scores of a model folder, computed only with transformers."""
     model = load_scalar_model(path)
     raw = ScalarModel(AutoModelForSequenceClassification.from_pretrained(str(path)).eval())
     raw.set_normalisation(0.0, 1.0)
@@ -97,7 +97,7 @@ def plain_scores(path, units):
 
 
 def test_the_base_model_learns_every_token_of_its_text(checkout):
-    """All tokens of a row but the first, in training and on the development split; the end token is the last."""
+    """All tokens of a row except the first, on training and development split. The end token is the last."""
     tokenizer = load_tokenizer("data/prepared/tokenizer")
     rows = read_jsonl(Path("data/prepared/threads.jsonl"))
     sizes = [len(encode_prompt(tokenizer, r["prompt"]) + encode_response(tokenizer, r["response"])) for r in rows]
@@ -112,8 +112,8 @@ def test_the_base_model_learns_every_token_of_its_text(checkout):
     assert curve[-1]["development_loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
-def test_likert_scores_train_a_reward_model_that_knows_the_scale(desk):
-    """12 prompts with 3 responses each, one score each; pairs are those of a prompt with differing scores."""
+def test_likert_scores_train_a_reward_model_that_stores_the_scale(desk):
+    """12 prompts with 3 responses and one score each. Pairs are two responses to a prompt with different scores."""
     feedback, summary = desk(sample, collect, reward, collect={"form": "likert", "scale": 7}, reward={"loss": "likert"})
     rows = read_jsonl(FEEDBACK / "ratings_train.jsonl")
     assert len(rows) == 36 == feedback["ratings"]["train"] == summary["ratings"]
@@ -123,13 +123,13 @@ def test_likert_scores_train_a_reward_model_that_knows_the_scale(desk):
     config = read_json(REWARD / "config.json")
     mean, std = rating_scale(FEEDBACK / "ratings_train.jsonl")
     assert (config["rating_mean"], config["rating_std"]) == (mean, std)
-    # The error on the scale, once more from the library's own raw scores.
+    # The error on the scale, recomputed from the raw scores of transformers.
     held_out = rating_units(FEEDBACK / "ratings_development.jsonl", load_tokenizer(REWARD), mean, std)
     errors = plain_scores(REWARD, held_out) * std + mean
     errors -= torch.tensor([row["score"] for row in read_jsonl(FEEDBACK / "ratings_development.jsonl")])
     assert summary["rmse"] == pytest.approx(errors.square().mean().sqrt().item(), rel=1e-4)
     assert {"accuracy", "held_out_pairs"} <= set(summary)
-    assert not {"log_loss", "ece"} & set(summary)  # a rating is no probability
+    assert not {"log_loss", "ece"} & set(summary)  # a rating is not a probability
     assert summary["pairs"] == 0
 
 
@@ -148,7 +148,7 @@ def test_rankings_train_plackett_luce(desk):
 
 
 def test_the_best_of_n_trains_a_model_of_the_choice(desk):
-    """It becomes ranks 1 and 2, and is better than two others: 24 pairs."""
+    """It gets rank 1, the others rank 2. It is better than two others: 24 pairs."""
     feedback, summary = desk(sample, collect, reward, collect={"form": "best_of_n"}, reward={"loss": "best_of_n"})
     assert all(sorted(row["ranks"]) == [1, 2, 2] for row in read_jsonl(FEEDBACK / "rankings_train.jsonl"))
     assert feedback["pairs"]["train"] + feedback["identical"]["train"] == 24
@@ -166,7 +166,7 @@ def test_thumbs_make_unpaired_rows_and_pairs_where_a_prompt_has_both(desk):
 
 
 def test_an_ensemble_is_a_plain_folder_with_members(desk):
-    """Member 1 is the very model that stands alone otherwise; the score is the aggregate of what members say."""
+    """Member 1 equals the single model of a run without an ensemble. The score aggregates the members' scores."""
     desk(sample, collect, reward)
     alone = (REWARD / "model.safetensors").read_bytes()
     changes = {"members": 2, "aggregate": "mean_minus_std", "std_coef": 0.5}
@@ -202,15 +202,15 @@ def on_sft_responses(model):
 
 
 @pytest.mark.parametrize("unit_scale", [True, False])
-def test_rewards_have_mean_0_on_the_sft_model_and_std_1_if_asked_for(desk, unit_scale):
+def test_rewards_have_mean_0_on_the_sft_model_and_std_1_if_configured(desk, unit_scale):
     (_, summary) = desk(sample, collect, reward, reward={"unit_scale": unit_scale})
     model = load_reward_model(REWARD)
     scored = on_sft_responses(model)
     model.set_normalisation(0.0, 1.0)
     raw = on_sft_responses(model)
     spread = raw.std(correction=0).item()
-    assert abs(raw.mean().item()) > 1e-3  # or there would be nothing to centre
-    assert abs(math.log(spread)) > 0.5  # so that a scale turned upside down shows
+    assert abs(raw.mean().item()) > 1e-3  # otherwise there would be nothing to centre
+    assert abs(math.log(spread)) > 0.5  # otherwise an inverted scale would not show
     assert scored.mean().item() == pytest.approx(0.0, abs=1e-4)
     assert scored.std(correction=0).item() == pytest.approx(1.0 if unit_scale else spread, rel=1e-3)
     assert (summary["offset"], summary["scale"]) == pytest.approx(
@@ -218,8 +218,8 @@ def test_rewards_have_mean_0_on_the_sft_model_and_std_1_if_asked_for(desk, unit_
     )
 
 
-def test_each_member_of_an_ensemble_is_centred_on_its_own(desk):
-    """So that the minimum is not always the same member's: their means agree; that of the minimum is 0."""
+def test_each_member_of_an_ensemble_is_centred_separately(desk):
+    """The members' means are equal, so the minimum is not always the same member's. The mean of the minimum is 0."""
     desk(sample, collect, reward, reward={"members": 2, "aggregate": "min"})
     model = load_reward_model(REWARD)
     means = [on_sft_responses(member).mean().item() for member in model.models]
@@ -246,8 +246,8 @@ def test_further_judgements_measure_agreement_and_change_nothing_else(desk):
     assert all(len(set(annotators)) == 3 for annotators in shown.values())
 
 
-def test_ties_are_kept_where_asked_for(desk):
-    """They are trained on with label ½, and left out of what is measured on held-out pairs."""
+def test_ties_are_kept_if_configured(desk):
+    """They are trained with label ½ and excluded from the held-out measures."""
     feedback, summary = desk(
         sample, collect, reward, sample={"prompts": 30, "development_prompts": 20}, collect={"keep_ties": True}
     )
@@ -262,13 +262,13 @@ def test_ties_are_kept_where_asked_for(desk):
 @pytest.mark.parametrize(
     ("form", "loss", "message"),
     [
-        ("side_by_side", "likert", "reward.loss likert learns from ratings, and data/feedback holds none. "
+        ("side_by_side", "likert", "reward.loss likert learns from ratings, but data/feedback has none. "
          "Set collect.form to likert, or reward.loss to bradley_terry."),
-        ("likert", "best_of_n", "reward.loss best_of_n learns from rankings, and data/feedback holds none. "
+        ("likert", "best_of_n", "reward.loss best_of_n learns from rankings, but data/feedback has none. "
          "Set collect.form to ranking, or reward.loss to bradley_terry."),
     ],
 )  # fmt: skip
-def test_a_loss_without_its_form_of_feedback_is_refused(desk, form, loss, message):
+def test_a_loss_without_its_form_of_feedback_is_rejected(desk, form, loss, message):
     with pytest.raises(UserError) as caught:
         desk(sample, collect, reward, collect={"form": form}, reward={"loss": loss})
     assert str(caught.value) == message
@@ -287,7 +287,7 @@ def rated_rows():
 
 
 def test_a_users_ratings_go_through_every_stage_to_a_judge(module_patch, tmp_path, monkeypatch):
-    """Ratings, a thurstone model of the pairs they imply, its figures for each source; a likert model as well."""
+    """Ratings, a thurstone model of the implied pairs with figures per source, and a likert model."""
     changes = merged(SHORT, {"prepare": {"format": "auto", "path": "rated.jsonl", "judge_fraction": 0.2}})
     changes["prepare"] |= {"development_fraction": 0.2, "test_fraction": 0.2}
     folder = make_checkout(tmp_path, changes)
@@ -298,7 +298,7 @@ def test_a_users_ratings_go_through_every_stage_to_a_judge(module_patch, tmp_pat
     card = read_json(Path("data/prepared/card.json"))
     assert card["kind"] == "ratings"
     assert card["dropped_rows"] == [{"file": "rated.jsonl", "line": 81, "reason": "score outside 1 to collect.scale 5"}]
-    assert feedback["source"] == "passed on: the data set holds ratings"
+    assert feedback["source"] == "passed on: the data set has ratings"
     assert feedback["ratings"] == {"train": 32, "development": 16, "judge": 16}
     assert feedback["pairs"] == {"train": 16, "development": 8, "judge": 8}
     assert set(summary["sources"]) == {"sums", "riddles"}
@@ -327,8 +327,8 @@ RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
     [
         ({"collect.scale": 7}, "scale has no effect on form side_by_side"),
         ({"collect.form": "thumbs", "collect.keep_ties": True}, "keep_ties has no effect on form thumbs"),
-        ({"collect.judgements": 4}, "development_judgements is below judgements"),
-        ({"collect.annotators": 2}, "asks for 3 annotators of a panel of 2"),
+        ({"collect.judgements": 4}, "development_judgements is smaller than judgements"),
+        ({"collect.annotators": 2}, "is 3, but the panel has only 2 annotators"),
         ({"reward.loss": "thurstone", "reward.margin": 0.5}, "margin has no effect on loss thurstone"),
         ({"reward.loss": "likert", "reward.label_smoothing": 0.1}, "label_smoothing has no effect on loss likert"),
         ({"reward.aggregate": "min"}, "aggregate has no effect on a single model"),
@@ -349,7 +349,7 @@ def test_options_of_feedback_and_reward_without_effect_raise(changes, message):
         {"collect.form": "likert", "collect.scale": 10, "collect.keep_ties": True},
     ],
 )
-def test_options_that_have_an_effect_are_taken(changes):
+def test_options_that_have_an_effect_are_accepted(changes):
     validate(with_values(RAW, changes))
 
 
@@ -357,7 +357,7 @@ def test_options_that_have_an_effect_are_taken(changes):
 
 
 def test_thurstones_probabilities_are_normal():
-    """Φ(1) = 0.841345 and Φ(-1) = 0.158655: confident 0.841345 twice, right once."""
+    """Φ(1) = 0.841345 and Φ(-1) = 0.158655: confidence is 0.841345 twice, and one is right."""
     found = pair_metrics(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), "normal")
     log_loss = -(math.log(0.841345) + math.log(0.158655)) / 2
     error = (math.log(0.841345) - math.log(0.158655)) / 2 / math.sqrt(2)
@@ -370,7 +370,7 @@ def test_without_a_link_there_is_only_the_accuracy():
     assert pair_metrics(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), None) == {"accuracy": 0.5}
 
 
-def test_every_loss_names_its_link():
+def test_every_loss_has_its_link():
     assert {name: reward_loss(name).link for name in reward_losses()} == {
         "bradley_terry": "logistic",
         "thurstone": "normal",

@@ -1,4 +1,4 @@
-"""Stages sample and collect, for real: one and two checkpoints, and judging without any model."""
+"""Stages sample and collect in real runs: one and two checkpoints, and judging without any model."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ OTHER = "inputs/checkpoints/round-1"
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A checkout with a help desk and an SFT model, and as second checkpoint the base model."""
+    """A checkout with a help desk and an SFT model; the base model is the second checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RLHF_PARENT_RUN_ID", "RLHF_FLOW_RUN_ID", "MLFLOW_TRACKING_URI", "RLHF_ROOT"):
             patch.delenv(name, raising=False)
@@ -55,7 +55,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture
 def run(checkout, monkeypatch):
-    """A runner of stages with changed parameters, each from nothing."""
+    """A function that runs stages with changed parameters, each without earlier outputs."""
     monkeypatch.chdir(checkout)
     unchanged = yaml.safe_load((checkout / "params.yaml").read_text())
 
@@ -81,7 +81,7 @@ def samples(split):
 
 
 def test_a_row_is_a_prompt_with_its_responses_and_runs_repeat_it_byte_for_byte(run):
-    """12 and 6 prompts with 3 responses: those drawn at once from the stream collect/SPLIT."""
+    """12 and 6 prompts with 3 responses, equal to those drawn directly from the stream collect/SPLIT."""
     run(sample)
     first = contents(SAMPLES)
     assert set(first) == {"samples_train.jsonl", "samples_development.jsonl", "manifest.json"}
@@ -108,7 +108,7 @@ def test_a_row_is_a_prompt_with_its_responses_and_runs_repeat_it_byte_for_byte(r
 
 
 def test_two_checkpoints_are_sampled_each_from_its_own_stream(run):
-    """The first draws what it draws alone; the other one's responses follow. Pairs are formed across both: 15 of 6."""
+    """The first draws the same responses as alone; the other's follow. Pairs are formed across both: 15 from 6."""
     run(sample, collect)
     alone = {split: samples(split) for split in SPLITS}
     run(sample, collect, sample={"checkpoints": ["models/sft", OTHER]})
@@ -130,7 +130,7 @@ def test_two_checkpoints_are_sampled_each_from_its_own_stream(run):
 
 
 def test_equal_weights_in_another_place_draw_other_responses(run):
-    """Otherwise a copy of the SFT model would repeat its responses, and every pair across both would be identical."""
+    """Otherwise a copy of the SFT model would repeat its responses, and pairs across both would be identical."""
     copy = Path("inputs/checkpoints/copy")
     shutil.copytree("models/sft", copy)
     try:
@@ -143,7 +143,7 @@ def test_equal_weights_in_another_place_draw_other_responses(run):
 
 
 def test_feedback_is_collected_without_any_model(run, monkeypatch):
-    """The models are gone, and loading one fails; the pairs are those of each prompt's responses as sampled."""
+    """The models are removed and loading one fails. Pairs consist of each prompt's responses as sampled."""
     run(sample)
 
     def refuse(*_, **__):
@@ -164,12 +164,12 @@ def test_feedback_is_collected_without_any_model(run, monkeypatch):
     assert [sorted(row["response_tokens"], key=str) for row in judged] == expected
 
 
-def test_a_folder_that_is_no_checkpoint_is_named(run):
-    with pytest.raises(UserError, match=r"names inputs/checkpoints/nothing, which is not a checkpoint"):
+def test_a_folder_that_is_not_a_checkpoint_is_named(run):
+    with pytest.raises(UserError, match=r"contains inputs/checkpoints/nothing, which is not a checkpoint"):
         run(sample, sample={"checkpoints": ["models/sft", "inputs/checkpoints/nothing"]})
 
 
-def test_a_checkpoint_with_another_tokenizer_is_refused(run):
+def test_a_checkpoint_with_another_tokenizer_is_rejected(run):
     folder = Path("inputs/checkpoints/foreign")
     save_policy(tiny.rotary(), tiny.tiny_tokenizer(), folder, max_new_tokens=4)
     try:
@@ -180,7 +180,7 @@ def test_a_checkpoint_with_another_tokenizer_is_refused(run):
 
 
 @pytest.mark.parametrize("checkpoints", [[], ["models/sft"] * 2, ["models/policies/ppo"], ["inputs/checkpoints/../x"]])
-def test_checkpoints_that_the_graph_cannot_have_are_refused(checkpoints):
+def test_checkpoints_outside_the_graph_are_rejected(checkpoints):
     """A policy of this run depends on the feedback, and files elsewhere are not tracked."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     with pytest.raises(UserError, match="checkpoints"):

@@ -42,7 +42,7 @@ def test_a_bug_shows_its_traceback():
         main(lambda: 1 / 0)
 
 
-def test_ctrl_c_is_one_line_over_the_progress(capsys, monkeypatch):
+def test_ctrl_c_prints_one_line_over_the_progress(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
 
     def work():
@@ -54,12 +54,12 @@ def test_ctrl_c_is_one_line_over_the_progress(capsys, monkeypatch):
     assert capsys.readouterr().err == "\r\033[Kstopped; run the same command to continue\n"
 
 
-def test_a_full_disk_is_said_whatever_error_it_shows_as(monkeypatch):
+def test_a_full_disk_is_reported_for_any_error_it_causes(monkeypatch):
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(stages.shutil, "disk_usage", lambda _: usage._replace(free=0))
     with pytest.raises(SystemExit) as stopped:
         main(lambda: 1 / 0)
-    assert "is full. Free some space and run it again: it continues." in stopped.value.code
+    assert "is full. Free some space and run the same command to continue." in stopped.value.code
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_full_disk_is_said_whatever_error_it_shows_as(monkeypatch):
         ({"notes.txt": "x"}, "has no config.json, so it is not a checkpoint folder."),
     ],
 )
-def test_a_folder_that_is_no_checkpoint(tmp_path, files, found):
+def test_a_folder_that_is_not_a_checkpoint(tmp_path, files, found):
     folder = tmp_path / "thing"
     for name, text in files.items():
         folder.mkdir(exist_ok=True)
@@ -97,7 +97,7 @@ def test_a_policy_given_as_reward_model(tmp_path, tokenizer):
         ('{"hidden_size": 8}', 'has no model_type. Add it, for example "model_type": "llama".'),
     ],
 )
-def test_a_model_path_that_is_no_model(tmp_path, content, found):
+def test_a_model_path_that_is_not_a_model(tmp_path, content, found):
     path = tmp_path / "model.json"
     if content is not None:
         path.write_text(content)
@@ -112,7 +112,7 @@ def test_a_model_folder_without_a_config(tmp_path):
 
 
 def test_a_hub_id_that_is_not_pinned():
-    with pytest.raises(UserError, match=r"model\.hub is org/name, which is not pinned\. Write it as org/name@REVISION"):
+    with pytest.raises(UserError, match=r"model\.hub is org/name, which is not pinned\. Write org/name@REVISION"):
         model_source(ModelParams(path="", hub="org/name"))
 
 
@@ -148,8 +148,8 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in sorted((folder / "data").rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("error", [UserError("no. Mend it."), RuntimeError("a bug")], ids=["mistake", "bug"])
-def test_a_stage_that_fails_leaves_the_old_output_as_it_was(checkout, error):
+@pytest.mark.parametrize("error", [UserError("no. Fix it."), RuntimeError("a bug")], ids=["mistake", "bug"])
+def test_a_stage_that_fails_leaves_the_old_output_unchanged(checkout, error):
     before = snapshot(checkout)
     with pytest.raises(type(error)), open_stage("prepare") as stage:
         out = stage.out("data/prepared")
@@ -157,7 +157,7 @@ def test_a_stage_that_fails_leaves_the_old_output_as_it_was(checkout, error):
         raise error
     assert snapshot(checkout) == before
     left = list((checkout / ".resume").glob("*"))
-    # A mistake would come again, so nothing is kept; after a bug what was done is there to go on from.
+    # A mistake would recur, so nothing is kept. After a bug, the state is kept to resume from.
     assert bool(left) == isinstance(error, RuntimeError)
     shutil.rmtree(checkout / ".resume", ignore_errors=True)
 
@@ -176,8 +176,8 @@ def test_a_stage_that_succeeds_replaces_the_output_as_a_whole(checkout):
     kept.rename(checkout / "data")
 
 
-def test_key_of_a_stage_changes_with_what_an_input_holds(checkout):
-    """Otherwise a stage would go on from the state, or take the outputs, that other data has made."""
+def test_key_of_a_stage_changes_with_the_content_of_an_input(checkout):
+    """Otherwise a stage would resume from the state of other data, or take its outputs."""
     keys, world = [], checkout / "helpdesk/world.json"
     before = world.read_bytes()
     for content in (before, before + b"\n", before):
@@ -202,7 +202,7 @@ def test_a_missing_input_is_named(checkout):
     assert message(error) == "models/base does not exist. Name an existing file or folder, or run: dvc repro"
 
 
-def test_a_model_with_nan_weights_is_refused_before_its_attention_mask_is_looked_at(prepared, tmp_path, monkeypatch):
+def test_a_model_with_nan_weights_is_rejected_before_its_attention_mask_is_checked(prepared, tmp_path, monkeypatch):
     """Stage sft is the first to load the user's model; NaN log-probabilities would differ with and without padding."""
     (tmp_path / "models/base").mkdir(parents=True)
     (tmp_path / "data").symlink_to(prepared / "data")
@@ -219,8 +219,8 @@ def test_a_model_with_nan_weights_is_refused_before_its_attention_mask_is_looked
     )
 
 
-def test_stopping_a_stage_keeps_what_it_had_done(checkout):
-    """Ctrl-C is no error of the parameters: the resume folder stays for the next start."""
+def test_stopping_a_stage_keeps_its_progress(checkout):
+    """Ctrl-C is not an error of the parameters, so the resume folder stays for the next start."""
     before = snapshot(checkout)
 
     def stop(*_):

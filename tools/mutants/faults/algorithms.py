@@ -25,7 +25,14 @@ MODULES = [
             "(units // self.batch_size)",
             "the last rows of an epoch left out",
         ),
-        Fault("check_loop", "algorithm.check_rollouts(config)", "pass", "stale samples without a ratio", ON_POLICY, 28),
+        Fault(
+            "check_loop",
+            "algorithm.check_rollouts(config)",
+            "pass",
+            "old samples are used without a ratio",
+            ON_POLICY,
+            28,
+        ),
     ),
     Module(
         "rlhf_core/algorithms/base/kl_penalty.py",
@@ -43,7 +50,7 @@ MODULES = [
             "KLPenalty._estimate",
             "logratio.exp() * kl if self.kl_weighted else kl",
             "kl",
-            "the weight of the estimate ignored",
+            "the weight of the KL estimate is ignored",
         ),
         Fault(
             "KLPenalty._estimate",
@@ -55,7 +62,7 @@ MODULES = [
             "KLPenalty.check_kl",
             'if self.kl_in == "reward" and self.kl_estimator != "k1":',
             "if False:",
-            "k3 in the reward, which collapses",
+            "k3 is allowed in the reward, where training collapses",
             ON_POLICY,
             28,
         ),
@@ -73,7 +80,7 @@ MODULES = [
             "PairAlgorithm.statistics",
             "implicit[0::2], implicit[1::2]",
             "implicit[1::2], implicit[0::2]",
-            "chosen and rejected swapped in what is logged",
+            "chosen and rejected are swapped in the logged values",
         ),
         Fault("PairAlgorithm.weights", "batch.rows // 2", "batch.rows", "the mean over rows, not pairs"),
     ),
@@ -155,12 +162,12 @@ MODULES = [
             "values * good * self.undesirable_weight + values * ~good * self.desirable_weight",
             "weights swapped",
         ),
-        Fault("KTO.statistics", "2 * batch.desirable - 1", "1 - 2 * batch.desirable", "the margin's sign turned"),
+        Fault("KTO.statistics", "2 * batch.desirable - 1", "1 - 2 * batch.desirable", "the margin has the wrong sign"),
     ),
     Module(
         "rlhf_core/algorithms/best_of_n.py",
         OFFLINE,
-        Fault("BestOfN.kl_bound", "(self.best_of - 1) / self.best_of", "1 / self.best_of", "a bound that is none"),
+        Fault("BestOfN.kl_bound", "(self.best_of - 1) / self.best_of", "1 / self.best_of", "the value is not a bound"),
     ),
     Module(
         "rlhf_core/algorithms/grpo.py",
@@ -168,7 +175,7 @@ MODULES = [
         Fault("GRPO.targets", "self.group_size,", "2,", "groups of the wrong size"),
         Fault("GRPO.targets", "eps=self.std_eps", "eps=1e-8", "the std's ε ignored"),
         Fault("GRPO.losses", " + self.kl_losses(outputs, batch)", "", "no KL to the reference"),
-        Fault("GRPO.weights", "sequence_mean if", "token_mean if", "one average for both choices"),
+        Fault("GRPO.weights", "sequence_mean if", "token_mean if", "both averaging options give the same result"),
         Fault("GRPO.__post_init__", "        self.check_kl()\n", "", "options without effect accepted", ON_POLICY, 28),
     ),
     Module(
@@ -179,9 +186,9 @@ MODULES = [
             "OnlineDPO.targets",
             "torch.stack([first, 1 - first], -1)",
             "torch.stack([first, 1 - first], 0)",
-            "labels beside other rows",
+            "labels are assigned to other rows",
         ),
-        Fault("OnlineDPO.targets", "torch.bernoulli(first)", "first", "sampled labels are soft ones"),
+        Fault("OnlineDPO.targets", "torch.bernoulli(first)", "first", "sampled labels are soft labels"),
     ),
     Module(
         "rlhf_core/algorithms/ppo.py",
@@ -202,7 +209,7 @@ MODULES = [
             f"{CREDIT} {METHODS}",
             20,
         ),
-        Fault("PPO.needs", "entropies=True", "entropies=False", "no entropies to log", METHODS),
+        Fault("PPO.needs", "entropies=True", "entropies=False", "no entropies are logged", METHODS),
     ),
     Module(
         "rlhf_core/algorithms/ppo_penalty.py",
@@ -231,7 +238,7 @@ MODULES = [
             "Reinforce._weights",
             "to_go[:, :1].expand_as(to_go)",
             "to_go[:, -1:].expand_as(to_go)",
-            "the last reward for the whole return",
+            "the last reward is used as the return",
         ),
         Fault("Reinforce._weights", "psi - self._baseline(rollout, rewards, state)", "psi", "no baseline"),
         Fault("Reinforce.next_state", "(1 - self.momentum)", "self.momentum", "momentum on both terms"),
@@ -288,7 +295,7 @@ MODULES = [
     Module(
         "rlhf_core/algorithms/reward/likert.py",
         REWARD_LOSSES,
-        Fault("Likert.weights", "batch.rows", "1", "the sum in place of the mean"),
+        Fault("Likert.weights", "batch.rows", "1", "the sum instead of the mean"),
     ),
     Module(
         "rlhf_core/algorithms/base/scored_pairs.py",
@@ -300,7 +307,7 @@ MODULES = [
     Module(
         "rlhf_core/algorithms/base/rankings.py",
         REWARD_LOSSES,
-        Fault("ranked_pairs", "ranks[i] <= ranks[j]", "ranks[i] >= ranks[j]", "rank 1 taken for the worst"),
+        Fault("ranked_pairs", "ranks[i] <= ranks[j]", "ranks[i] >= ranks[j]", "rank 1 is treated as the worst"),
         Fault("RankingLoss.weights", "len(batch.unit_sizes)", "batch.rows", "weights by the size of rankings"),
     ),
     Module(
@@ -316,6 +323,6 @@ MODULES = [
     Module(
         "rlhf_core/algorithms/reward/best_of_n.py",
         REWARD_LOSSES,
-        Fault("BestOfNChoice.ranking_loss", "ranks.min()", "ranks.max()", "the worst fitted as the best"),
+        Fault("BestOfNChoice.ranking_loss", "ranks.min()", "ranks.max()", "the worst is treated as the best"),
     ),
 ]

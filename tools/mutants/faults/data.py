@@ -14,7 +14,7 @@ MODULES = [
         "tasks/params/plain_yaml.py",
         PARAMS,
         Fault("_Loader.construct_mapping", "if key.value in seen:", "if False:", "a key given twice"),
-        Fault("_Loader", 'not tag.endswith(":timestamp")', "True", "dates in place of text"),
+        Fault("_Loader", 'not tag.endswith(":timestamp")', "True", "dates instead of text"),
     ),
     Module(
         "tasks/data/clean.py",
@@ -42,12 +42,12 @@ MODULES = [
             "groups[_canonical([row.prompt, row.responses])]",
             "one prompt in several splits",
         ),
-        Fault("split_by_prompt", 'f"{seed}\\n{prompt}"', "prompt", "every seed splits alike"),
+        Fault("split_by_prompt", 'f"{seed}\\n{prompt}"', "prompt", "every seed gives the same split"),
         Fault(
             "split_by_prompt",
             "for row in groups[prompt]]",
             "for row in groups[prompt][:1]]",
-            "rows of a prompt lost in its split",
+            "only one row of a prompt is kept in its split",
         ),
         Fault("prompt_key", ".casefold()", "", "prompts that differ in case in several splits"),
         Fault("_good", "row.label not in (False, 0.5)", "row.label is not False", "ties as demonstrations"),
@@ -72,12 +72,12 @@ MODULES = [
         Fault(
             "_preference", "row if better == 1 else replace(row, label=better)", "row", "soft labels ignored", "", 38
         ),
-        Fault("_good_or_bad", "value not in (0, 1)", "False", "any label taken as good", "", 38),
+        Fault("_good_or_bad", "value not in (0, 1)", "False", "any label counts as good", "", 38),
         Fault(
             "_alternating",
             "f\"{merged[-1]['content']}\\n\\n{turn['content']}\"",
             'turn["content"]',
-            "a turn of two lost",
+            "one of two turns is lost",
         ),
         Fault("_with_system", 'or (turns and turns[0]["role"] == "system")', "", "two system turns"),
         Fault("_instruction", 'f"{text}\\n{extra}" if extra.strip() else text', "text", "the input left out"),
@@ -91,8 +91,8 @@ MODULES = [
     Module(
         "tasks/data/readers.py",
         f"{READERS} {TABLES} {BROKEN}",
-        Fault("_files", "files = sorted(", "files = list(", "the order of files left to the disk", READERS),
-        Fault("read_rows", "choices <= {0, 1}", "choices <= {0}", "0 and 1 taken without asking", TABLES),
+        Fault("_files", "files = sorted(", "files = list(", "the order of files depends on the disk", READERS),
+        Fault("read_rows", "choices <= {0, 1}", "choices <= {0}", "0 and 1 are accepted without a base", TABLES),
     ),
     Module(
         "tasks/data/text_files.py",
@@ -103,7 +103,7 @@ MODULES = [
             "enumerate(_lines(text, path), 0)",
             "lines counted from 0",
         ),
-        Fault("_json_lines", 'if not line.endswith(("\\n", "\\r")):', "if False:", "a file cut off is taken as whole"),
+        Fault("_json_lines", 'if not line.endswith(("\\n", "\\r")):', "if False:", "a truncated file is accepted"),
         Fault("_table", "elif cells and len(cells) != len(header):", "elif False:", "rows of another width", TABLES),
     ),
     Module(
@@ -145,7 +145,7 @@ MODULES = [
             "write_jsonl",
             "ensure_ascii=False",
             "ensure_ascii=True",
-            "text written as escapes",
+            "text is written with escapes",
             "tests/tasks/files/test_jsonl.py",
         ),
     ),
@@ -176,13 +176,13 @@ MODULES = [
             "Problem.check_rewards",
             'self._need_feedback("policy.rewards names model")',
             "pass",
-            "a reward model of no feedback",
+            "a reward model may be named without feedback",
         ),
         Fault(
             "Problem.check_rewards",
             '"exact_answer" in names and not self.has_answers',
             "False",
-            "answers compared that are not there",
+            "answers are compared although there are none",
         ),
     ),
 ]

@@ -13,15 +13,15 @@ MODULES = [
         "flows/servers/guard.py",
         GUARD,
         Fault("Guard._answer", 'headers.get("host") not in self.hosts', "False", "DNS rebinding"),
-        Fault("Guard._answer", "not self._is_own(scope, headers)", "False", "requests of other origins"),
+        Fault("Guard._answer", "not self._is_own(scope, headers)", "False", "requests from other origins are accepted"),
         Fault(
             "Guard._answer",
             'self.login is not None and scope["path"] != "/health" and not _brings(headers, self.login)',
             "False",
-            "no password asked for",
+            "no password is required",
         ),
         Fault("Guard._is_own", 'return headers["origin"] in self.origins', "return True", "any origin"),
-        Fault("Guard._is_own", ' and scope["method"] == "GET"', "", "forms of other pages"),
+        Fault("Guard._is_own", ' and scope["method"] == "GET"', "", "forms of other pages are accepted"),
         Fault(
             "_brings",
             'hmac.compare_digest(headers.get("authorization", "").encode(), expected.encode())',
@@ -44,8 +44,8 @@ MODULES = [
     Module(
         "flows/servers/services.py",
         GUARD,
-        Fault("_require_same", "return\n", "return\n    return\n", "ports asked for are ignored"),
-        Fault("_require_ports", "port not in PORTS", "False", "impossible ports"),
+        Fault("_require_same", "return\n", "return\n    return\n", "requested ports are ignored"),
+        Fault("_require_ports", "port not in PORTS", "False", "invalid ports are accepted"),
     ),
     Module(
         "flows/servers/serve.py",
@@ -70,19 +70,19 @@ MODULES = [
             "require_idle",
             "(found := holder(folder)) is not None",
             "(found := holder(folder)) is False",
-            "a second run is not refused before it starts",
+            "a second run is not rejected before it starts",
         ),
         Fault(
             "_dvc_process",
             'psutil.STATUS_ZOMBIE and ("dvc" in line or line.endswith(command))',
             "psutil.STATUS_ZOMBIE",
-            "a number that another process has by now",
+            "the process id of another process is taken for the run's",
         ),
         Fault(
             "_repository_lock",
             'except BlockingIOError:\n                return [(int(lock.read().split()[0]), "dvc")]',
             "except BlockingIOError:\n                return []",
-            "DVC's lock not seen",
+            "DVC's lock is not detected",
         ),
     ),
     Module(
@@ -94,19 +94,19 @@ MODULES = [
             "unknown_stage_suggests_a_similar_one",
         ),
         Fault("select", "wanted.update(stage.upstream)", "pass", "a stage without what it needs"),
-        Fault("select", 'stage.name.split("@")[0] == only', "False", "`policy` names no stage"),
+        Fault("select", 'stage.name.split("@")[0] == only', "False", "the name of a matrix selects no stage"),
         Fault(
             "_in_order",
             "all(n in ordered for n in needs)",
             "any([True, *(n in ordered for n in needs)])",
-            "stages before what they need",
+            "stages come before the stages they need",
         ),
     ),
     Module(
         "flows/run/changes.py",
         tests_of(FLOWS, "single_values_override_the_profile", "equal_values_are_no_change"),
         Fault("Changes.resolve", "raw = with_values(raw, self.overrides)", "pass", "single values ignored"),
-        Fault("Changes.resolve", "params != before", "bool(self.overrides)", "a profile is no change"),
+        Fault("Changes.resolve", "params != before", "bool(self.overrides)", "a profile does not count as a change"),
     ),
     Module(
         "flows/run/stages.py",
@@ -115,7 +115,7 @@ MODULES = [
             "_diagnose",
             "removeprefix(MISTAKE), True",
             "removeprefix(MISTAKE), False",
-            "a user's mistake taken for a bug",
+            "a user's mistake is reported as a bug",
         ),
     ),
     Module(
@@ -134,14 +134,14 @@ MODULES = [
             "name_of_an_experiment_is_unique",
         ),
         Fault("plan", 'edits = git(root, "diff", "HEAD", "--binary")', 'edits = b""', "the user's edits left out"),
-        Fault("_refuse_other", "known.read_text() != fingerprint", "False", "a run taken up with other parameters"),
-        Fault("_experiment_refs", "== [name]", "!= []", "another experiment of any name"),
+        Fault("_refuse_other", "known.read_text() != fingerprint", "False", "a run is resumed with other parameters"),
+        Fault("_experiment_refs", "== [name]", "!= []", "any experiment counts as one with this name"),
     ),
     Module(
         "flows/run/yaml_edit.py",
         "tests/flows/test_yaml_edit.py",
-        Fault("_is_same", "bool(old == new) and _flow(old) == _flow(new)", "bool(old == new)", "1 for true"),
-        Fault("update_yaml", "reverse=True", "reverse=False", "edits at shifted places"),
+        Fault("_is_same", "bool(old == new) and _flow(old) == _flow(new)", "bool(old == new)", "true is written as 1"),
+        Fault("update_yaml", "reverse=True", "reverse=False", "edits are made at shifted positions"),
     ),
     Module(
         "flows/commands/compare.py",
@@ -153,18 +153,20 @@ MODULES = [
             'run.terms.get(key) for key in ("prompts",)',
             "win rates of different judges ranked",
         ),
-        Fault("Run.claim", "low is None or low <= 0.5", "low is None", "better than SFT without showing it"),
-        Fault("differences", "- NOT_RESULTS", "", "settings without effect on results"),
+        Fault(
+            "Run.claim", "low is None or low <= 0.5", "low is None", "a policy is called better than SFT without proof"
+        ),
+        Fault("differences", "- NOT_RESULTS", "", "settings that do not affect results are listed"),
     ),
     Module(
         "flows/commands/durations.py",
         COMMANDS,
-        Fault("Work.seconds", "START + full", "START + SHORTEST * full", "the most is the least"),
+        Fault("Work.seconds", "START + full", "START + SHORTEST * full", "the upper bound equals the lower bound"),
         Fault(
             "_policy",
             "2 * _steps(section, rows.preferences)",
             "_steps(section, rows.preferences)",
-            "one row of each pair counted",
+            "only one row of each pair is counted",
         ),
     ),
     Module(
@@ -185,7 +187,9 @@ MODULES = [
     Module(
         "flows/run/lineage.py",
         tests_of(FLOWS, "terms_of_a_win_rate", "comparison_puts_the_best_first"),
-        Fault("terms_of", 'if report.get("judge_model"):', "if False:", "judges told apart by name alone"),
-        Fault("terms_of", "hashlib.sha256(test.read_bytes())", 'hashlib.sha256(b"")', "any test prompts are alike"),
+        Fault("terms_of", 'if report.get("judge_model"):', "if False:", "judges are distinguished only by name"),
+        Fault(
+            "terms_of", "hashlib.sha256(test.read_bytes())", 'hashlib.sha256(b"")', "all test prompts count as equal"
+        ),
     ),
 ]

@@ -25,9 +25,9 @@ MODULES = [
             "write_reply",
             "rng.random() >= habits.right_fix",
             "rng.random() < habits.right_fix",
-            "wrong fixes as often as right ones were meant",
+            "rates of right and wrong fixes are swapped",
         ),
-        Fault("write_reply", "if other != fix", "", "a wrong fix that is right"),
+        Fault("write_reply", "if other != fix", "", "the wrong fix may be the right one"),
         Fault(
             "generate",
             'rows("prompts_test", "test", prompts_test, GOOD_AGENT)',
@@ -40,7 +40,9 @@ MODULES = [
         TESTS,
         Fault("features", "right in fixes", "bool(fixes)", "any fix is the right one"),
         Fault("features", "len(fixes - {right})", "len(fixes)", "the right fix counted as wrong"),
-        Fault("features", "products == {case.product}", "case.product in products", "another product beside is fine"),
+        Fault(
+            "features", "products == {case.product}", "case.product in products", "a second product is not penalised"
+        ),
         Fault("features", "max(0, len(words) - WORD_BUDGET)", "len(words) - WORD_BUDGET", "short replies rewarded"),
         Fault("features", "min(float(value), LIMITS.get(key, 1.0))", "float(value)", "no limits"),
         Fault("GOLD_WEIGHTS", '"promises": -0.75', '"promises": 0.75', "promises rewarded"),
@@ -49,7 +51,7 @@ MODULES = [
             "features",
             "world.phrase_book[sentence] for sentence in sentences if sentence in world.phrase_book",
             "world.phrase_book[sentence] for sentence in set(sentences) if sentence in world.phrase_book",
-            "what is bad counted once",
+            "bad features count only once",
         ),
     ),
     Module(

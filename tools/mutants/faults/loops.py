@@ -16,7 +16,9 @@ MODULES = [
     Module(
         "rlhf_core/loops/common/run.py",
         LOOPS,
-        Fault("is_mark", "(step - 1) * marks", "step * marks - 1", "marks lost where steps cannot be divided evenly"),
+        Fault(
+            "is_mark", "(step - 1) * marks", "step * marks - 1", "evaluations are missing if steps do not divide evenly"
+        ),
         Fault(
             "minibatch_indices",
             "shuffled(count, epoch, seed, name)",
@@ -29,7 +31,7 @@ MODULES = [
             "stream_indices",
             "stream[start % count : start % count + size]",
             "stream[start % count : min(start % count + size, count)]",
-            "rollouts cut short at a pass's end",
+            "rollouts are shorter at the end of a pass",
             ONLINE,
             34,
         ),
@@ -65,7 +67,7 @@ MODULES = [
             "GradientStep.accumulate",
             "        self.optimizer.zero_grad()\n",
             "",
-            "gradients of earlier steps added",
+            "gradients of earlier steps are added",
             f"{LOOPS} {CREDIT} {METHODS}",
         ),
         Fault(
@@ -76,7 +78,7 @@ MODULES = [
             CREDIT,
             15,
         ),
-        Fault("unit_slices", "ends[start], ends[stop]", "start, stop", "pairs torn apart", LOOPS),
+        Fault("unit_slices", "ends[start], ends[stop]", "start, stop", "pairs are split between microbatches", LOOPS),
         Fault(
             "GradientStep._require_finite",
             "torch.isfinite(value).all()",
@@ -89,28 +91,28 @@ MODULES = [
     Module(
         "rlhf_core/loops/common/resume.py",
         KILL,
-        Fault("ResumeStore.save", 'self._file.with_suffix(".partial")', "self._file", "a state half written"),
+        Fault("ResumeStore.save", 'self._file.with_suffix(".partial")', "self._file", "a state is half-written"),
     ),
     Module(
         "rlhf_core/loops/common/preflight.py",
         PREFLIGHT,
-        Fault("check_padding", "not gap <= tolerance", "gap > tolerance", "NaN passes", PREFLIGHT, 1),
-        Fault("check_ratio", "    policy.train()\n", "", "dropout not seen", PREFLIGHT, 10),
-        Fault("check_beginning", "count > 1 or", "False or", "two beginning tokens pass", PREFLIGHT, 4),
+        Fault("check_padding", "not gap <= tolerance", "gap > tolerance", "NaN is accepted", PREFLIGHT, 1),
+        Fault("check_ratio", "    policy.train()\n", "", "dropout is not detected", PREFLIGHT, 10),
+        Fault("check_beginning", "count > 1 or", "False or", "two beginning tokens are accepted", PREFLIGHT, 4),
         Fault(
             "check_end",
             "example.response_ids[-1] not in stop_tokens",
             "pad_token == example.response_ids[-1]",
-            "a response without an end passes",
+            "a response without an end token is accepted",
             PREFLIGHT,
             3,
         ),
-        Fault("check_learning_rate", "moved < 0.5", "moved < 0.0", "a step that changes nothing passes", PREFLIGHT, 24),
+        Fault("check_learning_rate", "moved < 0.5", "moved < 0.0", "a step without effect is accepted", PREFLIGHT, 24),
         Fault(
             "check_scores",
             "_scores(reward_model, [example], pad_token)[0]",
             "together[row]",
-            "a score that depends on its batch passes",
+            "a score that depends on its batch is accepted",
             PREFLIGHT,
             27,
         ),
@@ -125,7 +127,7 @@ MODULES = [
             "train_offline",
             '        step_on.load_state_dict(state["optimizer"])\n',
             "",
-            "Adam's moments lost at a resume",
+            "Adam's moments are not restored on resume",
             KILL,
             25,
         ),
@@ -133,11 +135,15 @@ MODULES = [
             "evaluate_offline",
             "forward_in_parts(lambda part: forward(model, part), whole,",
             "forward_in_parts(lambda part: forward(model, part), whole.select(slice(0, 4)),",
-            "a reference point of the first rows",
+            "the reference point uses only the first rows",
             LOOPS,
         ),
         Fault(
-            "with_ref_logprobs", "next(rows)[: len(row.response_ids)]", "next(rows)", "padding in what is stored", LOOPS
+            "with_ref_logprobs",
+            "next(rows)[: len(row.response_ids)]",
+            "next(rows)",
+            "stored log-probabilities include padding",
+            LOOPS,
         ),
     ),
     Module(
@@ -163,7 +169,7 @@ MODULES = [
             "OnlineTraining._record",
             "response_logprobs(self.reference, part, temperature=temperature)",
             "response_logprobs(self.reference, part)",
-            "the reference not tempered",
+            "the reference ignores the temperature",
             RATIOS,
             11,
         ),
@@ -201,7 +207,7 @@ MODULES = [
             "OnlineTraining._restore",
             '            self.critic.load_state_dict(saved["critic"])\n',
             "            pass\n",
-            "the critic forgotten at a resume",
+            "the critic is not restored on resume",
             METHODS,
             25,
         ),
@@ -213,7 +219,12 @@ MODULES = [
             LOOPS,
         ),
         Fault(
-            "_rollout_metrics", ".float().mean().item()", ".float().sum().item()", "a count called a fraction", RUNS, 18
+            "_rollout_metrics",
+            ".float().mean().item()",
+            ".float().sum().item()",
+            "a count is logged as a fraction",
+            RUNS,
+            18,
         ),
     ),
     Module(
@@ -225,7 +236,9 @@ MODULES = [
             "",
             "weights changed by a step that failed",
         ),
-        Fault("TrustRegion._line_search", "after > before and kl <= limit", "after > before", "KL bound not held"),
+        Fault(
+            "TrustRegion._line_search", "after > before and kl <= limit", "after > before", "the KL bound is violated"
+        ),
         Fault(
             "TrustRegion._line_search", "after > before and kl <= limit", "kl <= limit", "a worse surrogate accepted"
         ),
@@ -248,7 +261,10 @@ MODULES = [
             "no damping",
         ),
         Fault(
-            "conjugate_gradient", "squares / last * direction", "last / squares * direction", "directions not conjugate"
+            "conjugate_gradient",
+            "squares / last * direction",
+            "last / squares * direction",
+            "search directions are not conjugate",
         ),
     ),
 ]

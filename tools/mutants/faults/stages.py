@@ -19,11 +19,13 @@ MODULES = [
             "preference_units",
             'row.get(f"{side}_tokens") or encode_response(tokenizer, row[side])',
             "encode_response(tokenizer, row[side])",
-            "sampled ids encoded anew",
+            "sampled responses are encoded again",
             "tests/rlhf_core/models/test_tokens.py",
             2,
         ),
-        Fault("preference_units", "preference=1.0 - label", "preference=label", "both sides have one label", TABLES),
+        Fault(
+            "preference_units", "preference=1.0 - label", "preference=label", "both sides have the same label", TABLES
+        ),
         Fault("rating_scale", "pstdev(scores)", "max(scores) - min(scores)", "scores scaled by their range"),
         Fault("_labelled", "if example.preference != 0.5", "", "ties are bad responses", f"{FORMS} {TABLES}"),
         Fault(
@@ -34,12 +36,12 @@ MODULES = [
             f"{FORMS} {TABLES}",
         ),
         Fault("mismatched", "end + place % strangers", "place", "matched pairs in the reference point", FORMS, 23),
-        Fault("mismatched", "end + place % strangers", "end", "one response stands for all", FORMS, 23),
+        Fault("mismatched", "end + place % strangers", "end", "one response is used for all", FORMS, 23),
         Fault(
             "text_units",
             "Example(ids[:1], ids[1:])",
             "Example(ids[:2], ids[2:])",
-            "a token of raw text not trained",
+            "one token of raw text is not trained",
             "tests/rlhf_core/models/test_tokens.py",
         ),
     ),
@@ -56,7 +58,7 @@ MODULES = [
             "sample_responses",
             "    seed_everything(*stream)\n",
             "",
-            "samples depend on what ran before",
+            "samples depend on earlier draws",
         ),
     ),
     Module(
@@ -68,7 +70,7 @@ MODULES = [
     Module(
         "tasks/common/preflight.py",
         "tests/rlhf_core/loops/test_preflight.py",
-        Fault("run_checks", "torch.random.fork_rng()", "ExitStack()", "checks move the training's random stream"),
+        Fault("run_checks", "torch.random.fork_rng()", "ExitStack()", "checks advance the training's random stream"),
     ),
     Module(
         "tasks/runtime/finished.py",
@@ -77,7 +79,7 @@ MODULES = [
             "finished_outputs",
             ' or marker["files"] != _sizes(folder)',
             "",
-            "half-written outputs taken as whole",
+            "half-written outputs are accepted",
             tests_of(FINISHED, "incomplete_outputs_are_not_finished"),
         ),
         Fault(
@@ -121,13 +123,21 @@ MODULES = [
         "tasks/runtime/hold.py",
         tests_of(FINISHED, "only_one_process_works_in_a_folder"),
         Fault("hold", "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "the lock not taken"),
-        Fault("hold", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", "a lock that several hold"),
+        Fault(
+            "hold",
+            "fcntl.LOCK_EX | fcntl.LOCK_NB",
+            "fcntl.LOCK_SH | fcntl.LOCK_NB",
+            "several processes can hold the lock",
+        ),
     ),
     Module(
         "tasks/runtime/progress.py",
         "tests/tasks/runtime/test_progress.py",
         Fault(
-            "Lines.advance", "self.done - self.start", "self.done", "time left reckoned with an earlier start's work"
+            "Lines.advance",
+            "self.done - self.start",
+            "self.done",
+            "the time left includes the work of an earlier start",
         ),
     ),
     Module(
@@ -137,7 +147,7 @@ MODULES = [
             "is_writer_alive",
             "is_same and process.status()",
             "process.status()",
-            "another process with the same number",
+            "another process with the same id is taken for the run's",
         ),
         Fault(
             "close_interrupted", " and tags.writer_host = '{socket.gethostname()}'", "", "runs of other hosts closed"
@@ -199,7 +209,7 @@ MODULES = [
             "_train",
             'seed_everything(stage.params.run.seed, "reward", name, "weights")',
             'seed_everything(stage.params.run.seed, "reward", "weights")',
-            "members of an ensemble start alike",
+            "members of an ensemble start with equal weights",
             tests_of(REWARD, "members_of_an_ensemble_start_from_heads_of_their_own"),
         ),
         Fault(
@@ -218,12 +228,12 @@ MODULES = [
             "item.responses",
             "responses always shown in one order",
         ),
-        Fault("_judgements", "if one.id not in busy", "", "further judgements of the same annotators", REWARD),
+        Fault("_judgements", "if one.id not in busy", "", "further judgements come from the same annotators", REWARD),
         Fault(
             "_agreement_with_gold",
             "(verdict.preference > 0.5) == (first > second)",
             "(verdict.preference > 0.5) == (first < second)",
-            "disagreement called agreement",
+            "disagreement counts as agreement",
             "tests/tasks/stages/test_agreement.py",
         ),
         Fault(
@@ -242,10 +252,10 @@ MODULES = [
             "_overlapping",
             'rate["high"] >= rates[best]["low"]',
             'rate["value"] >= rates[best]["low"]',
-            "intervals that overlap not seen",
+            "overlapping intervals are not detected",
         ),
-        Fault("_best", 'if won["low"] > 0.5:', 'if won["value"] > 0.5:', "better without showing it"),
-        Fault("did_not_move", "< STILL", "<= STILL", "the edge of not moving"),
+        Fault("_best", 'if won["low"] > 0.5:', 'if won["value"] > 0.5:', "a policy is called better without proof"),
+        Fault("did_not_move", "< STILL", "<= STILL", "the limit for `did not move` is wrong"),
         Fault("ranked", "key=lambda item: -(", "key=lambda item: (", "the worst first"),
         Fault("is_at_chance", "max(2 * error, LEAST_GAIN)", "LEAST_GAIN", "the standard error left out"),
     ),
@@ -256,14 +266,14 @@ MODULES = [
             "comparison",
             '{f"_{end}": end for end in ends}',
             '{f"_{end}": other for end, other in zip(ends, ends[::-1], strict=True)}',
-            "the interval upside down",
+            "the bounds of the interval are swapped",
         ),
         Fault("curve_rows", 'judged.get((name, step["step"]))', "judged.get((name, 0))", "win rates at other steps"),
     ),
     Module(
         "tasks/reporting/charts.py",
         tests_of("tests/tasks/reporting/test_report.py", "running_mean"),
-        Fault("running_mean", "index + width + 1", "index + width", "a mean that leans to the left"),
+        Fault("running_mean", "index + width + 1", "index + width", "the running mean is not symmetric"),
     ),
     Module(
         "tasks/reporting/report_page.py",
@@ -277,24 +287,29 @@ MODULES = [
     Module(
         "tasks/common/source.py",
         tests_of("tests/tasks/stages/test_stage_errors.py", "a_hub_id_that_is_not_pinned"),
-        Fault("require_pinned", "not name or not revision", "not name", "a model that may change"),
+        Fault("require_pinned", "not name or not revision", "not name", "a hub model without a revision is accepted"),
     ),
     Module(
         "tasks/runtime/key.py",
         f"{ERRORS} {TRACKING}",
-        Fault("stage_key", "        sorted(inputs.values()),\n", "", "another input is the same run"),
+        Fault("stage_key", "        sorted(inputs.values()),\n", "", "a changed input gives the same key"),
         Fault(
             "stage_key",
             "{key: portable(value) for key, value in sections.items()}",
             "{}",
-            "other parameters are the same run",
+            "changed parameters give the same key",
         ),
         Fault("stage_key", "        name,\n", "", "stages share a key"),
     ),
     Module(
         "tasks/runtime/training_progress.py",
         "tests/tasks/runtime/test_progress.py",
-        Fault("tracked_name", 'key.removeprefix("development_")', "key", "development figures drawn as training"),
+        Fault(
+            "tracked_name",
+            'key.removeprefix("development_")',
+            "key",
+            "development metrics are shown as training metrics",
+        ),
     ),
     Module(
         "tasks/evaluation/policy_samples.py",
@@ -322,6 +337,6 @@ MODULES = [
     Module(
         "tasks/reporting/sources.py",
         tests_of("tests/tasks/reporting/test_report.py", "outputs_that_are_not_the_reports_are_named"),
-        Fault("stale_stages", '["key"] != stage["key"]', '["key"] == ""', "outputs of another run not named"),
+        Fault("stale_stages", '["key"] != stage["key"]', '["key"] == ""', "outputs of another run are not reported"),
     ),
 ]
