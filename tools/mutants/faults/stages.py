@@ -53,7 +53,7 @@ MODULES = [
     ),
     Module(
         "tasks/common/sampling.py",
-        "tests/tasks/common/test_sampling.py",
+        "tests/tasks/common/test_stage_sampling.py",
         Fault(
             "sample_responses",
             "    seed_everything(*stream)\n",
