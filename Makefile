@@ -54,7 +54,7 @@ test-all: check
 oracle: install
 	OMP_NUM_THREADS=1 python -W ignore tests/oracle/__main__.py
 
-# Plants faults one at a time, runs the tests that must fail, and writes the list in docs/proof.md. Within an hour.
+# Plants faults one at a time, runs the tests that must fail, and writes the list in docs/proof.md. Takes up to an hour.
 mutants: install
 	python -m tools.mutants
 

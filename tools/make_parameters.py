@@ -1,9 +1,9 @@
 """Write docs/parameters.md from the dataclasses that validate params.yaml: python -m tools.make_parameters"""
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rlhf_core.algorithms.base.table import policy_algorithms
 from tasks.params.derived import LOOPS
@@ -15,23 +15,24 @@ BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 HEAD = """\
 # params.yaml, key by key
 
-Made by `python -m tools.make_parameters`. The value column shows the value in params.yaml, or else the default.
+Made by `python -m tools.make_parameters`. The built-in run uses the value in params.yaml, or else the default.
 Profiles and `--set` can change it.
 
 A method has every option of its loop. Values that methods share are set once, in `policy.online_loop` or
 `policy.offline_loop`. The rows of a method list its own options, and the loop options whose values it overrides.
 
-| key | value | meaning | bounds |
-|---|---|---|---|
+| key | built-in run | default | meaning | allowed |
+|---|---|---|---|---|
 """
 
 
 def rows(values: Any, prefix: str = "") -> Iterator[str]:
     """Return one table row per key of a section."""
+    kinds = get_type_hints(type(values))
     for item in fields(values):
         value = getattr(values, item.name)
         if not is_dataclass(value):
-            yield row(f"{prefix}{item.name}", value, item)
+            yield row(f"{prefix}{item.name}", value, item, kinds[item.name])
         elif item.name in policy_algorithms() and prefix == "policy.":
             yield from method_rows(item.name, values)
         else:
@@ -42,18 +43,39 @@ def method_rows(name: str, policy: Any) -> Iterator[str]:
     """Return the rows of a method, without the values it takes from its loop."""
     section, loop = policy.section(name), policy_algorithms()[name].loop
     shared = getattr(policy, LOOPS[loop]) if loop else None
+    kinds = get_type_hints(type(section))
     for item in fields(section):
         value = getattr(section, item.name)
         same = next((other for other in fields(shared) if other.name == item.name), None) if shared else None
         if same is None or value != getattr(shared, item.name) or item.metadata != same.metadata:
-            yield row(f"policy.{name}.{item.name}", value, item)
+            yield row(f"policy.{name}.{item.name}", value, item, kinds[item.name])
 
 
-def row(key: str, value: Any, item: Any) -> str:
-    """Return one row: key, value, meaning and bounds."""
+def row(key: str, value: Any, item: Any, kind: Any) -> str:
+    """Return one row: key, value in the built-in run, default, meaning, and allowed values or bounds."""
     bounds = ", ".join(f"{BOUNDS[key]} {bound}" for key, bound in item.metadata.items() if key in BOUNDS)
-    text = f"| `{key}` | `{_shown(value)}` | {item.metadata['description']} | {bounds} |"
-    return text.replace("``", "empty")
+    allowed = ", ".join(f"`{choice}`" for choice in choices(kind)) or bounds
+    default = item.default if item.default is not MISSING else item.default_factory() if has_factory(item) else None
+    shown = "must be set" if default is None and is_required(item) else f"`{_shown(default)}`"
+    text = f"| `{key}` | `{_shown(value)}` | {shown} | {item.metadata['description']} | {allowed} |"
+    return text.replace("``", '`""`')
+
+
+def choices(kind: Any) -> list[Any]:
+    """Return the values that a Literal type allows, also inside a list or beside null."""
+    if get_origin(kind) is Literal:
+        return [*get_args(kind)]
+    return [choice for inner in get_args(kind) for choice in choices(inner)]
+
+
+def has_factory(item: Any) -> bool:
+    """Return whether the default is made by a function."""
+    return item.default_factory is not MISSING
+
+
+def is_required(item: Any) -> bool:
+    """Return whether params.yaml must set the key."""
+    return item.default is MISSING and not has_factory(item)
 
 
 def _shown(value: Any) -> Any:
