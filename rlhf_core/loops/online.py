@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm
-from rlhf_core.algorithms.base.config import OnlineConfig, check_loop, learning_rate_factor
+from rlhf_core.algorithms.base.check import check_loop
+from rlhf_core.algorithms.base.config import OnlineConfig, learning_rate_factor
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.errors import UserError
 from rlhf_core.common.seeding import seed_everything, stream_seed

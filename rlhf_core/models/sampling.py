@@ -20,16 +20,6 @@ class Sampler(Protocol):
     """Samples responses from a policy. Loops and stages use only this interface."""
 
     @property
-    def max_new_tokens(self) -> int:
-        """The length limit: a response that reaches it without an end token is cut off."""
-        ...
-
-    @property
-    def stop_tokens(self) -> tuple[int, ...]:
-        """The end tokens; each of them ends a response."""
-        ...
-
-    @property
     def temperature(self) -> float:
         """The divisor of the logits; 0 always takes the most likely token."""
         ...

@@ -1,1 +1,1 @@
-"""The user's data: readers, formats, cleaning, the data card, and what each kind of data offers."""
+"""The user's data: readers, formats, cleaning and splits, and the data card."""

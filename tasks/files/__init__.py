@@ -1,1 +1,1 @@
-"""File formats that stages write: JSON Lines and CSV tables."""
+"""The files between stages: their paths, what each stage declares, and the formats JSON Lines and CSV."""

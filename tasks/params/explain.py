@@ -45,7 +45,7 @@ def shorten(text: str) -> str:
 
 
 def dotted(where: Where) -> str:
-    """Join the parts of a key: `policy.algorithms.1`."""
+    """Join the parts of a key: `policy.rewards.1.weight`."""
     return ".".join(map(str, where))
 
 

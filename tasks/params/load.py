@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from rlhf_core.algorithms.base.config import OnlineConfig, check_loop
+from rlhf_core.algorithms.base.check import check_loop
+from rlhf_core.algorithms.base.config import OnlineConfig
 from rlhf_core.algorithms.base.table import policy_algorithms
 from rlhf_core.common.errors import UserError
 from tasks.files.paths import EFFECTIVE_PARAMS

@@ -11,14 +11,17 @@ from rlhf_core.models.bpe import train_tokenizer
 from rlhf_core.models.store import load_config, load_tokenizer, save_tokenizer
 from rlhf_core.models.tokens import encode_prompt, encode_response, ready_tokenizer
 from tasks.common.source import ModelSource, model_source
-from tasks.data.clean import Cleaned, check_dropped, clean
+from tasks.data.clean import SURROGATE, Cleaned, check_dropped, clean, split_by_prompt, to_prepared
 from tasks.data.data_card import card_markdown, data_card
 from tasks.data.fields import Message
 from tasks.data.formats import RawRow
+from tasks.data.readers import read_rows
 from tasks.files.jsonl import write_jsonl
 from tasks.files.paths import CARD, PREPARED, TOKENIZER
 from tasks.params.schema import Params
-from tasks.problems.material import Files, material
+from tasks.problems.material import Files, Generated, Material
+from tasks.problems.problem import Problem
+from tasks.problems.table import generated_problem, problem_of
 from tasks.runtime.stage import main, open_stage, write_json
 
 OUT = str(PREPARED)
@@ -40,7 +43,7 @@ def prepare() -> None:
 
 def _prepared(params: Params, source: ModelSource) -> tuple[PreTrainedTokenizerBase, Files, dict[str, Any]]:
     """Return the tokenizer, the files by name, and the data card."""
-    given = material(params)
+    given = _material(params)
     given.problem.check_model(from_scratch=source.config is not None)
     tokenizer = _tokenizer(source, given.texts, params.model.vocabulary)
     cleaned = _clean(given.rows, tokenizer, params, source)
@@ -50,6 +53,32 @@ def _prepared(params: Params, source: ModelSource) -> tuple[PreTrainedTokenizerB
     if source.config is not None:  # the text that the base model is trained on
         files.setdefault("threads", files["demonstrations_train"])
     return tokenizer, files, card
+
+
+def _material(params: Params) -> Material:
+    """Return the rows of prepare.format: generated, or read from prepare.path or prepare.hub."""
+    section = params.prepare
+    generated = generated_problem(section.format)
+    if isinstance(generated, Generated):
+        return generated.generate(params)
+    path = None if section.hub else Path(section.path)
+    rows = read_rows(path, section.hub, section.format, section.answer_pattern, section.preference_base)
+    rows = rows[: section.limit]
+    # If all rows are broken, they are counted and rejected later, for any task.
+    problem = problem_of(next((row.kind for row in rows if not row.fault), "demonstration"))
+    texts = [text for row in rows for text in row.texts if not SURROGATE.search(text)]
+    name = section.hub or Path(section.path).name
+    return Material(problem, name, rows, texts, section.max_dropped, lambda cleaned: _split(problem, cleaned, params))
+
+
+def _split(problem: Problem, cleaned: Cleaned, params: Params) -> Files:
+    """Split the user's rows by prompt into training, development and test, and a split for a judge model if needed."""
+    section = params.prepare
+    held_out = {"development": section.development_fraction, "test": section.test_fraction}
+    if problem.needs_judge_model:
+        held_out["judge"] = section.judge_fraction
+    splits = split_by_prompt(cleaned.rows, {"train": 1 - sum(held_out.values()), **held_out}, params.run.seed)
+    return to_prepared(splits, problem.kind, params.collect.scale)
 
 
 def _clean(rows: Sequence[RawRow], tokenizer: PreTrainedTokenizerBase, params: Params, source: ModelSource) -> Cleaned:

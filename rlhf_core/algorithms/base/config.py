@@ -1,13 +1,10 @@
-"""The configuration of both loops, and checks that need no model. This module does not import torch."""
+"""The configuration of both loops. This module does not import torch."""
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rlhf_core.common.fields import setting
-
-if TYPE_CHECKING:
-    from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,36 +65,3 @@ class OnlineConfig(OptimizerConfig):
     temperature: float = setting(1.0, "divisor of the logits, in sampling and in all log-probabilities", gt=0)
     snapshots: int = setting(4, "evenly spaced snapshots of the policy", ge=0)
     resume_every: int = setting(10, "rollouts between two resume states", ge=1)
-
-
-def check_loop(config: OnlineConfig, algorithm: "OnPolicyAlgorithm") -> None:
-    """Raise ValueError unless rollouts hold whole groups, minibatches whole units, and every option has an effect."""
-    size, together = algorithm.group_size, algorithm.rows_per_unit
-    if config.rollout_size % size:
-        raise ValueError(f"rollout_size {config.rollout_size} is not a multiple of group_size {size}; change one")
-    if config.minibatch_size % together or config.micro_batch_size % together:
-        raise ValueError(
-            f"minibatch_size {config.minibatch_size} and micro_batch_size {config.micro_batch_size} must be multiples "
-            f"of {together}, because this method compares {together} responses to a prompt; change them"
-        )
-    if config.rollout_size % config.minibatch_size:
-        raise ValueError(_whole_minibatches(config, size, together))
-    algorithm.check_rollouts(config)
-    if config.epochs == 1 and config.minibatch_size == config.rollout_size:
-        # In the only step on a rollout, the ratio π_θ/π_old is 1 and V is V_old.
-        for name in algorithm.reuse_options:
-            if getattr(algorithm, name) != getattr(type(algorithm), name):
-                raise ValueError(f"{name} has no effect with one step per rollout; leave it out, or raise epochs")
-
-
-def _whole_minibatches(config: OnlineConfig, size: int, together: int) -> str:
-    """The message for a rollout that is not a whole number of minibatches, with the nearest values that fit."""
-    rollout, minibatch = config.rollout_size, config.minibatch_size
-    step = math.lcm(minibatch, size)
-    rollouts = [number for number in (rollout // step * step, (rollout // step + 1) * step) if number]
-    divisors = [number for number in range(together, rollout + 1, together) if rollout % number == 0]
-    fits = f", or minibatch_size to {min(divisors, key=lambda number: abs(number - minibatch))}" if divisors else ""
-    return (
-        f"rollout_size {rollout} is not a multiple of minibatch_size {minibatch}, so the last step on a rollout would "
-        f"see fewer responses; set rollout_size to {' or '.join(map(str, rollouts))}{fits}"
-    )

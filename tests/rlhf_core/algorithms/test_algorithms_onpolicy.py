@@ -8,7 +8,8 @@ import torch
 
 import tiny
 from rlhf_core.algorithms.base.algorithm import Needs
-from rlhf_core.algorithms.base.config import OnlineConfig, check_loop
+from rlhf_core.algorithms.base.check import check_loop
+from rlhf_core.algorithms.base.config import OnlineConfig
 from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.online_dpo import OnlineDPO
 from rlhf_core.algorithms.ppo import PPO

@@ -25,6 +25,10 @@ MODULES = [
             "(units // self.batch_size)",
             "the last rows of an epoch left out",
         ),
+    ),
+    Module(
+        "rlhf_core/algorithms/base/check.py",
+        ON_POLICY,
         Fault(
             "check_loop",
             "algorithm.check_rollouts(config)",
