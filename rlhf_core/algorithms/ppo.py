@@ -58,6 +58,10 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
         """A critic, entropies (also logged), and the exact KL if `kl_estimator` is exact."""
         return Needs(critic=True, entropies=True, exact_kl=self.uses_exact_kl)
 
+    def critic_rate(self, config: OnlineConfig) -> float:
+        """The critic has its own learning rate."""
+        return self.critic_learning_rate
+
     def check_rollouts(self, config: OnlineConfig) -> None:
         """Raise ValueError if kl_horizon is shorter than a rollout, which could make an adaptive kl_coef negative."""
         if self.kl_target is not None and self.kl_horizon < config.rollout_size:

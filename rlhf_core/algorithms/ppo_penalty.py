@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.config import OnlineConfig
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
@@ -46,6 +47,10 @@ class PPOPenalty(OnPolicyAlgorithm):
     def needs(self) -> Needs:
         """A critic, and after the last update the KL to the policy that sampled."""
         return Needs(critic=True, final_kl=True)
+
+    def critic_rate(self, config: OnlineConfig) -> float:
+        """The critic has its own learning rate."""
+        return self.critic_learning_rate
 
     def initial_state(self) -> State:
         """The initial β_old."""

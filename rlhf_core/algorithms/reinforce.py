@@ -71,12 +71,16 @@ class Reinforce(OnPolicyAlgorithm):
         """A critic, if the baseline is critic."""
         return Needs(critic=self.baseline == "critic")
 
+    def critic_rate(self, config: OnlineConfig) -> float:
+        """The critic has its own learning rate."""
+        return self.critic_learning_rate
+
     def check_rollouts(self, config: OnlineConfig) -> None:
         """Raise ValueError unless a rollout makes one step: the gradient is correct only for the current policy."""
         if config.epochs > 1 or config.minibatch_size < config.rollout_size:
             raise ValueError(
                 "REINFORCE has no ratio to the policy that sampled, so its samples are stale after one step; "
-                f"set epochs to 1 and minibatch_size to {config.rollout_size}, or choose rloo or ppo"
+                f"set epochs to 1 and minibatch_size to {config.rollout_size}, or choose a method with such a ratio"
             )
 
     def initial_state(self) -> State:

@@ -116,12 +116,14 @@ def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase)
             raise UserError(f"{where} has neither unpaired rows nor preferences. Set prepare.path to such data.")
         if len({example.desirable for example in labelled}) < 2:
             kind = "good" if labelled[0].desirable else "bad"
-            raise UserError(f"{where} has only {kind} responses, but KTO needs both kinds. Add some of the other kind.")
+            raise UserError(
+                f"{where} has only {kind} responses, but this method needs both kinds. Add some of the other kind."
+            )
     if not labelled:
         return []
     others = mismatched(labelled)
     if others is None:
-        raise UserError(f"{where} has responses to only one prompt, but KTO needs several. Add other prompts.")
+        raise UserError(f"{where} has responses to only one prompt, but this method needs several. Add other prompts.")
     return [
         (example, Example(example.prompt_ids, other.response_ids))
         for example, other in zip(labelled, others, strict=True)

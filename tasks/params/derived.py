@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from rlhf_core.algorithms.base.algorithm import Method
+from rlhf_core.algorithms.base.algorithm import Algorithm, Method
 from rlhf_core.algorithms.base.config import OfflineConfig, OnlineConfig, OptimizerConfig
 from rlhf_core.algorithms.base.table import policy_algorithms, reward_loss, reward_losses
 from rlhf_core.common.fields import setting
@@ -37,6 +37,12 @@ _BASES: dict[type[OptimizerConfig] | None, type[Section]] = {
 def names_of(*, is_rewarded: bool) -> list[str]:
     """The methods of `policy.online`, which learn from policy.rewards, or those of `policy.offline`."""
     return [name for name, kind in policy_algorithms().items() if kind.data.is_rewarded == is_rewarded]
+
+
+def without_critic() -> list[str]:
+    """The methods of `policy.online` that, with their default options, train no critic."""
+    kinds = {name: policy_algorithms()[name] for name in names_of(is_rewarded=True)}
+    return [name for name, kind in kinds.items() if not (issubclass(kind, Algorithm) and kind().needs.critic)]
 
 
 def stage_of(method: str) -> str:

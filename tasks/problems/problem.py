@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.errors import UserError
+from tasks.params.derived import without_critic
 from tasks.params.schema import Params, algorithm_of
 from tasks.params.sections import PrepareParams
 
@@ -61,7 +62,7 @@ class Problem:
     has_panel: ClassVar[bool] = False  # simulated annotators, who share the task's gold
     has_judge: ClassVar[bool] = False  # a judge that is not trained on feedback
     no_feedback: ClassVar[str] = "the data has none"  # why there are no preferences
-    instead: ClassVar[str] = "Use the reward length, format or python (your own function), with grpo or rloo."
+    instead: ClassVar[str] = "Use the reward length, format or python (your own function)"  # if there is no feedback
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -152,7 +153,8 @@ class Problem:
     def _need_feedback(self, who: str) -> None:
         if not self.has_feedback:
             raise UserError(
-                f"{who}, but {self.kind} data has no feedback, so no reward model is trained. {self.instead}"
+                f"{who}, but {self.kind} data has no feedback, so no reward model is trained. "
+                f"{self.instead}, with a method that trains no critic: {', '.join(without_critic())}."
             )
 
 

@@ -16,7 +16,7 @@ class Questions(Problem):
     has_answers = True
     has_judge = True
     no_feedback = "rewards come from verified answers"
-    instead = "Use the reward exact_answer instead, with grpo or rloo."
+    instead = "Use the reward exact_answer instead"
 
     def judge(self, prepare: PrepareParams) -> "ScoreJudge":
         """A judge that scores a right answer 1 and a wrong one 0."""

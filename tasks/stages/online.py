@@ -37,6 +37,7 @@ from tasks.rewards.terms import make_reward
 from tasks.runtime.stage import Stage, main, open_stage, write_json
 
 PROMPTS = paths.rows(paths.PREPARED, "prompts", "train")
+SFT_TEMPERATURE = 1.0  # of the samples of which the best one is kept
 
 
 def online(name: str) -> None:
@@ -54,18 +55,25 @@ def checks(params: Params, name: str) -> Iterator[Check]:
     yield from TRAINERS[algorithm.data].checks(params, config)
 
 
-def _sampled_checks(params: Params, config: Any) -> Iterator[Check]:
+def _rollout_checks(params: Params, config: Any) -> Iterator[Check]:
+    return _sampled_checks(params, config.learning_rate, config.temperature)
+
+
+def _best_checks(params: Params, config: Any) -> Iterator[Check]:
+    return _sampled_checks(params, config.learning_rate, SFT_TEMPERATURE)
+
+
+def _sampled_checks(params: Params, learning_rate: float, temperature: float) -> Iterator[Check]:
     tokenizer = load_tokenizer(paths.SFT)
     model = prepared(params, load_policy(paths.SFT))
     pad, rounding = pad_token(tokenizer), tolerance(params)
     prompts = as_prompts(read_jsonl(PROMPTS, ROWS), tokenizer)
-    temperature = getattr(config, "temperature", 1.0)
     sampler = make_sampler(model, tokenizer, params.prepare.max_response_tokens, temperature)
     sampled = sampler.responses(model, tokenizer, prompts)
     units = [(Example(prompt.ids, response.ids),) for prompt, response in zip(prompts, sampled, strict=True)]
     batch = Responses(prompts, sampled, pad).batch
     yield "ratio 1", partial(preflight.check_ratio, model, batch, temperature, rounding)
-    yield from from_sft_checks(params, model, tokenizer, units, config.learning_rate)
+    yield from from_sft_checks(params, model, tokenizer, units, learning_rate)
     if not _has_no_reward_model():
         rows = [example for unit in units for example in unit]
         judge = prepared(params, load_reward_model(paths.REWARD))
@@ -111,12 +119,9 @@ def _critic(algorithm: Any, config: Any) -> Critic:
     """Return a critic that starts from the reward model with its centring (docs/pitfalls.md, 21)."""
     if _has_no_reward_model():
         raise UserError(
-            "This method's critic starts from the reward model, but none was trained. "
-            "Choose a method without a critic, such as grpo or rloo."
+            "This method's critic starts from the reward model, but none was trained. Choose a method without a critic."
         )
-    # If AdamW trains only the critic, learning_rate is the critic's.
-    rate = getattr(algorithm, "critic_learning_rate", config.learning_rate)
-    return Critic(load_scalar_model(paths.REWARD), rate)
+    return Critic(load_scalar_model(paths.REWARD), algorithm.critic_rate(config))
 
 
 def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
@@ -125,7 +130,7 @@ def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None
     prompts = _training_prompts(tokenizer)[: algorithm.prompts]
     accelerator = accelerator_of(stage.params)
     sft = accelerator.prepare_model(load_policy(paths.SFT), evaluation_mode=True)
-    sampler = make_sampler(sft, tokenizer, stage.params.prepare.max_response_tokens, 1.0)
+    sampler = make_sampler(sft, tokenizer, stage.params.prepare.max_response_tokens, SFT_TEMPERATURE)
     reward = make_reward(stage.params, accelerator, config.micro_batch_size)
     stream = (stage.params.run.seed, f"policy/{name}/samples")
     best, sampled_tokens = best_of_n(sft, tokenizer, prompts, sampler, reward, algorithm.best_of, stream)
@@ -176,8 +181,8 @@ class Trainer:
 
 # Keyed by the data that a method learns from.
 TRAINERS = {
-    Data.ROLLOUTS: Trainer(_sampled_checks, _train_on_rollouts),
-    Data.BEST_OF_N: Trainer(_sampled_checks, _train_on_best),
+    Data.ROLLOUTS: Trainer(_rollout_checks, _train_on_rollouts),
+    Data.BEST_OF_N: Trainer(_best_checks, _train_on_best),
     Data.NOTHING: Trainer(_no_checks, _write_best_of_n),
 }
 

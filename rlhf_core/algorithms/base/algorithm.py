@@ -105,6 +105,10 @@ class OnPolicyAlgorithm(Algorithm[Rollout]):
         """The number of adjacent responses that one loss needs: 2 for a pair."""
         return 1
 
+    def critic_rate(self, config: OnlineConfig) -> float:
+        """The critic's peak learning rate; without an option of the method, the loop's."""
+        return config.learning_rate
+
     def check_rollouts(self, config: OnlineConfig) -> None:
         """Raise ValueError if the method is incorrect or unstable with the rollouts and steps of `config`."""
 

@@ -91,7 +91,7 @@ class GradientStep(Generic[BatchT]):
             self.optimizer.zero_grad()
             raise UserError(
                 f"the {what} of optimiser step {step} is {value.item()}; the weights were not changed. "
-                "Lower learning_rate, raise kl_coef or beta, or check the batch for extreme rewards."
+                "Lower learning_rate or max_grad_norm, or check the data and the rewards for extreme values."
             )
 
     def state_dict(self) -> dict[str, Any]:

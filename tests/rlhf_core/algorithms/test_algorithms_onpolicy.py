@@ -498,3 +498,11 @@ def test_row_weights_enter_means_and_averages():
     close(algorithm.weights(weighted), [[0.75] * 3, [0.25, 0, 0]])
     close(GRPO(group_size=2, averaging="token").weights(weighted), [[0.3] * 3, [0.1, 0, 0]])
     close(RLOO(group_size=2).weights(weighted), [0.75, 0.25])
+
+
+def test_the_critics_learning_rate_is_the_methods_own_or_the_loops():
+    config = OnlineConfig(learning_rate=0.5)
+    own = [PPO(critic_learning_rate=0.25), PPOPenalty(critic_learning_rate=0.25)]
+    own.append(Reinforce(baseline="critic", critic_learning_rate=0.25))
+    assert [method.critic_rate(config) for method in own] == [0.25] * 3
+    assert TRPO().critic_rate(config) == 0.5  # AdamW trains only the critic

@@ -117,7 +117,7 @@ def with_policy(algorithms, *terms):
     [
         ("demonstration", ["dpo"], ["model"], "names dpo, which learns from feedback, but demonstration data has"),
         ("question_answer", ["ppo"], ["exact_answer"], "names ppo, whose critic starts from the reward model, .* "
-         "Use the reward exact_answer instead, with grpo or rloo."),
+         r"Use the reward exact_answer instead, with a method that trains no critic: .*\bgrpo, .*\brloo\."),
         ("prompts", ["grpo"], ["model"], r"policy.rewards names model, .* Use the reward length, format or python"),
         ("preference", ["grpo"], ["exact_answer"], "names exact_answer, but the data has no answers"),
         ("helpdesk", ["best_of_n"], ["exact_answer"], "names exact_answer, but the data has no answers"),
