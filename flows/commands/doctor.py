@@ -13,7 +13,7 @@ import psutil
 from rich.console import Console
 from rich.text import Text
 
-from flows.commands.durations import Span, measure, span_text, together, work
+from flows.commands.durations import Span, measure, seconds, span_text, together, work
 from flows.commands.installation import Finding, look, packages, python
 from flows.commands.memory import FROZEN, TRAINED, ModelShape, Need, estimate, model_shape
 from flows.commands.screen import plain_table
@@ -84,7 +84,7 @@ def _spans(params: Params, counts: Counts, config: "PretrainedConfig", is_from_s
     """Return the shortest and longest duration of each stage in seconds, from a short measurement on this device."""
     speed = measure(config, params, "cuda" if _on_gpu(params) else "cpu")
     stages = work(params, counts, is_from_scratch)
-    return {stage.stage: stage.seconds(speed, params) for stage in stages}
+    return {stage: seconds(item, speed, params) for stage, item in stages.items()}
 
 
 def _time(spans: dict[str, Span], params: Params) -> Finding:
@@ -219,8 +219,8 @@ def _memory(needs: list[Need], params: Params) -> Finding:
 
 def _disk(root: Path, shape: ModelShape, params: Params) -> Finding:
     """Check that checkpoints, snapshots and resume states fit."""
-    policies = [params.policy.section(name) for name in params.policy.methods]
-    checkpoints = 4 + sum(1 + getattr(policy, "snapshots", 0) for policy in policies)  # base, sft, reward, judge
+    policies = sum(1 + params.policy.snapshots(name) for name in params.policy.methods)
+    checkpoints = len(declared.checkpoints()) + policies
     need = (FROZEN * checkpoints + TRAINED * params.run.parallel) * shape.weights + GB
     free = shutil.disk_usage(root).free
     text = f"about {need / GB:.1f} GB for {checkpoints} checkpoints and other files, {free / GB:.1f} GB free"

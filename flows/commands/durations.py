@@ -12,8 +12,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flows.commands.memory import SAMPLED_ROWS, model_shape
-from rlhf_core.algorithms.base.config import OfflineConfig
+from flows.commands.memory import model_shape
+from rlhf_core.algorithms.base.algorithm import Work
+from tasks.files import declared
 from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
 from tasks.problems.problem import Counts
@@ -40,61 +41,37 @@ class Speed:
     sample: float
 
 
-@dataclass(frozen=True)
-class Work:
-    """Number of full-length rows that a stage trains on, reads, and samples responses for."""
-
-    stage: str
-    trained: float = 0
-    read: float = 0
-    sampled: float = 0
-
-    def seconds(self, speed: Speed, params: Params) -> Span:
-        """Return the estimated time for rows of length SHORTEST and of full length."""
-        response = params.prepare.max_response_tokens
-        row = params.prepare.max_prompt_tokens + response
-        full = row * (self.trained * speed.train + self.read * speed.read) + response * self.sampled * speed.sample
-        return START + SHORTEST * full, START + full
+def seconds(work: Work, speed: Speed, params: Params) -> Span:
+    """Return the estimated time of a stage for rows of length SHORTEST and of full length."""
+    response = params.prepare.max_response_tokens
+    row = params.prepare.max_prompt_tokens + response
+    full = row * (work.trained * speed.train + work.read * speed.read) + response * work.sampled * speed.sample
+    return START + SHORTEST * full, START + full
 
 
-def work(params: Params, rows: Counts, is_from_scratch: bool) -> list[Work]:
-    """Return the work of each stage that runs a model."""
-    sample, reward = params.sample, params.reward
+def work(params: Params, rows: Counts, is_from_scratch: bool) -> dict[str, Work]:
+    """Return the work of each declared stage that runs a model, by name; for a policy, from its method."""
+    found = {}
+    for stage in declared.STAGES:
+        if stage.is_matrix:
+            for name in params.policy.methods:
+                if declared.of(stage_of(name)) == stage:
+                    section = params.policy.section(name)
+                    found[stage_of(name)] = algorithm_of(params, name).work(section, rows.prompts, rows.preferences)
+        elif stage.loads is not None and (is_from_scratch or stage != declared.BASE):
+            known = STAGES.get(stage.name)
+            found[stage.name] = known(params, rows) if known else Work()
+    return found
+
+
+def _reward(params: Params, rows: Counts) -> Work:
+    """Return the work of the members and of a judge model: pairs, and samples on which the scores are centred."""
+    reward = params.reward
     models = reward.members * (rows.preferences > 0) + (rows.judge > 0)
-    stages = [
-        Work("sft", trained=_steps(params.sft, rows.demonstrations)),
-        Work("sample", sampled=rows.asked * sample.responses * len(sample.checkpoints)),
-        Work("reward", trained=2 * models * _steps(reward, rows.preferences), sampled=models * reward.centre_prompts),
-        *(_policy(params, name, rows) for name in params.policy.methods),
-        _evaluation(params),
-    ]
-    return [Work("base", trained=_steps(params.base, rows.threads)), *stages] if is_from_scratch else stages
+    return Work(trained=2 * models * reward.visits(rows.preferences), sampled=models * reward.centre_prompts)
 
 
-def _steps(config: OfflineConfig, units: int) -> int:
-    """Return the number of units that a training on fixed data visits."""
-    return int(config.total_steps(units)) * min(config.batch_size, units) if units else 0
-
-
-def _policy(params: Params, name: str, rows: Counts) -> Work:
-    algorithm, section = algorithm_of(params, name), params.policy.section(name)
-    stage = stage_of(name)
-    if algorithm.data == "none":
-        return Work(stage)
-    if algorithm.data == "best_of_n":
-        sampled = min(algorithm.prompts, rows.prompts) * algorithm.best_of
-        return Work(stage, trained=_steps(section, min(algorithm.prompts, rows.prompts)), read=sampled, sampled=sampled)
-    if algorithm.data in ("pairs", "unpaired"):  # two rows per unit; the reference reads each row once
-        return Work(stage, trained=2 * _steps(section, rows.preferences), read=2 * rows.preferences)
-    responses = section.steps * section.rollout_size
-    critic = algorithm.needs.critic
-    trained = section.epochs * responses * (1 + critic)
-    if algorithm.needs.trust_region:  # only the critic takes gradient steps; a Fisher product costs two of them
-        trained = responses * (section.epochs + 2 * algorithm.cg_iterations * algorithm.fisher_fraction)
-    return Work(stage, trained=trained, read=(3 + critic) * responses, sampled=responses)
-
-
-def _evaluation(params: Params) -> Work:
+def _evaluation(params: Params, rows: Counts) -> Work:
     """Return the work of evaluation: final policies and the SFT model on test prompts, snapshots on development ones.
 
     Reading a response six times covers KL, reward model and judge.
@@ -102,17 +79,27 @@ def _evaluation(params: Params) -> Work:
     evaluate = params.evaluate
     responses = evaluate.prompts + evaluate.development_prompts  # of the SFT model
     for name in params.policy.methods:
-        section = params.policy.section(name)
-        snapshots = getattr(section, "snapshots", 0)
-        per_prompt = section.best_of if algorithm_of(params, name).data == "none" else 1
-        responses += evaluate.prompts * per_prompt + snapshots * evaluate.development_prompts
-    return Work("evaluate", read=6 * responses, sampled=responses)
+        responses += evaluate.prompts * algorithm_of(params, name).samples_per_answer
+        responses += evaluate.development_prompts * params.policy.snapshots(name)
+    return Work(read=6 * responses, sampled=responses)
+
+
+# By the name of the stage. The time of a stage that is not here is START.
+STAGES: dict[str, Callable[[Params, Counts], Work]] = {
+    "base": lambda params, rows: Work(trained=params.base.visits(rows.threads)),
+    "sft": lambda params, rows: Work(trained=params.sft.visits(rows.demonstrations)),
+    "sample": lambda params, rows: Work(sampled=rows.asked * params.sample.responses * len(params.sample.checkpoints)),
+    "reward": _reward,
+    "evaluate": _evaluation,
+}
 
 
 def measure(config: "PretrainedConfig", params: Params, device: str) -> Speed:
     """Time a few steps of the model that `config` describes, in a few seconds."""
     import torch
     from transformers import AutoModelForCausalLM
+
+    from rlhf_core.models.sampling import LocalSampler
 
     torch.set_num_threads(params.run.threads)
     shape = model_shape(config)
@@ -139,7 +126,7 @@ def measure(config: "PretrainedConfig", params: Params, device: str) -> Speed:
         with precision:
             model(input_ids=ids, use_cache=False)
 
-    sampled = max(1, min(SAMPLED_ROWS, int(BUDGET[device] / (weights * prompt))))
+    sampled = max(1, min(LocalSampler.rows, int(BUDGET[device] / (weights * prompt))))
     prompts = torch.randint(shape.vocabulary, (sampled, prompt), device=device)
 
     def sample(count: int) -> Callable[[], None]:

@@ -9,7 +9,7 @@ models on a CPU; the estimate is 10 to 30 % above the measured memory.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.algorithms.base.algorithm import Data
+from rlhf_core.algorithms.base.algorithm import Algorithm, Method
 from tasks.files import declared
 from tasks.files.declared import Loads
 from tasks.params.derived import stage_of
@@ -22,7 +22,6 @@ PROCESS = 0.7e9  # bytes of a stage's process before it loads a model: torch, tr
 TRAINED, FROZEN = 20, 4  # bytes per weight
 WIDTHS_KEPT = 32  # values that a layer keeps per token and unit of width
 LOGIT_COPIES = 2  # logits and their log-softmax
-SAMPLED_ROWS = 128  # rlhf_core.models.sampling.LocalSampler.rows
 
 
 @dataclass(frozen=True)
@@ -75,23 +74,24 @@ def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[N
         if stage.is_matrix:
             for name in params.policy.methods:
                 if declared.of(stage_of(name)) == stage:
-                    loads, section = _loads(params, name), params.policy.section(name)
-                    needs.append(_need(stage_of(name), loads, section, shape, params))
+                    loads = _loads(algorithm_of(params, name))
+                    needs.append(_need(stage_of(name), loads, params.policy.section(name), shape, params))
         elif stage.loads is not None and (is_from_scratch or stage != declared.BASE):
-            needs.append(_need(stage.name, stage.loads, getattr(params, stage.name), shape, params))
+            section = getattr(params, stage.name) if stage.loads.trained else None
+            needs.append(_need(stage.name, stage.loads, section, shape, params))
     return needs
 
 
-def _loads(params: Params, name: str) -> Loads:
+def _loads(method: Method) -> Loads:
     """Return the models of a policy's training: policy and perhaps critic are trained; the others are frozen."""
-    algorithm = algorithm_of(params, name)
-    if algorithm.data == Data.NOTHING:
+    if not isinstance(method, Algorithm):  # it trains nothing
         return Loads()
+    needs, data = method.needs, method.data
     return Loads(
-        trained=1 + algorithm.needs.critic,
-        frozen=1 + algorithm.data.is_rewarded + algorithm.needs.trust_region,  # a trust region also needs π_old
-        is_sampling=algorithm.data.is_rewarded,
-        rows=1 if algorithm.data.is_rewarded else 2,
+        trained=1 + needs.critic,
+        frozen=1 + data.is_rewarded + needs.trust_region,  # a trust region also needs π_old
+        is_sampling=data.is_rewarded,
+        rows=data.unit_rows,
     )
 
 
@@ -115,9 +115,11 @@ def _training(shape: ModelShape, params: Params, rows: int, *, logits: bool = Tr
 
 
 def _sampling(shape: ModelShape, params: Params) -> float:
-    """Return the bytes to sample SAMPLED_ROWS responses at once: keys and values of every layer, one row of logits."""
-    cache = 2 * shape.layers * SAMPLED_ROWS * _tokens(params) * shape.width * 4
-    return cache + LOGIT_COPIES * SAMPLED_ROWS * shape.vocabulary * 4
+    """Return the bytes to sample responses, one call of generate: keys and values of every layer, one row of logits."""
+    from rlhf_core.models.sampling import LocalSampler  # imports torch
+
+    cache = 2 * shape.layers * LocalSampler.rows * _tokens(params) * shape.width * 4
+    return cache + LOGIT_COPIES * LocalSampler.rows * shape.vocabulary * 4
 
 
 def _tokens(params: Params) -> int:

@@ -27,6 +27,11 @@ class BestOfN(Method):
         check_bounds(self)
 
     @property
+    def samples_per_answer(self) -> int:
+        """N."""
+        return self.best_of
+
+    @property
     def kl_bound(self) -> float:
         """Upper bound on the KL to the SFT model: log N - (N - 1)/N, nats per response."""
         return math.log(self.best_of) - (self.best_of - 1) / self.best_of

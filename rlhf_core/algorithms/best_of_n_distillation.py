@@ -6,8 +6,9 @@ sampling fine-tuning.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-from rlhf_core.algorithms.base.algorithm import Data
+from rlhf_core.algorithms.base.algorithm import Data, Work
 from rlhf_core.algorithms.base.sft import SFT
 from rlhf_core.common.fields import check_bounds, setting
 
@@ -26,3 +27,9 @@ class BestOfNDistillation(SFT):
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+    def work(self, config: Any, prompts: int, feedback: int) -> Work:
+        """Sample and score N responses per prompt, then train on one of them."""
+        kept = min(self.prompts, prompts)
+        sampled = kept * self.best_of
+        return Work(trained=config.visits(kept), read=sampled, sampled=sampled)

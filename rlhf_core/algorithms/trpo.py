@@ -6,9 +6,10 @@ failure is counted. AdamW trains only the critic. `warmup_steps` counts the crit
 the schedule's factor at the first step on each rollout. The KL to the reference is part of the token reward, as in PPO.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State, Work
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
@@ -51,6 +52,12 @@ class TRPO(OnPolicyAlgorithm):
     def needs(self) -> Needs:
         """A critic, and a natural-gradient step for the policy."""
         return Needs(critic=True, trust_region=True)
+
+    def work(self, config: Any, prompts: int, feedback: int) -> Work:
+        """Gradient steps train only the critic. A Fisher-vector product costs the policy two of them."""
+        products = 2 * self.cg_iterations * self.fisher_fraction
+        trained = config.steps * config.rollout_size * (config.epochs + products)
+        return replace(super().work(config, prompts, feedback), trained=trained)
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
         """r̃_t, the advantages (GAE), and the critic's targets, as in PPO."""

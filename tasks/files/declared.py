@@ -118,3 +118,9 @@ def of(stage: str) -> Declared:
 def makers(path: Path) -> list[str]:
     """Return the names of the stages that write `path`."""
     return [stage.name for stage in STAGES if path in stage.outputs]
+
+
+def checkpoints() -> list[Path]:
+    """Return the model folders that stages write, without those of a matrix."""
+    folders = [path for stage in STAGES if not stage.is_matrix for path in stage.outputs]
+    return [path for path in folders if path.is_relative_to(paths.MODELS)]

@@ -84,6 +84,10 @@ class Policy(Section):
         """The section of one method: its own options and those of its loop."""
         return getattr(self, method)
 
+    def snapshots(self, method: str) -> int:
+        """The number of snapshots of one method's policy; 0 if it trains nothing."""
+        return self.section(method).snapshots if policy_algorithms()[method].loop is not None else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reward(OfflineConfig, Section):

@@ -17,12 +17,15 @@ from flows.commands import compare
 from flows.commands.chat import talk
 from flows.commands.compare import Run, comparable, compare_runs, differences, distinct, renamed
 from flows.commands.doctor import examine
-from flows.commands.durations import START, Speed, Work, measure, span_text, together, work
+from flows.commands.durations import START, Speed, measure, seconds, span_text, together, work
 from flows.commands.memory import PROCESS, ModelShape, estimate, model_shape
 from flows.commands.run import _say_where
+from rlhf_core.algorithms.base.algorithm import Work
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.bpe import train_tokenizer
 from rlhf_core.models.store import new_policy, new_scalar_model, save_policy, save_scalar_model
+from tasks.files import declared
+from tasks.files.declared import Declared, Loads
 from tasks.params.derived import stage_of
 from tasks.params.load import ROOT, load_params, merged, read_yaml, validate
 from tasks.params.schema import Params, algorithm_of
@@ -255,31 +258,28 @@ def test_rows_are_counted_from_the_parameters() -> None:
 
 def test_work_of_each_stage_by_hand() -> None:
     params = params_with(FEW)
-    stages = {
-        item.stage: item for item in work(params, problem_of("helpdesk").count_rows(params, 0), is_from_scratch=True)
-    }
+    stages = work(params, problem_of("helpdesk").count_rows(params, 0), is_from_scratch=True)
     pairs = 360
     assert stages == {
-        "base": Work("base", trained=2 * 100),
-        "sft": Work("sft", trained=64),
-        "sample": Work("sample", sampled=(30 + 5) * 4),
-        "reward": Work("reward", trained=2 * pairs, sampled=20),
+        "base": Work(trained=2 * 100),
+        "sft": Work(trained=64),
+        "sample": Work(sampled=(30 + 5) * 4),
+        "reward": Work(trained=2 * pairs, sampled=20),
         # 3 rollouts of 16, twice, for policy and critic; read by policy, reference, reward model and critic
-        "online@ppo": Work("online@ppo", trained=2 * 48 * 2, read=4 * 48, sampled=48),
-        "offline@dpo": Work("offline@dpo", trained=2 * 5 * 8, read=2 * pairs),
-        "online@best_of_n": Work("online@best_of_n"),
-        "online@best_of_n_distillation": Work("online@best_of_n_distillation", trained=20, read=160, sampled=160),
+        "online@ppo": Work(trained=2 * 48 * 2, read=4 * 48, sampled=48),
+        "offline@dpo": Work(trained=2 * 5 * 8, read=2 * pairs),
+        "online@best_of_n": Work(),
+        "online@best_of_n_distillation": Work(trained=20, read=160, sampled=160),
         # SFT 20 + 10; PPO 20 + 2·10; DPO 20 + 10; best of 4: 80; distillation 20
-        "evaluate": Work("evaluate", read=6 * 200, sampled=200),
+        "evaluate": Work(read=6 * 200, sampled=200),
     }
-    assert "base" not in [item.stage for item in work(params, problem_of("helpdesk").count_rows(params, 0), False)]
+    assert "base" not in work(params, problem_of("helpdesk").count_rows(params, 0), False)
 
 
 def test_seconds_by_hand() -> None:
     """Rows of 40 tokens, 30 of them sampled: 40·(2·3 + 5·1) + 30·7·0.5 = 545 s at full length, half of it at half."""
     speed = Speed(train=3, read=1, sample=0.5)
-    seconds = Work("x", trained=2, read=5, sampled=7).seconds(speed, params_with(FEW))
-    assert seconds == (START + 272.5, START + 545)
+    assert seconds(Work(trained=2, read=5, sampled=7), speed, params_with(FEW)) == (START + 272.5, START + 545)
 
 
 def test_policies_side_by_side_take_as_long_as_the_longest_or_their_share() -> None:
@@ -305,12 +305,12 @@ def test_measured_speed_is_scaled_to_the_whole_model(monkeypatch: pytest.MonkeyP
     times = iter([1.0, 0.25, 5.0, 1.0])  # a training step, a forward pass, nine sampled tokens, one
     asked = []
 
-    def seconds(step: Any, device: str) -> float:
+    def timed(step: Any, device: str) -> float:
         step()  # the timed step must run
         asked.append(device)
         return next(times)
 
-    monkeypatch.setattr(durations, "_seconds", seconds)
+    monkeypatch.setattr(durations, "_seconds", timed)
     speed = measure(config, params_with(FEW | {"sft": {"micro_batch_size": 5}}), "cpu")
     scale = whole / cut
     assert speed == Speed(scale * 1.0 / (5 * 40), scale * 0.25 / (5 * 40), scale * 4.0 / (128 * 8))
@@ -321,9 +321,30 @@ def test_measured_speed_is_scaled_to_the_whole_model(monkeypatch: pytest.MonkeyP
 def test_every_method_has_an_estimate(name: str) -> None:
     kind = stage_of(name).partition("@")[0]
     params = params_with({"policy": {"online": [], "offline": []} | {kind: [name]}})
-    item = next(item for item in work(params, Counts(10, 10, 10, 10, 0, 0), False) if item.stage == stage_of(name))
+    item = work(params, Counts(10, 10, 10, 10, 0, 0), False)[stage_of(name)]
     samples = algorithm_of(params, name).data == "rollouts"
     assert item.trained > 0 and item.read > 0 and (item.sampled > 0) == samples
+
+
+def test_work_of_a_trust_region_by_hand() -> None:
+    """3 rollouts of 16 responses: the critic trains twice on each; 5 products on a quarter of them cost 2.5 passes."""
+    trpo = {"steps": 3, "rollout_size": 16, "minibatch_size": 8, "epochs": 2, "cg_iterations": 5}
+    changes = {"policy": {"online": ["trpo"], "offline": [], "trpo": trpo | {"fisher_fraction": 0.25}}}
+    found = work(params_with(FEW | changes), Counts(10, 10, 10, 10, 0, 0), False)
+    assert found["online@trpo"] == Work(trained=48 * (2 + 2.5), read=4 * 48, sampled=48)
+
+
+def test_a_new_stage_needs_only_its_declaration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It trains nothing and has no section in params.yaml, but loads a model and writes one."""
+    before = len(declared.checkpoints())
+    new = Declared("critique", outputs=(Path("models/critique"),), loads=Loads(frozen=2))
+    monkeypatch.setattr(declared, "STAGES", (*declared.STAGES, new))
+    params = scratch_params(tmp_path)
+    shape = ModelShape(weights=1000, layers=2, width=10, heads=3, vocabulary=100)
+    need = next(need for need in estimate(shape, params, is_from_scratch=True) if need.stage == "critique")
+    assert (need.models, need.activations) == (2 * 4 * 1000, 0)
+    assert work(params, Counts(10, 10, 10, 10, 0, 0), True)["critique"] == Work()
+    assert before == 4 and len(declared.checkpoints()) == 5  # base, sft, reward and judge before
 
 
 # Memory

@@ -12,7 +12,7 @@ ranking). The loop computes `(losses * weights).sum()`. A method overrides only 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from rlhf_core.algorithms.base.config import OfflineConfig, OnlineConfig, OptimizerConfig
 from rlhf_core.common.batch import Batch, Outputs, Rollout
@@ -43,6 +43,11 @@ class Data(StrEnum):
         """Whether the method uses policy.rewards."""
         return self in (Data.ROLLOUTS, Data.BEST_OF_N, Data.NOTHING)
 
+    @property
+    def unit_rows(self) -> int:
+        """The rows of a unit: 2 for a pair, and for a labelled response, which comes with a mismatched row."""
+        return 2 if self in (Data.PAIRS, Data.UNPAIRED) else 1
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -55,6 +60,18 @@ class Needs:
     final_kl: bool = False  # the KL to the policy that sampled, after the last update on a rollout
 
 
+@dataclass(frozen=True)
+class Work:
+    """The rows (prompt and response) that a training trains on, reads without gradient and samples, to estimate time.
+
+    A row counts once per model and per visit.
+    """
+
+    trained: float = 0
+    read: float = 0
+    sampled: float = 0
+
+
 class Method:
     """The declarations of a method, in its own file. Tables, parameters, forms and reports are derived from them."""
 
@@ -63,6 +80,15 @@ class Method:
     data: ClassVar[Data]
     loop: ClassVar[type[OptimizerConfig] | None] = None  # the configuration of the loop that trains the method
     notes: ClassVar[Mapping[str, str]] = {}  # descriptions of loop options that have another meaning for this method
+
+    @property
+    def samples_per_answer(self) -> int:
+        """The responses that the policy samples for each answer."""
+        return 1
+
+    def work(self, config: Any, prompts: int, feedback: int) -> Work:
+        """The work of training with the options `config` of the loop, given training prompts and rows of feedback."""
+        return Work()
 
 
 class Algorithm(Method, Generic[BatchT]):
@@ -74,6 +100,11 @@ class Algorithm(Method, Generic[BatchT]):
     def needs(self) -> Needs:
         """What the loop must provide."""
         return Needs()
+
+    def work(self, config: Any, prompts: int, feedback: int) -> Work:
+        """Training on feedback; the reference reads each row once."""
+        rows = self.data.unit_rows
+        return Work(trained=rows * config.visits(feedback), read=rows * feedback)
 
     def prepare(self, batch: BatchT, forward: Callable[[BatchT], Outputs]) -> BatchT:
         """The minibatch with values that depend on several of its rows; `forward` computes no gradient."""
@@ -104,6 +135,12 @@ class OnPolicyAlgorithm(Algorithm[Rollout]):
     def rows_per_unit(self) -> int:
         """The number of adjacent responses that one loss needs: 2 for a pair."""
         return 1
+
+    def work(self, config: Any, prompts: int, feedback: int) -> Work:
+        """Policy, reference, reward model and critic read each response; policy and critic train on it each epoch."""
+        responses, critic = config.steps * config.rollout_size, self.needs.critic
+        trained = config.epochs * responses * (1 + critic)
+        return Work(trained=trained, read=(3 + critic) * responses, sampled=responses)
 
     def critic_rate(self, config: OnlineConfig) -> float:
         """The critic's peak learning rate; without an option of the method, the loop's."""

@@ -50,6 +50,10 @@ class OfflineConfig(OptimizerConfig):
         steps = self.epochs * -(-units // self.batch_size)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
+    def visits(self, units: int) -> int:
+        """The number of units that the whole training visits; a unit counts once per visit."""
+        return self.total_steps(units) * min(self.batch_size, units)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineConfig(OptimizerConfig):

@@ -27,6 +27,16 @@ MODULES = [
         ),
     ),
     Module(
+        "rlhf_core/algorithms/base/algorithm.py",
+        "tests/flows/test_flows_commands.py",
+        Fault(
+            "Algorithm.work",
+            "trained=rows * config.visits(feedback)",
+            "trained=config.visits(feedback)",
+            "only one row of each pair is counted",
+        ),
+    ),
+    Module(
         "rlhf_core/algorithms/base/check.py",
         ON_POLICY,
         Fault(

@@ -161,19 +161,13 @@ MODULES = [
     Module(
         "flows/commands/durations.py",
         COMMANDS,
-        Fault("Work.seconds", "START + full", "START + SHORTEST * full", "the upper bound equals the lower bound"),
-        Fault(
-            "_policy",
-            "2 * _steps(section, rows.preferences)",
-            "_steps(section, rows.preferences)",
-            "only one row of each pair is counted",
-        ),
+        Fault("seconds", "START + full", "START + SHORTEST * full", "the upper bound equals the lower bound"),
     ),
     Module(
         "flows/commands/memory.py",
         COMMANDS,
-        Fault("_loads", "1 + algorithm.needs.critic", "1", "the critic needs no memory"),
-        Fault("_loads", " + algorithm.needs.trust_region", "", "π_old needs no memory"),
+        Fault("_loads", "1 + needs.critic", "1", "the critic needs no memory"),
+        Fault("_loads", " + needs.trust_region", "", "π_old needs no memory"),
     ),
     Module(
         "flows/commands/runs.py",
