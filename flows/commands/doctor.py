@@ -23,7 +23,7 @@ from flows.servers.services import find
 from rlhf_core.algorithms.base.table import policy_algorithms
 from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned
-from tasks.data.readers import read_rows
+from tasks.data.readers import kind_of, read_rows
 from tasks.files import declared
 from tasks.params.derived import stage_of
 from tasks.params.schema import Params
@@ -146,8 +146,8 @@ def _data(params: Params) -> Data:
         return Data(f"{section.hub}, downloaded when stage prepare first runs")
     if generated := generated_problem(section.format):
         return Data(generated.look(section, Path()), generated.count_rows(params, 0))
-    rows = read_rows(Path(section.path), "", section.format, section.answer_pattern)
-    problem = problem_of(rows[0].kind)
+    rows = read_rows(Path(section.path), "", section.format, section.answer_pattern, section.preference_base)
+    problem = problem_of(kind_of(rows))
     counts = problem.count_rows(params, len(rows))
     return Data(f"{section.path}, {len(rows):,} rows of kind {problem.kind}", counts)
 

@@ -1,6 +1,5 @@
 """The parameters of a run: params.yaml with a profile and single values merged in, resolved once per run."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +9,13 @@ from typing import Any, Self
 from rlhf_core.common.device import require_cuda
 from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned
-from tasks.data.readers import SUFFIXES, first_rows, pinned
+from tasks.data.readers import first_rows, kind_of, pinned
 from tasks.params.load import as_written, load_profile, merged, read_assignment, read_yaml, validate, with_values
 from tasks.params.schema import Params
 from tasks.params.sections import PrepareParams
-from tasks.problems.table import generated_problem, problem_of
+from tasks.problems.problem import require_path
+from tasks.problems.table import generated_problem, owner_of, problem_of
 
-ROWS_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".json")  # a world is one JSON object
 LEAST_FROM_SCRATCH = 1e-4  # a lower SFT learning rate suits only pretrained models
 DEFAULT = "default"  # the profile that leaves params.yaml unchanged
 
@@ -110,51 +109,40 @@ def require_inputs(params: Params, root: Path) -> None:
     else:
         path, base = root / prepare.path, prepare.preference_base
         rows = first_rows(path, prepare.format, prepare.answer_pattern, preference_base=base)
-        kind = next(row.kind for row in rows if not row.fault)
-        problem_of(kind).check(params, from_scratch=from_scratch)
+        problem_of(kind_of(rows)).check(params, from_scratch=from_scratch)
 
 
 def require_suited_model(params: Params) -> None:
     """Check that learning rates for a pretrained model, which some profiles set, are used with such a model.
 
     Raises:
-        UserError: the user's own data is combined with the help desk's small model, which is trained from scratch.
+        UserError: the user's own data is combined with a generated task's small model, which is trained from scratch.
     """
     rate, path = params.sft.learning_rate, params.model.path
-    if generated_problem(params.prepare.format) is None and _is_helpdesks(path) and rate < LEAST_FROM_SCRATCH:
+    owner = owner_of(path)
+    if owner and generated_problem(params.prepare.format) is None and rate < LEAST_FROM_SCRATCH:
         raise UserError(
-            f"sft.learning_rate {rate:g} suits only a pretrained model, but model.path is the help desk's {path}, "
+            f"sft.learning_rate {rate:g} suits only a pretrained model, but model.path is {owner.title}'s {path}, "
             "a small model trained from scratch. Set model.path or model.hub to a pretrained model, "
-            "or raise the learning rates to those of params.yaml (sft 1e-3, reward 3e-4, policies 1e-4)."
+            "or raise all learning rates to those of params.yaml."
         )
-
-
-def _is_helpdesks(path: str) -> bool:
-    """Whether a path is one of the built-in task's files."""
-    return Path(path).parts[:1] == ("helpdesk",)
 
 
 def require_data(prepare: PrepareParams, root: Path) -> None:
     """Check the path of the data without reading the data.
 
     Raises:
-        UserError: the path does not exist, is still the help desk's although other data is configured, or contains rows
-            although the help desk's world is configured.
+        UserError: the path does not exist, belongs to a generated task although other data is configured, or cannot be
+            the source of the generated task that is configured.
     """
     if prepare.hub:
         return
-    if prepare.format != "helpdesk" and _is_helpdesks(prepare.path):
+    if generated := generated_problem(prepare.format):
+        generated.check_source(prepare, root)
+    elif owner := owner_of(prepare.path):
         raise UserError(
-            f"prepare.format is {prepare.format}, but prepare.path is still the help desk's {prepare.path}. "
-            f"Set prepare.path to your data file or folder, or prepare.hub."
+            f"prepare.format is {prepare.format}, but prepare.path is still {owner.title}'s {prepare.path}. "
+            "Set prepare.path to your data file or folder, or prepare.hub."
         )
-    path = root / prepare.path
-    if prepare.format == "helpdesk" and path.name.endswith(ROWS_SUFFIXES):
-        raise UserError(
-            f"prepare.path {prepare.path} is a data file, but prepare.format is helpdesk. "
-            "Set prepare.format to auto, or to the kind of the rows."
-        )
-    if not os.path.exists(path):
-        raise UserError(f"prepare.path {prepare.path} does not exist. Name an existing data file or folder.")
-    if prepare.format == "helpdesk" and not path.is_file():
-        raise UserError(f"prepare.path {prepare.path} is not a file. Name a world file, or set prepare.format.")
+    else:
+        require_path(prepare, root)

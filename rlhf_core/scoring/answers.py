@@ -10,6 +10,7 @@ from rlhf_core.common.errors import UserError
 
 TIME_LIMIT = 1.0  # seconds of CPU time per text, since a pattern with catastrophic backtracking may never return
 LONGEST_PLAIN = 64  # characters; a longer text is not an answer as a whole
+ANSWER_PATTERN = r"####\s*(.+)$"  # the default of prepare.answer_pattern, as in GSM8K
 ANSWER_KEY, FORMAT_KEY = "prepare.answer_pattern", "policy.rewards: pattern"
 
 CURRENCY = regex.compile(r"([-+]?)\s*[$€£¥]\s*(.*)|(.*?)\s*[$€£¥]")

@@ -136,7 +136,7 @@ def _excess(sizes: Sequence[tuple[int, int]], max_prompt: int, max_response: int
     return ""
 
 
-def check_dropped(cleaned: Cleaned, max_dropped: float = 0.05) -> None:
+def check_dropped(cleaned: Cleaned, max_dropped: float) -> None:
     """Raise UserError if more than a fraction `max_dropped` of the rows is unusable. Duplicates do not count.
 
     Raises:
@@ -201,17 +201,17 @@ def to_prepared(splits: Mapping[str, Sequence[RawRow]], kind: str, scale: int = 
     `splits` contains train, development and test, and judge if the kind has feedback. These responses become
     demonstrations and references for their prompts: a chosen response, a response labelled good, the best of a ranking,
     and the best rated response of a prompt if its score is in the upper half of the scale. Feedback files without rows
-    are omitted. Prompts without responses yield no demonstrations.
+    are omitted. Without any response there are no demonstrations.
     """
     files: dict[str, list[Row]] = {}
-    if kind == "ratings":
-        splits = {split: _best_rated(rows, scale) for split, rows in splits.items()}
-    for split in ("train", "development") if kind != "prompts" else ():
+    has_responses = any(row.responses for rows in splits.values() for row in rows)
+    splits = {split: _best_rated(rows, scale) for split, rows in splits.items()}
+    for split in ("train", "development") if has_responses else ():
         files[f"demonstrations_{split}"] = _distinct(
             {"prompt": row.prompt, "response": response} for row in splits[split] for response in _good(row)
         )
     for split in ("train", "development", "test"):
-        files[f"prompts_{split}"] = _prompts(splits[split], with_response=split != "train" and kind != "prompts")
+        files[f"prompts_{split}"] = _prompts(splits[split], with_response=split != "train" and has_responses)
     if form := form_of_kind(kind):
         for split in ("train", "development", "judge"):
             if rows := splits.get(split):
@@ -222,12 +222,21 @@ def to_prepared(splits: Mapping[str, Sequence[RawRow]], kind: str, scale: int = 
 
 
 def _best_rated(rows: Sequence[RawRow], scale: int) -> list[RawRow]:
-    """Label the best rated responses of each prompt as good if their score is in the upper half of the scale."""
+    """Label the best rated responses of each prompt as good if their score is in the upper half of the scale.
+
+    Rows without a score are unchanged.
+    """
     best: dict[str, float] = defaultdict(float)
     for row in rows:
-        best[_canonical(row.prompt)] = max(best[_canonical(row.prompt)], row.score)
+        if row.score is not None:
+            best[_canonical(row.prompt)] = max(best[_canonical(row.prompt)], row.score)
     middle = (1 + scale) / 2
-    return [replace(row, label=row.score == best[_canonical(row.prompt)] and row.score > middle) for row in rows]
+
+    def labelled(row: RawRow) -> RawRow:
+        is_good = row.score == best[_canonical(row.prompt)] and row.score > middle
+        return row if row.score is None else replace(row, label=is_good)
+
+    return [labelled(row) for row in rows]
 
 
 def _feedback(row: RawRow) -> Row:

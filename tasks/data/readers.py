@@ -6,26 +6,25 @@
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_core.common.errors import UserError
+from rlhf_core.scoring.answers import ANSWER_PATTERN
 from rlhf_core.scoring.answers import answer_pattern as checked_pattern
 from tasks.data.detect import detect_format, missing_field
 from tasks.data.fields import Fields, MissingFieldError
 from tasks.data.formats import RawRow, faulty, parse_row
 from tasks.data.text_files import TEXT_SUFFIXES, read_text_file
+from tasks.files.formats import AUTO, ROWS
 
 if TYPE_CHECKING:
     import datasets
 
-FORMATS = (
-    "auto", "preference", "implicit", "demonstration", "unpaired", "ratings", "rankings", "question_answer", "prompts",
-)  # fmt: skip
-ANSWER_PATTERN = r"####\s*(.+)$"
+FORMATS = (AUTO, *ROWS)
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 LOOKED_AT = 20  # number of first rows from which the format is detected
 MOST_FILES = 100_000  # per folder; a folder with more files is probably not a data set
@@ -37,7 +36,7 @@ HUB_ID = re.compile(
 def read_rows(
     path: Path | None,
     hub: str,
-    format: str = "auto",
+    format: str = AUTO,
     answer_pattern: str = ANSWER_PATTERN,
     preference_base: int | None = None,
 ) -> list[RawRow]:
@@ -80,6 +79,11 @@ def first_rows(
     return list(islice(rows, count))
 
 
+def kind_of(rows: Sequence[RawRow]) -> str:
+    """Return the kind of the rows of one source, that of the first readable row."""
+    return next(row.kind for row in rows if not row.fault)
+
+
 def _noting_choices(source: Iterable[Fields], choices: set[object]) -> Iterator[Fields]:
     """Yield the same rows and add the values of `preference` for numbered responses to `choices`."""
     for fields in source:
@@ -101,7 +105,7 @@ def _parse(
         raise UserError(f"{where} contains no rows. Set prepare.path or prepare.hub to a data set with rows.")
     readable = [fields for fields in first if not fields.fault]
     try:
-        if readable and format == "auto":
+        if readable and format == AUTO:
             format = detect_format(readable)
         for fields in readable[:1]:
             parse_row(fields, format, answer_pattern, base)

@@ -8,13 +8,11 @@ from rlhf_core.algorithms.base.config import OfflineConfig
 from rlhf_core.common.device import Device, Precision
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.feedback.table import forms
-from rlhf_core.scoring.answers import answer_pattern, format_pattern
+from rlhf_core.scoring.answers import ANSWER_PATTERN, answer_pattern, format_pattern
+from tasks.files.formats import AUTO, GENERATED, ROWS
 from tasks.files.paths import SFT
 
-Format = Literal[
-    "helpdesk", "auto", "preference", "implicit", "demonstration", "unpaired", "ratings", "rankings", "question_answer",
-    "prompts",
-]  # fmt: skip
+Format = Literal[(*GENERATED, AUTO, *ROWS)]  # type: ignore[valid-type]
 
 Form = Literal[tuple(forms())]  # type: ignore[valid-type]
 
@@ -56,7 +54,7 @@ class PrepareParams(Section):
     path: str = setting(MISSING, "a data file or folder; for helpdesk, its world file")
     hub: str = setting("", "a Hub data set id with its revision, org/name@revision; replaces path", title="Hub id")
     answer_pattern: str = setting(
-        r"####\s*(.+)$",
+        ANSWER_PATTERN,
         "question_answer: regular expression of the answer in a text; without a match, a short text is the answer",
     )
     preference_base: Literal[0, 1] | None = setting(

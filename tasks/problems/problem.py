@@ -4,6 +4,7 @@ A task is the help desk, the user's own feedback, questions with answers, demons
 checks get gold, judge and rows from this object and never test the kind of the data.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ class Problem:
 
     kinds: ClassVar[tuple[str, ...]]
     is_generated: ClassVar[bool] = False  # stage prepare generates the data if prepare.format is its kind
+    title: ClassVar[str] = ""  # of a generated task, in messages
+    folder: ClassVar[str] = ""  # of a generated task: the top folder with its source and its model config
     has_text: ClassVar[bool] = True  # for training a model from scratch
     has_feedback: ClassVar[bool] = False  # the data's own, or the panel's
     has_answers: ClassVar[bool] = False
@@ -98,6 +101,14 @@ class Problem:
         judge = prepare.judge_fraction if self.needs_judge_model else 0
         train = int(rows * (1 - held_out - judge))
         return Counts(train, train, train, train if self.has_feedback else 0, int(rows * judge), 0)
+
+    def check_source(self, prepare: PrepareParams, root: Path) -> None:
+        """Check that prepare.path can be the source of a generated task, without reading it.
+
+        Raises:
+            UserError: the path does not exist, or is of another kind.
+        """
+        raise NotImplementedError
 
     def look(self, prepare: PrepareParams, root: Path) -> str:
         """Find the source of a generated task and describe it.
@@ -163,3 +174,9 @@ def text_judge(name: str, score: Callable[["Prompt", str], float]) -> "ScoreJudg
     from rlhf_core.scoring.judges import ScoreJudge
 
     return ScoreJudge(name, lambda given: [score(*pair) for pair in zip(given.prompts, given.texts, strict=True)])
+
+
+def require_path(prepare: PrepareParams, root: Path) -> None:
+    """Raise UserError if prepare.path does not exist."""
+    if not os.path.exists(root / prepare.path):
+        raise UserError(f"prepare.path {prepare.path} does not exist. Name an existing data file or folder.")

@@ -11,7 +11,8 @@ from tasks.problems.problem import Problem
 
 
 @cache
-def _problems() -> dict[str, type[Problem]]:
+def problems() -> dict[str, type[Problem]]:
+    """Return every task by the kinds of its data."""
     found: dict[str, type[Problem]] = {}
     for file in iter_modules([str(Path(__file__).parent)]):
         module = import_module(f"tasks.problems.{file.name}")
@@ -23,14 +24,14 @@ def _problems() -> dict[str, type[Problem]]:
 
 
 def problem_of(kind: str) -> Problem:
-    """Return the task for data of this kind (kinds are named in tasks.data.formats).
+    """Return the task for data of this kind (kinds are named in tasks.files.formats).
 
     Raises:
         ValueError: no task has this kind.
     """
-    if kind not in _problems():
-        raise ValueError(f"no task for data of kind '{kind}'; the kinds are {', '.join(_problems())}")
-    return _problems()[kind](kind)
+    if kind not in problems():
+        raise ValueError(f"no task for data of kind '{kind}'; the kinds are {', '.join(problems())}")
+    return problems()[kind](kind)
 
 
 def prepared_problem() -> Problem:
@@ -40,5 +41,11 @@ def prepared_problem() -> Problem:
 
 def generated_problem(form: str) -> Problem | None:
     """Return the task that stage prepare generates for this prepare.format; None if it reads the user's rows."""
-    problem = _problems().get(form)
+    problem = problems().get(form)
     return problem(form) if problem is not None and problem.is_generated else None
+
+
+def owner_of(path: str) -> Problem | None:
+    """Return the generated task that a world or a model config comes with; None if the file is the user's."""
+    first = Path(path).parts[:1]
+    return next((problem(kind) for kind, problem in problems().items() if first == (problem.folder,)), None)

@@ -15,7 +15,8 @@ from rlhf_core.algorithms.base.table import policy_algorithms, reward_losses
 from rlhf_core.feedback.table import forms
 from tasks.params.load import load_profile, merged, read_yaml, validate
 from tasks.params.schema import Params
-from tools.closure import ROOT, closure
+from tasks.problems.table import problems
+from tools.closure import ROOT, closure, imported_files
 
 PACKAGES = ("rlhf_core/", "helpdesk", "tasks/")
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -25,7 +26,7 @@ POLICIES = {name: f"rlhf_core/algorithms/{name}.py" for name, kind in policy_alg
 LOSSES = {f"{kind.__module__.replace('.', '/')}.py" for kind in reward_losses().values()}
 OFFLINE = {file for name, file in POLICIES.items() if not policy_algorithms()[name].data.is_rewarded}
 FORMS = {f"{kind.__module__.replace('.', '/')}.py" for kind in forms().values()}
-TASKS = {f"tasks/problems/{name}.py" for name in ("helpdesk", "own_feedback", "questions", "demonstrations", "prompts")}
+TASKS = {f"{kind.__module__.replace('.', '/')}.py" for kind in problems().values()}
 FOUND_BY_NAME = {
     "params": {*POLICIES.values(), *LOSSES, *FORMS},
     # Only stages that use a task's rows, gold or judge depend on what its own file imports.
@@ -82,6 +83,21 @@ def test_code_dependencies_hold_the_import_closure_and_nothing_else(stage):
 
 def is_within(file: str, dependency: str) -> bool:
     return file == dependency or file.startswith(f"{dependency}/")
+
+
+def test_no_module_imports_itself_through_others():
+    """Imports for types and inside functions count, and so do the tasks that their table imports by name."""
+    files = [path for folder in ("rlhf_core", "helpdesk", "tasks", "flows") for path in (ROOT / folder).rglob("*.py")]
+    imports = {str(path.relative_to(ROOT)): imported_files(str(path.relative_to(ROOT))) for path in files}
+    imports["tasks/problems/table.py"] |= TASKS
+    for file in imports:
+        if not file.endswith("__init__.py"):
+            reached, waiting = set(), [file]
+            while waiting:
+                found = {name for name in imports[waiting.pop()] if not name.endswith("__init__.py")} - reached
+                reached |= found
+                waiting += found
+            assert file not in reached, file
 
 
 def test_every_named_file_exists():

@@ -12,6 +12,7 @@ import pytest
 from tasks.data.clean import DUPLICATE, check_dropped, clean, split_by_prompt, to_prepared
 from tasks.data.data_card import data_card
 from tasks.data.readers import read_rows
+from tasks.params.sections import PrepareParams
 from tasks.problems.table import problem_of
 
 pytestmark = pytest.mark.data
@@ -63,7 +64,7 @@ def test_nothing_is_dropped_silently(folder, name, kind, count, dropped):
     cleaned = clean_all(rows)
     assert cleaned.reasons == Counter(dropped)
     assert len(cleaned.rows) == count - sum(dropped.values())
-    check_dropped(cleaned)
+    check_dropped(cleaned, PrepareParams.max_dropped)
     shares = {"train": 0.6, "development": 0.1, "test": 0.1, "judge": 0.2}
     if not problem_of(kind).has_feedback:
         shares = {"train": 0.8, "development": 0.1, "test": 0.1}

@@ -9,7 +9,10 @@ import datasets
 import pytest
 
 from rlhf_core.common.errors import UserError
-from tasks.data.readers import read_rows
+from rlhf_core.scoring.answers import ANSWER_PATTERN
+from tasks.data.fields import Fields, MissingFieldError
+from tasks.data.formats import RawRow, parse_row
+from tasks.data.readers import FORMATS, kind_of, read_rows
 
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -404,3 +407,15 @@ def test_exactly_one_existing_source_is_required(tmp_path):
         read_rows(None, "")
     with pytest.raises(UserError, match=r"prepare.format is 'pairs'. Choose one of: auto, preference"):
         read_rows(tmp_path, "", "pairs")
+
+
+@pytest.mark.parametrize("form", FORMATS[1:])
+def test_every_format_has_a_parser(form):
+    """A row without fields lacks one of the format, whatever the format is."""
+    with pytest.raises(MissingFieldError):
+        parse_row(Fields("rows.jsonl", 1, {}), form, ANSWER_PATTERN)
+
+
+def test_the_kind_is_that_of_the_first_readable_row():
+    rows = [RawRow("rows.jsonl", 1, [], fault="not JSON"), RawRow("rows.jsonl", 2, [], response="a")]
+    assert kind_of(rows) == "demonstration"

@@ -12,9 +12,10 @@ from rlhf_core.algorithms.base.table import policy_algorithms
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.responses import Response, Responses
 from rlhf_core.models.tokens import Prompt
+from tasks.files.formats import AUTO, GENERATED, ROWS
 from tasks.params.load import load_params
 from tasks.params.sections import PrepareParams, RewardTerm
-from tasks.problems.table import generated_problem, prepared_problem, problem_of
+from tasks.problems.table import generated_problem, owner_of, prepared_problem, problem_of, problems
 from tools.closure import ROOT
 
 KINDS = ("helpdesk", "preference", "ratings", "rankings", "unpaired", "question_answer", "demonstration", "prompts")
@@ -47,8 +48,35 @@ def test_a_kind_without_a_task_is_an_error():
 
 def test_the_help_desk_is_the_generated_format():
     assert generated_problem("helpdesk").kind == "helpdesk"
-    for form in ("auto", "implicit", "preference", "prompts"):
+    for form in (AUTO, *ROWS):
         assert generated_problem(form) is None
+
+
+def test_every_kind_and_format_is_in_the_one_table():
+    """`implicit` is another notation of preferences, so all other formats of rows are kinds."""
+    assert set(KINDS) == set(problems()) == {*GENERATED, *ROWS} - {"implicit"}
+    assert [kind for kind in problems() if problem_of(kind).is_generated] == list(GENERATED)
+
+
+def test_the_owner_of_a_file_is_the_task_in_whose_folder_it_is():
+    assert owner_of("helpdesk/world.json").kind == "helpdesk"
+    assert owner_of("helpdesk/models/tiny.json").title == "the help desk"
+    assert owner_of("inputs/helpdesk/world.json") is None and owner_of("") is None
+
+
+def test_the_help_desk_checks_its_source(tmp_path):
+    def check(path):
+        problem_of("helpdesk").check_source(PrepareParams(path=path), tmp_path)
+
+    (tmp_path / "world.json").write_text("")  # only the path is checked
+    check("world.json")
+    for path, message in (
+        ("rows.jsonl", r"rows\.jsonl is a data file, but prepare\.format is helpdesk"),
+        ("other.json", r"other\.json does not exist"),
+        (".", r"is not a file\. Name a world file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check(path)
 
 
 def test_the_prepared_task_is_that_of_the_card(tmp_path, monkeypatch):
