@@ -59,7 +59,7 @@ def work(params: Params, rows: Counts, is_from_scratch: bool) -> dict[str, Work]
                     section = params.policy.section(name)
                     found[stage_of(name)] = algorithm_of(params, name).work(section, rows.prompts, rows.preferences)
         elif stage.loads is not None and (is_from_scratch or stage != declared.BASE):
-            known = STAGES.get(stage.name)
+            known = STAGE_WORK.get(stage.name)
             found[stage.name] = known(params, rows) if known else Work()
     return found
 
@@ -85,7 +85,7 @@ def _evaluation(params: Params, rows: Counts) -> Work:
 
 
 # By the name of the stage. The time of a stage that is not here is START.
-STAGES: dict[str, Callable[[Params, Counts], Work]] = {
+STAGE_WORK: dict[str, Callable[[Params, Counts], Work]] = {
     "base": lambda params, rows: Work(trained=params.base.visits(rows.threads)),
     "sft": lambda params, rows: Work(trained=params.sft.visits(rows.demonstrations)),
     "sample": lambda params, rows: Work(sampled=rows.asked * params.sample.responses * len(params.sample.checkpoints)),

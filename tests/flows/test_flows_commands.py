@@ -16,7 +16,7 @@ from flow_scratch import make_scratch
 from flows.commands import compare
 from flows.commands.chat import talk
 from flows.commands.compare import Run, comparable, compare_runs, differences, distinct, renamed
-from flows.commands.doctor import examine
+from flows.commands.doctor import _data, examine
 from flows.commands.durations import START, Speed, measure, seconds, span_text, together, work
 from flows.commands.memory import PROCESS, ModelShape, estimate, model_shape
 from flows.commands.run import _say_where
@@ -436,3 +436,13 @@ def test_model_of_the_default_has_0_3_million_weights() -> None:
     config.vocab_size = 512
     # embeddings 512*96; two layers of attention 4*96*96, feed-forward 3*96*256, norms 2*96; last norm 96
     assert model_shape(config).weights == 512 * 96 + 2 * (4 * 96 * 96 + 3 * 96 * 256 + 2 * 96) + 96
+
+
+def test_the_doctor_reads_the_data_as_stage_prepare_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first row is broken, and preferences are 0 or 1, so only prepare.preference_base gives them a meaning."""
+    row = {"prompt": "a", "response_1": "b", "response_2": "c"}
+    rows = [json.dumps(row | {"preference": choice}) for choice in (0, 1)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(['{"prompt": ', *rows]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    data = _data(params_with({"prepare": {"format": "auto", "path": "rows.jsonl", "preference_base": 0}}))
+    assert data.detail == "rows.jsonl, 3 rows of kind preference"

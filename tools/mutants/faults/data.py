@@ -185,4 +185,9 @@ MODULES = [
             "answers are compared although there are none",
         ),
     ),
+    Module(
+        "tasks/problems/table.py",
+        "tests/tasks/problems/test_problems.py",
+        Fault("owner_of", "first == (problem.folder,)", "first", "every file belongs to a generated task"),
+    ),
 ]
