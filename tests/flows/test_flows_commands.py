@@ -364,6 +364,14 @@ def test_weights_are_counted_without_allocating_them() -> None:
     assert model_shape(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=10, n_positions=4)).layers == 2
 
 
+def test_memory_of_a_trust_region_by_hand() -> None:
+    """Policy and critic are trained; the reference, the reward model and π_old are frozen."""
+    shape = ModelShape(weights=1_000_000, layers=2, width=10, heads=3, vocabulary=100)
+    params = params_with({"policy": {"online": ["trpo", "best_of_n"], "offline": []}})
+    models = {need.stage: need.models / shape.weights for need in estimate(shape, params, is_from_scratch=False)}
+    assert (models["online@trpo"], models["online@best_of_n"]) == (2 * 20 + 3 * 4, 0)
+
+
 def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
     params = scratch_params(tmp_path)
     shape = ModelShape(weights=1_000_000, layers=2, width=10, heads=3, vocabulary=100)
