@@ -7,7 +7,7 @@ differs from the defaults here.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from rlhf_core.feedback.member import Opinion
 
 @dataclass(frozen=True)
 class Form:
-    """A form of feedback. Its fields are its options, which are keys of the section `collect`."""
+    """A form of feedback. Its fields are its options, each made with `setting`; they are keys of section `collect`."""
 
     name: ClassVar[str]  # the name in params.yaml and of the file
     needs: ClassVar[str]  # the contents of a valid record, for messages
@@ -28,11 +28,6 @@ class Form:
     loss: ClassVar[str]  # the default reward loss
     has_ties: ClassVar[bool] = True  # whether two responses can be judged equal
     is_alone: ClassVar[bool] = False  # whether each response gets a separate answer
-
-    @classmethod
-    def takes(cls, option: str) -> bool:
-        """Whether this form uses an option of the section `collect`."""
-        return option in {item.name for item in fields(cls)}
 
     def question(self, count: int) -> str:
         """The question about `count` responses, in words."""

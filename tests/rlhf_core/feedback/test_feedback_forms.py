@@ -247,6 +247,15 @@ def test_records_of_every_form_are_read_back_and_invalid_records_are_refused(for
             read_judgement(whole.to_row() | broken, "judgements.jsonl line 3")
 
 
+def test_a_record_is_checked_with_the_options_of_its_form():
+    """9 is beyond the default scale of 5, but not beyond 10; another form's options do not apply."""
+    row = record("likert", 9, ["x"]).to_row()
+    assert read_judgement(row, asked=Likert(10)).choice == 9
+    for other in (None, Likert(5), Ranking()):
+        with pytest.raises(UserError, match="likert needs one response and a score on the scale"):
+            read_judgement(row, asked=other)
+
+
 def test_a_record_of_an_unknown_form_is_refused():
     with pytest.raises(UserError, match=r"line 3: the form 'stars' does not exist. Choose from: best_of_n, likert"):
         read_judgement(record("stars", 3).to_row(), "judgements.jsonl line 3")
@@ -256,8 +265,8 @@ def test_a_record_of_an_unknown_form_is_refused():
     ("form", "count", "right", "wrong"),
     [
         (SideBySide(), 2, ["A", "B", "tie"], ["C", "", None, 1, ["A"]]),
-        (Likert(), 1, [1, 9, 2.5], ["4", True, math.nan, None]),
-        (Likert(5), 1, [1, 5, 2.5], [0, 5.5, -1]),
+        (Likert(), 1, [1, 5, 2.5], [0, 5.5, -1, "4", True, math.nan, None]),
+        (Likert(9), 1, [1, 9, 2.5], [9.5]),
         (Ranking(), 3, [[1, 2, 3], [1, 1, 1], [1.5, 1, 2]], [[1, 2], [1, 2, "3"], [1, 2, None], [1, 2, True], "123"]),
         (BestOfN(), 3, [0, 2], [3, -1, 1.0, True, "1"]),
         (Thumbs(), 1, ["good", "bad"], ["up", True, 1, ["good"]]),
@@ -280,7 +289,6 @@ def test_question_and_number_of_responses_of_each_form():
         "best_of_n": ("the best of 4", 4, False),
         "thumbs": ("good or bad", 4, True),
     }
-    assert [name for name, kind in forms().items() if kind.takes("scale")] == ["likert"]
     assert [name for name, kind in forms().items() if not kind.has_ties] == ["best_of_n", "thumbs"]
 
 
