@@ -9,7 +9,7 @@ models on a CPU; the estimate is 10 to 30 % above the measured memory.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.algorithms.base.algorithm import Data
+from rlhf_core.common.data import Data
 from tasks.files import declared
 from tasks.files.declared import Loads
 from tasks.params.derived import stage_of

@@ -7,8 +7,8 @@ sampling fine-tuning.
 
 from dataclasses import dataclass
 
-from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.algorithms.base.sft import SFT
+from rlhf_core.common.data import Data
 from rlhf_core.common.fields import check_bounds, setting
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, ClassVar
 
+from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
 from rlhf_core.feedback.judgement import Judgement, Row, Verdict
 from rlhf_core.feedback.member import Opinion
@@ -24,7 +25,7 @@ class Form:
     needs: ClassVar[str]  # the contents of a valid record, for messages
     file: ClassVar[str]  # NAME in NAME_SPLIT.jsonl, the file with the form's rows
     kind: ClassVar[str] = ""  # the kind of user data with these rows; empty if another form reads the rows
-    data: ClassVar[str]  # the type of the rows for methods, one of rlhf_core.algorithms.base.algorithm.Data
+    data: ClassVar[Data]  # what methods learn from the rows
     loss: ClassVar[str]  # the default reward loss
     has_ties: ClassVar[bool] = True  # whether two responses can be judged equal
     is_alone: ClassVar[bool] = False  # whether each response gets a separate answer

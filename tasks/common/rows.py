@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.common.batch import Example, Unit
+from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.tokens import Prompt, encode_prompt, encode_response
 from tasks.files.jsonl import read_jsonl

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.common.batch import Unit
+from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.offline import with_ref_logprobs
 from rlhf_core.models.store import load_policy, load_tokenizer

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.algorithms.base.rankings import ordered_alike
 from rlhf_core.algorithms.base.table import reward_loss
 from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
 from rlhf_core.common.batch import Unit, collate_units
+from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
 from rlhf_core.common.seeding import seed_everything
 from rlhf_core.feedback.form import Form

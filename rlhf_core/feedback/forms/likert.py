@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_core.common.data import Data
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.feedback.form import Form, is_number
 from rlhf_core.feedback.judgement import Judgement, Row, response_row
@@ -20,7 +21,7 @@ class Likert(Form):
     needs = "one response and a score on the scale"
     file = "ratings"
     kind = "ratings"
-    data = "ratings"
+    data = Data.RATINGS
     loss = "likert"
     is_alone = True
 

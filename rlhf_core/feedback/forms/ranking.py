@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_core.common.data import Data
 from rlhf_core.feedback.form import Form, is_number
 from rlhf_core.feedback.judgement import Judgement, Row
 from rlhf_core.feedback.member import Opinion
@@ -17,7 +18,7 @@ class Ranking(Form):
     needs = "two or more responses and a rank for each"
     file = "rankings"
     kind = "rankings"
-    data = "rankings"
+    data = Data.RANKINGS
     loss = "plackett_luce"
 
     def question(self, count: int) -> str:

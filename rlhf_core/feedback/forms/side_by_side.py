@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_core.common.data import Data
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.judgement import PREFERENCES, Judgement, Row, preference_row
 from rlhf_core.feedback.member import Opinion
@@ -18,7 +19,7 @@ class SideBySide(Form):
     needs = "two responses and a choice A, B or tie"
     file = PREFERENCES
     kind = "preference"
-    data = "pairs"
+    data = Data.PAIRS
     loss = "bradley_terry"
 
     def question(self, count: int) -> str:

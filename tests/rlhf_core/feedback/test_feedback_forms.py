@@ -11,9 +11,9 @@ import pytest
 from helpdesk.generate import DEMONSTRATOR, split_cases, write_reply
 from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from helpdesk.world import World
-from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.algorithms.base.table import reward_loss, reward_losses
 from rlhf_core.common.batch import Example
+from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
 from rlhf_core.feedback.annotator import ask
 from rlhf_core.feedback.form import Form
@@ -295,7 +295,8 @@ def test_question_and_number_of_responses_of_each_form():
 def test_forms_and_reward_losses_fit_together():
     """Every form gives rows for a method; its default loss exists and learns from these rows or from pairs."""
     for kind in forms().values():
-        assert reward_loss(kind.loss).data in (Data(kind.data), Data.PAIRS)
+        assert isinstance(kind.data, Data)
+        assert reward_loss(kind.loss).data in (kind.data, Data.PAIRS)
     feeding = {name: form_feeding(reward_loss(name).data).name for name in reward_losses()}
     assert feeding == {
         "bradley_terry": "side_by_side",
@@ -306,7 +307,7 @@ def test_forms_and_reward_losses_fit_together():
         "best_of_n": "ranking",
     }
     with pytest.raises(ValueError, match="no form of feedback gives rows"):
-        form_feeding("rollouts")
+        form_feeding(Data.ROLLOUTS)
 
 
 def test_rows_of_data_are_read_by_one_form():
@@ -337,7 +338,7 @@ def test_a_new_form_that_implies_no_preference_fits_the_interface():
     """A response written by the annotator: its row is a demonstration, and it implies no preference."""
 
     class Written(Form):
-        name, needs, file, data, loss = "written", "a text", "demonstrations", "none", "bradley_terry"
+        name, needs, file, data, loss = "written", "a text", "demonstrations", Data.NOTHING, "bradley_terry"
         has_ties = False
 
         def accepts(self, answer, count):
