@@ -26,7 +26,7 @@ class Form:
     file: ClassVar[str]  # NAME in NAME_SPLIT.jsonl, the file with the form's rows
     kind: ClassVar[str] = ""  # the kind of user data with these rows; empty if another form reads the rows
     data: ClassVar[Data]  # what methods learn from the rows
-    loss: ClassVar[str]  # the default reward loss
+    suggested_loss: ClassVar[str]  # the reward loss that messages suggest for data of this form
     has_ties: ClassVar[bool] = True  # whether two responses can be judged equal
     is_alone: ClassVar[bool] = False  # whether each response gets a separate answer
 

@@ -126,7 +126,7 @@ def _configured(stage: Stage, problem: Problem, present: list[Form]) -> Fit:
     if form.file not in [other.file for other in present]:
         raise UserError(
             f"reward.loss {section.loss} learns from {form.file}, but {FEEDBACK} has none. "
-            f"Set {problem.setting_for(form.name, form.file)}, or reward.loss to {present[0].loss}."
+            f"Set {problem.setting_for(form.name, form.file)}, or reward.loss to {present[0].suggested_loss}."
         )
     tokenizer = load_tokenizer(TOKENIZER)
     train, held_out = (rows(FEEDBACK, form.file, split) for split in ("train", "development"))

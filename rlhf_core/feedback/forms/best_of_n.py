@@ -18,7 +18,7 @@ class BestOfN(Form):
     needs = "two or more responses and the index of the best"
     file = "rankings"  # rank 1 for the best response, 2 for the others
     data = Data.RANKINGS
-    loss = "best_of_n"
+    suggested_loss = "best_of_n"
     has_ties = False
 
     def question(self, count: int) -> str:

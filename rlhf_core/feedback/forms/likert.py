@@ -22,7 +22,7 @@ class Likert(Form):
     file = "ratings"
     kind = "ratings"
     data = Data.RATINGS
-    loss = "likert"
+    suggested_loss = "likert"
     is_alone = True
 
     def __post_init__(self) -> None:

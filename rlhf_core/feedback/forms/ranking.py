@@ -19,7 +19,7 @@ class Ranking(Form):
     file = "rankings"
     kind = "rankings"
     data = Data.RANKINGS
-    loss = "plackett_luce"
+    suggested_loss = "plackett_luce"
 
     def question(self, count: int) -> str:
         """The question in words."""

@@ -20,7 +20,7 @@ class SideBySide(Form):
     file = PREFERENCES
     kind = "preference"
     data = Data.PAIRS
-    loss = "bradley_terry"
+    suggested_loss = "bradley_terry"
 
     def question(self, count: int) -> str:
         """The question in words."""

@@ -19,7 +19,7 @@ class Thumbs(Form):
     file = "unpaired"
     kind = "unpaired"
     data = Data.UNPAIRED
-    loss = "bradley_terry"  # on the preferences that thumbs imply
+    suggested_loss = "bradley_terry"  # on the preferences that thumbs imply
     has_ties = False
     is_alone = True
 

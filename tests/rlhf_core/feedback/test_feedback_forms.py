@@ -293,10 +293,10 @@ def test_question_and_number_of_responses_of_each_form():
 
 
 def test_forms_and_reward_losses_fit_together():
-    """Every form gives rows for a method; its default loss exists and learns from these rows or from pairs."""
+    """Every form gives rows for a method; its suggested loss exists and learns from these rows or from pairs."""
     for kind in forms().values():
         assert isinstance(kind.data, Data)
-        assert reward_loss(kind.loss).data in (kind.data, Data.PAIRS)
+        assert reward_loss(kind.suggested_loss).data in (kind.data, Data.PAIRS)
     feeding = {name: form_feeding(reward_loss(name).data).name for name in reward_losses()}
     assert feeding == {
         "bradley_terry": "side_by_side",
@@ -338,7 +338,7 @@ def test_a_new_form_that_implies_no_preference_fits_the_interface():
     """A response written by the annotator: its row is a demonstration, and it implies no preference."""
 
     class Written(Form):
-        name, needs, file, data, loss = "written", "a text", "demonstrations", Data.NOTHING, "bradley_terry"
+        name, needs, file, data, suggested_loss = "written", "a text", "demonstrations", Data.NOTHING, "bradley_terry"
         has_ties = False
 
         def accepts(self, answer, count):

@@ -464,7 +464,7 @@ from rlhf_core.feedback.form import Form
 
 @dataclass(frozen=True)
 class Stars(Form):
-    name, needs, file, data, loss = "stars", "one response and its stars", "ratings", "ratings", "likert"
+    name, needs, file, data, suggested_loss = "stars", "one response and its stars", "ratings", "ratings", "likert"
     is_alone = True
     stars: int = setting(3, "largest number of stars", ge=2)
     least: int = setting(0, "smallest number of stars")
