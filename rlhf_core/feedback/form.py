@@ -56,8 +56,29 @@ class Form:
         raise NotImplementedError
 
     def read(self, row: Mapping[str, Any]) -> tuple[list[str], Any]:
-        """The responses and the answer in a row of `file`. Forms without a `kind` do not read rows."""
+        """The responses and the answer in a row of `file` or of a user's data.
+
+        Forms without a `kind` do not read rows, nor does the form of preferences, whose rows are passed on unchanged.
+        """
         raise NotImplementedError
+
+    def judgement(self, row: Mapping[str, Any], order: int = 0) -> Judgement:
+        """The judgement in a row of a user's data, which names neither the annotator nor sampled ids."""
+        responses, answer = self.read(row)
+        return Judgement(
+            form=self.name,
+            prompt=row["prompt"],
+            responses=responses,
+            response_tokens=[None] * len(responses),
+            choice=answer,
+            annotator="data",
+            checkpoint="",
+            order=order,
+        )
+
+    def stored(self, given: Mapping[str, Any]) -> Row:
+        """A row of a user's data as a row of `file`. `given` has at least the prompt and what `read` reads."""
+        return self.row(self.judgement(given))
 
     def worth(self, answer: Any, count: int) -> Sequence[float]:
         """A number for each response, in the order that the answer implies; higher is better."""

@@ -63,11 +63,7 @@ def preferences_of_rows(form: Form, rows: Iterable[Row], *, keep_ties: bool) -> 
     """
     by_source: dict[str | None, list[Judgement]] = defaultdict(list)
     for order, row in enumerate(rows):
-        responses, answer = form.read(row)
-        unsampled: list[list[int] | None] = [None] * len(responses)
-        by_source[row.get("source")].append(
-            Judgement(form.name, row["prompt"], responses, unsampled, answer, "data", "", order)
-        )
+        by_source[row.get("source")].append(form.judgement(row, order))
     found: list[Row] = []
     counts: dict[str, int] = defaultdict(int)
     for source, judgements in by_source.items():

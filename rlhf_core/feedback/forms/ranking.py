@@ -47,7 +47,11 @@ class Ranking(Form):
 
 
 def ranking_row(judgement: Judgement, ranks: list[float]) -> Row:
-    """A row with the responses of a record and these ranks, and `responses_tokens` if all were sampled."""
+    """A row with the responses of a record and their ranks, and `responses_tokens` if all were sampled.
+
+    Ranks are renumbered 1, 2, 3 ... without gaps.
+    """
+    places = {rank: place for place, rank in enumerate(sorted(set(ranks)), 1)}
     row: Row = {"prompt": judgement.prompt, "responses": judgement.responses}
     row |= {} if judgement.tokens is None else {"responses_tokens": judgement.tokens}
-    return row | {"ranks": ranks}
+    return row | {"ranks": [places[rank] for rank in ranks]}

@@ -1,5 +1,6 @@
 """Two responses side by side: the better one, or a tie."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,11 @@ class SideBySide(Form):
         """The verdict as a preference row."""
         (verdict,) = self.verdicts([judgement])
         return preference_row(verdict)
+
+    def stored(self, given: Mapping[str, Any]) -> Row:
+        """{"prompt", "chosen", "rejected"}, with `label` and `margin` if the user's data has them."""
+        row = {key: given[key] for key in ("prompt", "chosen", "rejected")}
+        return row | {key: given[key] for key in ("label", "margin") if given.get(key) is not None}
 
     def worth(self, answer: Any, count: int) -> tuple[float, float]:
         """1 for the better response and 0 for the other; 0 for both in a tie."""

@@ -28,7 +28,15 @@ from rlhf_core.feedback.member import EULER_GAMMA, Member, approve, judge, pick,
 from rlhf_core.feedback.panel import Panelist, panel
 from rlhf_core.feedback.table import form as form_named
 from rlhf_core.feedback.table import form_feeding, form_of_kind, forms, make_form, stored_forms
-from tasks.common.rows import mismatched, pair_sources, ranking_units, rating_scale, rating_units, unpaired_units
+from tasks.common.rows import (
+    READERS,
+    mismatched,
+    pair_sources,
+    ranking_units,
+    rating_scale,
+    rating_units,
+    unpaired_units,
+)
 from tasks.files.jsonl import write_jsonl
 from tasks.stages.collect import Item, _ask, _items
 from tiny import END
@@ -416,7 +424,46 @@ def test_rows_of_every_form_and_the_preferences_they_imply():
     ]
 
 
+GIVEN = {
+    "preference": {"chosen": "a", "rejected": "b", "label": 0.75, "margin": None},
+    "ratings": {"response": "a", "score": 3},
+    "rankings": {"responses": ("a", "b"), "ranks": (7, 0.5)},
+    "unpaired": {"response": "a", "label": False},
+}
+
+
+def test_each_form_stores_the_rows_of_a_user():
+    """Values that are missing are left out, and ranks get no gaps."""
+    stored = {kind: form_of_kind(kind).stored({"prompt": PROMPT, "source": None, **row}) for kind, row in GIVEN.items()}
+    assert stored == {
+        "preference": {"prompt": PROMPT, "chosen": "a", "rejected": "b", "label": 0.75},
+        "ratings": {"prompt": PROMPT, "response": "a", "score": 3},
+        "rankings": {"prompt": PROMPT, "responses": ["a", "b"], "ranks": [2, 1]},
+        "unpaired": {"prompt": PROMPT, "response": "a", "label": False},
+    }
+
+
 # --- units ---
+
+
+def test_the_file_of_each_form_is_read_by_the_reader_of_its_data(tmp_path, tokenizer):
+    """Three rows each of two prompts; the second split has no rows. A thumb comes with a mismatched row."""
+    others = {"ratings": {"score": 5}, "unpaired": {"label": True}}
+    for kind, given in GIVEN.items():
+        form = form_of_kind(kind)
+        rows = [given | {"prompt": PROMPT}, given | {"prompt": OTHER}, given | others.get(kind, {}) | {"prompt": OTHER}]
+        write_jsonl(tmp_path / f"{form.file}_train.jsonl", [form.stored(row) for row in rows])
+        write_jsonl(tmp_path / f"{form.file}_development.jsonl", [])
+    sizes = {}
+    for form in stored_forms():
+        read = READERS[form.data]
+        units = read(tmp_path, "train", tokenizer, None)
+        assert len(read(tmp_path, "train", tokenizer, 2)) == 2
+        assert read(tmp_path, "development", tokenizer, None) == []
+        sizes[form.file] = [len(unit) for unit in units]
+    assert sizes == {"preferences": [2] * 3, "ratings": [1] * 3, "rankings": [2] * 3, "unpaired": [2] * 3}
+    ratings = READERS[Data.RATINGS](tmp_path, "train", tokenizer, None)
+    assert [unit[0].rating for unit in ratings] == pytest.approx([-math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(2)])
 
 
 def test_rating_units_hold_standardised_scores(tmp_path, tokenizer):
