@@ -8,7 +8,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from rlhf_core.models.responses import Response, Responses
+from rlhf_core.common.responses import Response
+from rlhf_core.models.responses import Responses
 from rlhf_core.models.store import load_tokenizer
 from rlhf_core.models.tokens import Prompt, encode_response
 from rlhf_core.scoring.judges import Judge, ScoreJudge

@@ -15,6 +15,7 @@ from rlhf_core.algorithms.base.table import reward_loss, reward_losses
 from rlhf_core.common.batch import Example
 from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
+from rlhf_core.common.responses import Response
 from rlhf_core.feedback.annotator import ask
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.forms.best_of_n import BestOfN
@@ -22,7 +23,7 @@ from rlhf_core.feedback.forms.likert import Likert
 from rlhf_core.feedback.forms.ranking import Ranking
 from rlhf_core.feedback.forms.side_by_side import SideBySide
 from rlhf_core.feedback.forms.thumbs import Thumbs
-from rlhf_core.feedback.judgement import Candidate, Judgement, Verdict, preference_row
+from rlhf_core.feedback.judgement import Judgement, Verdict, preference_row
 from rlhf_core.feedback.judgements import agreement, preferences, preferences_of_rows, read_judgement, verdicts
 from rlhf_core.feedback.member import EULER_GAMMA, Member, approve, judge, pick, rank, rate, utility
 from rlhf_core.feedback.panel import Panelist, panel
@@ -62,6 +63,11 @@ def uniform(gumbel):
 def record(form, choice, responses=("x", "y", "z"), annotator="ann", prompt=PROMPT, tokens=None):
     tokens = [None] * len(responses) if tokens is None else tokens
     return Judgement(form, prompt, list(responses), tokens, choice, annotator, "key", 0)
+
+
+def text(words, *ids):
+    """A response with these ids; without ids it was not sampled."""
+    return Response(list(ids), words, ended=True)
 
 
 # --- answers of annotators ---
@@ -142,7 +148,7 @@ class Scripted:
 def test_responses_are_shown_in_random_order(count):
     """All orders are equally frequent: 300 or 100 of 600, with standard errors 12 and 9."""
     annotator, rng = Scripted([1] * count), random.Random(0)
-    item = Item(PROMPT, tuple(Candidate(f"answer {number}", [number], "key") for number in range(count)))
+    item = Item(PROMPT, tuple((Response([number], f"answer {number}", True), "key") for number in range(count)))
     for _ in range(600):
         (judgement,) = _ask(annotator, Ranking(), item, rng)
         assert judgement.responses == [f"answer {number}" for (number,) in judgement.response_tokens]
@@ -154,7 +160,7 @@ def test_responses_are_shown_in_random_order(count):
 
 def test_any_annotator_can_be_asked():
     """A ranking of three has one answer, scores have one per response; the record has what was shown."""
-    shown = [Candidate("x", [A, END], "one"), Candidate("y", None, "one"), Candidate("z", [B], "two")]
+    shown = [(text("x", A, END), "one"), (text("y"), "one"), (text("z", B), "two")]
     (judgement,) = ask(Scripted([2, 1, 3]), Ranking(), PROMPT, shown)
     tokens = [[A, END], None, [B]]
     assert judgement == Judgement(
@@ -170,7 +176,7 @@ def test_any_annotator_can_be_asked():
 
 
 def test_an_answer_that_the_form_does_not_accept_is_refused():
-    shown = [Candidate("x"), Candidate("y")]
+    shown = [(text("x"), ""), (text("y"), "")]
     with pytest.raises(UserError, match=r"annotator bob: likert needs one response and a score on the scale"):
         ask(Scripted(4, 6, id="bob"), Likert(5), PROMPT, shown)
     with pytest.raises(ValueError, match="shorter"):  # one answer for two responses
@@ -181,7 +187,7 @@ def test_the_panel_answers_every_form_with_the_functions_of_its_members():
     """The same draws from the same generator; the length counts sampled ids, or words if there are no ids."""
     member = panel(GOLD_WEIGHTS, 1, 0)[0]
     texts = {"x": {"right_fix": 1.0}, "y": {"promises": 2.0}, "z": {"flattery": 1.0}}
-    shown = [Candidate("x", [1] * 30), Candidate("y", [1] * 5), Candidate("z", None)]
+    shown = [text("x", *[1] * 30), text("y", *[1] * 5), text("z")]
     seen, lengths = list(texts.values()), [30, 5, 1]
     worth = [utility(member, found, length) for found, length in zip(seen, lengths, strict=True)]
 
@@ -329,11 +335,14 @@ def test_rows_of_data_are_read_by_one_form():
 
 def test_items_are_all_subsets_of_the_size_that_the_form_shows():
     """Of three responses: three pairs in order, or all three at once."""
-    row = {"prompt": PROMPT, "responses": [{"text": t, "tokens": [A], "checkpoint": "key"} for t in "xyz"]}
-    pairs = ["".join(response.text for response in item.responses) for item in _items(SideBySide(), [row])]
+    row = {
+        "prompt": PROMPT,
+        "responses": [{"text": t, "tokens": [A], "ended": True, "checkpoint": "key"} for t in "xyz"],
+    }
+    pairs = ["".join(response.text for response, _ in item.responses) for item in _items(SideBySide(), [row])]
     assert pairs == ["xy", "xz", "yz"]
     (item,) = _items(Thumbs(), [row])
-    assert item == Item(PROMPT, tuple(Candidate(text, [A], "key") for text in "xyz"))
+    assert item == Item(PROMPT, tuple((text(word, A), "key") for word in "xyz"))
 
 
 def test_a_soft_verdict_makes_a_soft_label():
@@ -358,7 +367,7 @@ def test_a_new_form_that_implies_no_preference_fits_the_interface():
         def worth(self, answer, count):
             return [0.0] * count
 
-    (judgement,) = ask(Scripted("better"), Written(), PROMPT, [Candidate("x"), Candidate("y")])
+    (judgement,) = ask(Scripted("better"), Written(), PROMPT, [(text("x"), ""), (text("y"), "")])
     assert Written().row(judgement) == {"prompt": PROMPT, "response": "better"}
     assert list(Written().verdicts([judgement])) == []
 
