@@ -8,7 +8,8 @@ appreciable probability. Every policy optimiser should be compared with this bas
 import math
 from dataclasses import dataclass
 
-from rlhf_core.algorithms.base.algorithm import Data, Method
+from rlhf_core.algorithms.base.algorithm import Method
+from rlhf_core.common.data import Data
 from rlhf_core.common.fields import check_bounds, setting
 
 

@@ -8,8 +8,9 @@ sampling fine-tuning.
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_core.algorithms.base.algorithm import Data, Work
+from rlhf_core.algorithms.base.algorithm import Work
 from rlhf_core.algorithms.base.sft import SFT
+from rlhf_core.common.data import Data
 from rlhf_core.common.fields import check_bounds, setting
 
 

@@ -9,8 +9,9 @@ A unit has two rows: the labelled row, and a mismatched row with the same prompt
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from rlhf_core.algorithms.base.algorithm import Algorithm, Data
+from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.batch import Batch, Outputs
+from rlhf_core.common.data import Data
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
 from rlhf_core.maths.losses import kto

@@ -7,10 +7,11 @@ differs from the defaults here.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, ClassVar
 
+from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
 from rlhf_core.feedback.judgement import Judgement, Row, Verdict
 from rlhf_core.feedback.member import Opinion
@@ -18,21 +19,16 @@ from rlhf_core.feedback.member import Opinion
 
 @dataclass(frozen=True)
 class Form:
-    """A form of feedback. Its fields are its options, which are keys of the section `collect`."""
+    """A form of feedback. Its fields are its options, each made with `setting`; they are keys of section `collect`."""
 
     name: ClassVar[str]  # the name in params.yaml and of the file
     needs: ClassVar[str]  # the contents of a valid record, for messages
     file: ClassVar[str]  # NAME in NAME_SPLIT.jsonl, the file with the form's rows
     kind: ClassVar[str] = ""  # the kind of user data with these rows; empty if another form reads the rows
-    data: ClassVar[str]  # the type of the rows for methods, one of rlhf_core.algorithms.base.algorithm.Data
-    loss: ClassVar[str]  # the default reward loss
+    data: ClassVar[Data]  # what methods learn from the rows
+    suggested_loss: ClassVar[str]  # the reward loss that messages suggest for data of this form
     has_ties: ClassVar[bool] = True  # whether two responses can be judged equal
     is_alone: ClassVar[bool] = False  # whether each response gets a separate answer
-
-    @classmethod
-    def takes(cls, option: str) -> bool:
-        """Whether this form uses an option of the section `collect`."""
-        return option in {item.name for item in fields(cls)}
 
     def question(self, count: int) -> str:
         """The question about `count` responses, in words."""
@@ -60,8 +56,29 @@ class Form:
         raise NotImplementedError
 
     def read(self, row: Mapping[str, Any]) -> tuple[list[str], Any]:
-        """The responses and the answer in a row of `file`. Forms without a `kind` do not read rows."""
+        """The responses and the answer in a row of `file` or of a user's data.
+
+        Forms without a `kind` do not read rows, nor does the form of preferences, whose rows are passed on unchanged.
+        """
         raise NotImplementedError
+
+    def judgement(self, row: Mapping[str, Any], order: int = 0) -> Judgement:
+        """The judgement in a row of a user's data, which names neither the annotator nor sampled ids."""
+        responses, answer = self.read(row)
+        return Judgement(
+            form=self.name,
+            prompt=row["prompt"],
+            responses=responses,
+            response_tokens=[None] * len(responses),
+            choice=answer,
+            annotator="data",
+            checkpoint="",
+            order=order,
+        )
+
+    def stored(self, given: Mapping[str, Any]) -> Row:
+        """A row of a user's data as a row of `file`. `given` has at least the prompt and what `read` reads."""
+        return self.row(self.judgement(given))
 
     def worth(self, answer: Any, count: int) -> Sequence[float]:
         """A number for each response, in the order that the answer implies; higher is better."""

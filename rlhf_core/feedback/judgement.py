@@ -8,18 +8,6 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A response to show to an annotator.
-
-    tokens: the sampled ids, including the end token; None if the text was not sampled.
-    """
-
-    text: str
-    tokens: list[int] | None = None
-    checkpoint: str = ""  # digest of the model that sampled it
-
-
-@dataclass(frozen=True)
 class Judgement:
     """One judgement: the responses shown, exactly as sampled, and the answer.
 

@@ -12,8 +12,8 @@ from rlhf_core.feedback.judgement import Judgement, Row, Verdict, preference_row
 from rlhf_core.feedback.table import form
 
 
-def read_judgement(row: Mapping[str, Any], where: str = "judgement") -> Judgement:
-    """The record in a JSON object.
+def read_judgement(row: Mapping[str, Any], where: str = "judgement", asked: Form | None = None) -> Judgement:
+    """The record in a JSON object. `asked` has the options of the form; without it they have their defaults.
 
     Raises:
         UserError: a field is missing or the answer is invalid; states `where` (file and line) and the fault.
@@ -22,7 +22,9 @@ def read_judgement(row: Mapping[str, Any], where: str = "judgement") -> Judgemen
         if field.name not in row:
             raise UserError(f"{where} has no {field.name!r}. Restore the record, or collect again.")
     judgement = Judgement(**{field.name: row[field.name] for field in fields(Judgement)})
-    form(judgement.form, where)().check(judgement.choice, len(judgement.responses), where)
+    if asked is None or asked.name != judgement.form:
+        asked = form(judgement.form, where)()
+    asked.check(judgement.choice, len(judgement.responses), where)
     return judgement
 
 
@@ -61,11 +63,7 @@ def preferences_of_rows(form: Form, rows: Iterable[Row], *, keep_ties: bool) -> 
     """
     by_source: dict[str | None, list[Judgement]] = defaultdict(list)
     for order, row in enumerate(rows):
-        responses, answer = form.read(row)
-        unsampled: list[list[int] | None] = [None] * len(responses)
-        by_source[row.get("source")].append(
-            Judgement(form.name, row["prompt"], responses, unsampled, answer, "data", "", order)
-        )
+        by_source[row.get("source")].append(form.judgement(row, order))
     found: list[Row] = []
     counts: dict[str, int] = defaultdict(int)
     for source, judgements in by_source.items():

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_core.common.errors import UserError
+from rlhf_core.common.responses import Response
 from rlhf_core.common.seeding import stream_seed
 from rlhf_core.feedback.form import Form
-from rlhf_core.feedback.judgement import Candidate, Message
+from rlhf_core.feedback.judgement import Message
 from rlhf_core.feedback.member import Member, Opinion
 
 
@@ -70,8 +71,8 @@ class Panelist:
         """The member's id."""
         return self.member.id
 
-    def answers(self, form: Form, prompt: Sequence[Message], shown: Sequence[Candidate]) -> list[Any]:
+    def answers(self, form: Form, prompt: Sequence[Message], shown: Sequence[Response]) -> list[Any]:
         """Draw the answers that the form needs from the utilities of the responses."""
         features = [self.features(prompt, response.text) for response in shown]
-        lengths = [len(response.tokens or response.text.split()) for response in shown]
+        lengths = [len(response.ids or response.text.split()) for response in shown]
         return form.simulated(Opinion(self.member, features, lengths, self.rng))

@@ -6,6 +6,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.judgement import PREFERENCES
@@ -53,7 +54,7 @@ def form_of_kind(kind: str) -> Form | None:
     return next((form for form in stored_forms() if form.kind == kind), None)
 
 
-def form_feeding(data: str) -> Form:
+def form_feeding(data: Data) -> Form:
     """The form that gives the rows for methods that learn from `data`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The types of responses: samplers return them; rewards and judges read them."""
+"""Responses with their prompts, as rewards and judges read them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,20 +8,8 @@ import torch
 from torch import Tensor
 
 from rlhf_core.common.batch import Batch, Example, collate
+from rlhf_core.common.responses import Response
 from rlhf_core.models.tokens import Prompt
-
-
-@dataclass(frozen=True)
-class Response:
-    """One response.
-
-    ids: the sampled tokens, including the end token. text: only for people and for judges that read text.
-    ended: False if the response was cut off at the length limit.
-    """
-
-    ids: list[int]
-    text: str
-    ended: bool
 
 
 @dataclass(frozen=True)

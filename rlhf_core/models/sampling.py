@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.common.errors import UserError
-from rlhf_core.models.responses import Response
+from rlhf_core.common.responses import Response
 from rlhf_core.models.tokens import Prompt, decode_response
 
 

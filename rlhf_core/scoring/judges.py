@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from statistics import pstdev
 from typing import Protocol
 
+from rlhf_core.common.responses import Response
 from rlhf_core.common.seeding import stream_seed
 from rlhf_core.maths.metrics import bootstrap_mean
-from rlhf_core.models.responses import Response, Responses
+from rlhf_core.models.responses import Responses
 
 
 class Judge(Protocol):

@@ -2,15 +2,15 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.common.batch import Example, Unit
+from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.tokens import Prompt, encode_prompt, encode_response
 from tasks.files.jsonl import read_jsonl
@@ -82,22 +82,6 @@ def ranking_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
         ranked = zip(tokens, row["ranks"], strict=True)
         units.append(tuple(Example(prompt, response, rank=float(place)) for response, place in ranked))
     return units
-
-
-def reward_units(
-    data: Data, path: Path, tokenizer: PreTrainedTokenizerBase, scale: tuple[float, float] | None
-) -> list[Unit]:
-    """Read the rows of a file for a reward loss that learns from `data`. `scale` is that of ratings.
-
-    Raises:
-        ValueError: no reward loss learns from such data.
-    """
-    if data is Data.RATINGS:
-        return rating_units(path, tokenizer, *(scale or (0.0, 1.0)))
-    readers = {Data.PAIRS: preference_units, Data.RANKINGS: ranking_units}
-    if data not in readers:
-        raise ValueError(f"reward losses do not learn from {data}")
-    return readers[data](path, tokenizer)
 
 
 def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
@@ -172,3 +156,29 @@ def _response(
 def as_prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """Convert rows {"prompt"[, "answer"]} into prompts to sample from."""
     return [Prompt(row["prompt"], encode_prompt(tokenizer, row["prompt"]), row.get("answer")) for row in rows]
+
+
+def _pairs(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Unit]:
+    return preference_units(folder / f"preferences_{split}.jsonl", tokenizer, limit)
+
+
+def _unpaired(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Unit]:
+    return unpaired_units(folder, split, tokenizer)[:limit]
+
+
+def _ratings(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Unit]:
+    mean, std = rating_scale(folder / "ratings_train.jsonl")  # held-out ratings are on the scale of training
+    return rating_units(folder / f"ratings_{split}.jsonl", tokenizer, mean, std)[:limit]
+
+
+def _rankings(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Unit]:
+    return ranking_units(folder / f"rankings_{split}.jsonl", tokenizer)[:limit]
+
+
+# What a method learns from -> the reader of data/feedback: the units of a split, all or the first `limit`.
+READERS: dict[Data, Callable[[Path, str, PreTrainedTokenizerBase, int | None], list[Unit]]] = {
+    Data.PAIRS: _pairs,
+    Data.UNPAIRED: _unpaired,
+    Data.RATINGS: _ratings,
+    Data.RANKINGS: _rankings,
+}

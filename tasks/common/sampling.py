@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_core.common.responses import Response
 from rlhf_core.common.seeding import seed_everything
-from rlhf_core.models.responses import Response
 from rlhf_core.models.sampling import LocalSampler, Sampler
 from rlhf_core.models.store import stop_tokens
 from rlhf_core.models.tokens import Prompt

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf_core.common.errors import UserError
+from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.table import form_of_kind
 from tasks.data.fields import Message
 from tasks.data.formats import RawRow
@@ -215,7 +216,7 @@ def to_prepared(splits: Mapping[str, Sequence[RawRow]], kind: str, scale: int = 
     if form := form_of_kind(kind):
         for split in ("train", "development", "judge"):
             if rows := splits.get(split):
-                files[f"{form.file}_{split}"] = [_feedback(row) for row in rows]
+                files[f"{form.file}_{split}"] = [_feedback(form, row) for row in rows]
     elif splits.get("judge"):
         raise ValueError(f"data of kind {kind} has no preferences, so its split 'judge' must be empty")
     return files
@@ -239,20 +240,9 @@ def _best_rated(rows: Sequence[RawRow], scale: int) -> list[RawRow]:
     return [labelled(row) for row in rows]
 
 
-def _feedback(row: RawRow) -> Row:
-    """Return a row's feedback. Ranks are renumbered 1, 2, 3 ... without gaps."""
-    given: Row = {"prompt": row.prompt}
-    if row.chosen is not None:
-        given |= {"chosen": row.chosen, "rejected": row.rejected}
-        given |= {} if row.label is None else {"label": row.label}
-        given |= {} if row.margin is None else {"margin": row.margin}
-    elif row.ranked is not None:
-        places = {rank: place for place, rank in enumerate(sorted(set(row.ranks)), 1)}
-        given |= {"responses": list(row.ranked), "ranks": [places[rank] for rank in row.ranks]}
-    elif row.score is not None:
-        given |= {"response": row.response, "score": row.score}
-    else:
-        given |= {"response": row.response, "label": row.label}
+def _feedback(form: Form, row: RawRow) -> Row:
+    """Return a row's feedback, as its form stores it."""
+    given = form.stored(vars(row) | {"responses": row.responses})
     return given if row.source is None else given | {"source": row.source}
 
 

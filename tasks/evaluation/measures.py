@@ -11,7 +11,7 @@ from rlhf_core.common.seeding import stream_seed
 from rlhf_core.maths.metrics import bootstrap_mean, distinct_n
 from rlhf_core.models.ensembles import load_reward_model
 from rlhf_core.models.responses import Responses
-from rlhf_core.scoring.judges import ScoreJudge, win_rate
+from rlhf_core.scoring.judges import Judge, ScoreJudge, win_rate
 from rlhf_core.scoring.rewards import ModelReward, WeightedSum
 from tasks.evaluation.policy_samples import ROWS, PolicySample
 from tasks.files import paths
@@ -22,15 +22,15 @@ from tasks.rewards.terms import make_reward
 class Measures:
     """The measures of one evaluation. `judge` is None if the task has no judge."""
 
-    def __init__(self, params: Params, accelerator: Accelerator, judge: ScoreJudge | None) -> None:
+    def __init__(self, params: Params, accelerator: Accelerator, judge: Judge | None) -> None:
         self.params, self.judge = params, judge
         self.reward = _optimised_reward(params, accelerator)
         self.reward_model = _proxy(self.reward, accelerator)
 
     def describe(self, sample: PolicySample) -> dict[str, Any]:
-        """Return rewards, KL, length and diversity of one policy's responses."""
+        """Return rewards, KL, length and diversity of one policy; `judge_score` is None unless the judge scores."""
         responses = sample.responses
-        judged = None if self.judge is None else self.judge.scores(responses)
+        judged = self.judge.scores(responses) if isinstance(self.judge, ScoreJudge) else None
         reward, terms = (None, {}) if self.reward is None else self.reward(responses)
         proxy = None if self.reward_model is None else self.reward_model(responses).tolist()
         return {

@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_core.common.responses import Response
 from rlhf_core.maths.reductions import sequence_sum
 from rlhf_core.models.forward import response_kl
-from rlhf_core.models.responses import Response, Responses
+from rlhf_core.models.responses import Responses
 from rlhf_core.models.sampling import Sampler
 from rlhf_core.models.store import load_policy, own_temperature
 from rlhf_core.models.tokens import Prompt

@@ -1,15 +1,16 @@
-"""The sections derived from the methods' classes: `policy`, and the options of the reward losses in `reward`."""
+"""The sections with the options of methods (`policy`), of reward losses (`reward`) and of forms (`collect`)."""
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from rlhf_core.algorithms.base.algorithm import Algorithm, Method
 from rlhf_core.algorithms.base.config import OfflineConfig, OnlineConfig, OptimizerConfig
-from rlhf_core.algorithms.base.table import policy_algorithms, reward_loss, reward_losses
+from rlhf_core.algorithms.base.table import policy_algorithms, reward_losses
 from rlhf_core.common.fields import setting
+from rlhf_core.feedback.table import forms, make_form
 from tasks.params.explain import Where
+from tasks.params.options import Member, changed_without_effect, described, make_section, options_of
 from tasks.params.sections import RewardTerm, Section
 
 LOOPS: dict[type[OptimizerConfig], str] = {OfflineConfig: "offline_loop", OnlineConfig: "online_loop"}
@@ -90,6 +91,38 @@ class Policy(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Collect(Section):
+    """Collection of feedback from a panel of simulated annotators."""
+
+    form: str = "side_by_side"
+    judgements: int = setting(1, "number of annotators who judge each pair or each group of responses", ge=1)
+    development_judgements: int = setting(
+        3, "the same for development prompts; answers beyond `judgements` only measure annotator agreement", ge=1
+    )
+    keep_ties: bool = setting(False, "true: keep a tie as a preference with label 1/2; false: drop it")
+    annotators: int = setting(8, "number of annotators in the panel", ge=1)
+    if TYPE_CHECKING:
+        scale: ClassVar[int]  # an option of form likert, which also bounds the user's ratings
+
+    def __post_init__(self) -> None:
+        form = forms()[self.form]
+        if unused := changed_without_effect(self, options_of(forms(), "collect"), self.form):
+            name, default = unused.item.name, unused.item.default
+            others = ", ".join(unused.owners)
+            raise ValueError(f"{name} has no effect on form {self.form}; set {name} to {default}, or form to {others}")
+        make_form(self)  # the form checks its own options
+        if self.keep_ties and not form.has_ties:
+            raise ValueError(f"keep_ties has no effect on form {self.form}, which has no ties; set it to false")
+        if self.development_judgements < self.judgements:
+            raise ValueError("development_judgements is smaller than judgements; raise it to at least judgements")
+        if self.development_judgements > self.annotators:
+            raise ValueError(
+                f"development_judgements is {self.development_judgements}, but the panel has only "
+                f"{self.annotators} annotators; lower it, or raise annotators"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reward(OfflineConfig, Section):
     """Training of the reward model, and of the judge model if there is no gold."""
 
@@ -103,35 +136,29 @@ class Reward(OfflineConfig, Section):
     unit_scale: bool = setting(True, "divide rewards by their standard deviation over the SFT policy's responses")
 
     def __post_init__(self) -> None:
-        taken = {item.name for item in fields(reward_loss(self.loss))}
-        for option, (_, item, _) in _loss_options().items():
-            if option not in taken and getattr(self, option) != item.default:
-                raise ValueError(f"{option} has no effect on loss {self.loss}; leave it out")
+        if unused := changed_without_effect(self, options_of(reward_losses(), "reward"), self.loss):
+            raise ValueError(f"{unused.item.name} has no effect on loss {self.loss}; leave it out")
         if self.members == 1 and self.aggregate != "mean":
             raise ValueError("aggregate has no effect on a single model; set it to mean, or raise members")
         if self.std_coef != 1 and self.aggregate != "mean_minus_std":
             raise ValueError(f"std_coef has no effect on aggregate {self.aggregate}; set it to 1")
 
 
-def _loss_options() -> dict[str, tuple[Any, Field[Any], list[str]]]:
-    """Each option of a reward-model loss: its type, its field, and the losses that have it."""
-    found: dict[str, tuple[Any, Field[Any], list[str]]] = {}
-    for name, kind in reward_losses().items():
-        for item in fields(kind):
-            _, same, losses = found.setdefault(item.name, (get_type_hints(kind)[item.name], item, []))
-            if (same.default, same.metadata) != (item.default, item.metadata):
-                raise TypeError(f"reward.{item.name} differs between the losses {losses[0]} and {name}")
-            losses.append(name)
-    return found
-
-
 def _reward_section() -> type[Reward]:
     names: Any = tuple(reward_losses())
     meaning = "loss of the reward model"
-    members: list[tuple[str, Any, Any]] = [("loss", Literal[names], setting(Reward.loss, meaning))]
-    for option, (kind, item, losses) in _loss_options().items():
-        members.append((option, kind, _described(item, f"{', '.join(losses)}: {item.metadata['description']}")))
-    section: type[Reward] = _section("RewardParams", members, (Reward,), Reward.__doc__)
+    members: list[Member] = [("loss", Literal[names], setting(Reward.loss, meaning))]
+    members += [option.member for option in options_of(reward_losses(), "reward").values()]
+    section: type[Reward] = make_section("RewardParams", members, (Reward,), Reward.__doc__)
+    return section
+
+
+def _collect_section() -> type[Collect]:
+    names: Any = tuple(forms())
+    meaning = "feedback form: what the annotators are asked"
+    members: list[Member] = [("form", Literal[names], setting(Collect.form, meaning))]
+    members += [option.member for option in options_of(forms(), "collect").values()]
+    section: type[Collect] = make_section("CollectParams", members, (Collect,), Collect.__doc__)
     return section
 
 
@@ -139,39 +166,32 @@ def _method_section(kind: type[Method]) -> type[Section]:
     """The section of one method: the options of its loop, its own options, and its notes on the loop's options."""
     loop: Any = _BASES[kind.loop]
     bases: tuple[type, ...] = (kind, loop) if kind.loop is None else (loop, kind)
-    noted: list[tuple[str, Any, Any]] = []
+    noted: list[Member] = []
     if kind.notes:  # on options of the loop
         options, hints = {item.name: item for item in fields(loop)}, get_type_hints(loop)
-        noted = [(name, hints[name], _described(options[name], note)) for name, note in kind.notes.items()]
-    section: type[Section] = _section(f"{kind.__name__}Params", noted, bases, f"{kind.title}.")
+        noted = [(name, hints[name], described(options[name], note)) for name, note in kind.notes.items()]
+    section: type[Section] = make_section(f"{kind.__name__}Params", noted, bases, f"{kind.title}.")
     return section
 
 
-def _described(item: Field[Any], description: str) -> Any:
-    return field(default=item.default, metadata={**item.metadata, "description": description})
-
-
-def _section(name: str, members: Iterable[Any], bases: tuple[type, ...], doc: str | None) -> Any:
-    namespace = {"__doc__": doc, "__module__": __name__}
-    return make_dataclass(name, members, bases=bases, frozen=True, kw_only=True, namespace=namespace)
-
-
 def _policy_section() -> type[Policy]:
-    members: list[tuple[str, Any, Any]] = []
+    members: list[Member] = []
     for item in fields(Policy)[:2]:
         names: Any = tuple(names_of(is_rewarded=item.name == "online"))
         members.append((item.name, list[Literal[names]], field(metadata=item.metadata)))  # type: ignore[valid-type]
     for name, kind in policy_algorithms().items():
         section = _method_section(kind)
         members.append((name, section, field(default_factory=section)))
-    whole: type[Policy] = _section("PolicyParams", members, (Policy,), Policy.__doc__)
+    whole: type[Policy] = make_section("PolicyParams", members, (Policy,), Policy.__doc__)
     return whole
 
 
 if TYPE_CHECKING:
+    CollectParams = Collect
     PolicyParams = Policy
     RewardParams = Reward
 else:
+    CollectParams = _collect_section()
     PolicyParams = _policy_section()
     RewardParams = _reward_section()
 

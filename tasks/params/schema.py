@@ -4,11 +4,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rlhf_core.algorithms.base.table import policy_algorithm
-from tasks.params.derived import PolicyParams, RewardParams
+from tasks.params.derived import CollectParams, PolicyParams, RewardParams
 from tasks.params.explain import keys_of
 from tasks.params.sections import (
     BaseParams,
-    CollectParams,
     EvaluateParams,
     ModelParams,
     PrepareParams,

@@ -7,14 +7,11 @@ from typing import Literal
 from rlhf_core.algorithms.base.config import OfflineConfig
 from rlhf_core.common.device import Device, Precision
 from rlhf_core.common.fields import check_bounds, setting
-from rlhf_core.feedback.table import forms
 from rlhf_core.scoring.answers import ANSWER_PATTERN, answer_pattern, format_pattern
 from tasks.files.formats import AUTO, GENERATED, ROWS
 from tasks.files.paths import SFT
 
 Format = Literal[(*GENERATED, AUTO, *ROWS)]  # type: ignore[valid-type]
-
-Form = Literal[tuple(forms())]  # type: ignore[valid-type]
 
 
 class Section:
@@ -105,35 +102,6 @@ class SampleParams(Section):
         for path in self.checkpoints:
             if path != str(SFT) and not re.fullmatch(r"inputs/checkpoints/[\w.-]*\w", path):
                 raise ValueError(f"checkpoints contains {path}; use models/sft or a folder in inputs/checkpoints")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectParams(Section):
-    """Collection of feedback from a panel of simulated annotators."""
-
-    form: Form = setting("side_by_side", "feedback form: what the annotators are asked")  # type: ignore[valid-type]
-    scale: int = setting(5, "likert: highest score of the panel's or the user's ratings; 1 is the lowest", ge=2)
-    judgements: int = setting(1, "number of annotators who judge each pair or each group of responses", ge=1)
-    development_judgements: int = setting(
-        3, "the same for development prompts; answers beyond `judgements` only measure annotator agreement", ge=1
-    )
-    keep_ties: bool = setting(False, "true: keep a tie as a preference with label 1/2; false: drop it")
-    annotators: int = setting(8, "number of annotators in the panel", ge=1)
-
-    def __post_init__(self) -> None:
-        form = forms()[self.form]
-        if self.scale != 5 and not form.takes("scale"):
-            scored = ", ".join(name for name, kind in forms().items() if kind.takes("scale"))
-            raise ValueError(f"scale has no effect on form {self.form}; set scale to 5, or form to {scored}")
-        if self.keep_ties and not form.has_ties:
-            raise ValueError(f"keep_ties has no effect on form {self.form}, which has no ties; set it to false")
-        if self.development_judgements < self.judgements:
-            raise ValueError("development_judgements is smaller than judgements; raise it to at least judgements")
-        if self.development_judgements > self.annotators:
-            raise ValueError(
-                f"development_judgements is {self.development_judgements}, but the panel has only "
-                f"{self.annotators} annotators; lower it, or raise annotators"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

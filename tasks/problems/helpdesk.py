@@ -17,7 +17,7 @@ from tasks.problems.material import Generated, Material
 from tasks.problems.problem import Counts, Gold, Messages, require_path, text_judge
 
 if TYPE_CHECKING:
-    from rlhf_core.scoring.judges import ScoreJudge
+    from rlhf_core.scoring.judges import Judge
 
 ROWS_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".json")  # a world is one JSON object
 
@@ -56,7 +56,7 @@ class HelpDesk(Generated):
         """The rubric of the configured world."""
         return Rubric(World.load(Path(prepare.path)))
 
-    def judge(self, prepare: PrepareParams) -> "ScoreJudge":
+    def judge(self, prepare: PrepareParams) -> "Judge":
         """A judge by the gold score."""
         gold = self.gold(prepare)
         return text_judge("gold rubric", lambda prompt, text: gold.score(prompt.messages, text))

@@ -18,7 +18,7 @@ from tasks.params.sections import PrepareParams
 
 if TYPE_CHECKING:  # tasks are asked before a run starts, without torch
     from rlhf_core.models.tokens import Prompt
-    from rlhf_core.scoring.judges import ScoreJudge
+    from rlhf_core.scoring.judges import Judge
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -74,7 +74,7 @@ class Problem:
         """The gold reward that a panel of simulated annotators shares; None if there is no panel."""
         return None
 
-    def judge(self, prepare: PrepareParams) -> "ScoreJudge | None":
+    def judge(self, prepare: PrepareParams) -> "Judge | None":
         """The judge of the evaluation; None if it is a second reward model, or if there is none."""
         return None
 
@@ -169,7 +169,7 @@ class Problem:
             )
 
 
-def text_judge(name: str, score: Callable[["Prompt", str], float]) -> "ScoreJudge":
+def text_judge(name: str, score: Callable[["Prompt", str], float]) -> "Judge":
     """Return a judge that scores the text of each response separately."""
     from rlhf_core.scoring.judges import ScoreJudge
 

@@ -6,7 +6,7 @@ from tasks.params.sections import PrepareParams
 from tasks.problems.problem import Problem, text_judge
 
 if TYPE_CHECKING:
-    from rlhf_core.scoring.judges import ScoreJudge
+    from rlhf_core.scoring.judges import Judge
 
 
 class Questions(Problem):
@@ -18,7 +18,7 @@ class Questions(Problem):
     no_feedback = "rewards come from verified answers"
     instead = "Use the reward exact_answer instead"
 
-    def judge(self, prepare: PrepareParams) -> "ScoreJudge":
+    def judge(self, prepare: PrepareParams) -> "Judge":
         """A judge that scores a right answer 1 and a wrong one 0."""
         from rlhf_core.scoring.rewards import ExactMatch
 

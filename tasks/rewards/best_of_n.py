@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.models.responses import Response, Responses
+from rlhf_core.common.responses import Response
+from rlhf_core.models.responses import Responses
 from rlhf_core.models.sampling import Sampler
 from rlhf_core.models.tokens import Prompt
 from rlhf_core.scoring.rewards import WeightedSum

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
+from rlhf_core.common.responses import Response
 from rlhf_core.common.seeding import stream_seed
 from rlhf_core.feedback.annotator import Annotator, ask
 from rlhf_core.feedback.form import Form
-from rlhf_core.feedback.judgement import PREFERENCES, Candidate, Judgement, Message
+from rlhf_core.feedback.judgement import PREFERENCES, Judgement, Message
 from rlhf_core.feedback.judgements import agreement, cyclic_triples, preferences, preferences_of_rows, verdicts
 from rlhf_core.feedback.panel import Panelist, panel
 from rlhf_core.feedback.table import make_form, stored_forms
@@ -120,16 +121,18 @@ def _judgements(
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt and the responses that are judged together."""
+    """A prompt and the responses that are judged together, each with the digest of the model that sampled it."""
 
     prompt: list[Message]
-    responses: tuple[Candidate, ...]
+    responses: tuple[tuple[Response, str], ...]
 
 
 def _items(form: Form, samples: Sequence[dict[str, Any]]) -> Iterator[Item]:
     """Yield every combination of responses to a prompt, of the size that the form shows together."""
     for row in samples:
-        responses = [Candidate(one["text"], one["tokens"], one["checkpoint"]) for one in row["responses"]]
+        responses = [
+            (Response(one["tokens"], one["text"], one["ended"]), one["checkpoint"]) for one in row["responses"]
+        ]
         for shown in combinations(responses, form.shown(len(responses))):
             yield Item(row["prompt"], shown)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from rlhf_core.models.responses import Response, Responses
+from rlhf_core.common.responses import Response
+from rlhf_core.models.responses import Responses
 from rlhf_core.models.store import load_tokenizer
 from rlhf_core.models.tokens import Prompt, encode_response
-from rlhf_core.scoring.judges import ScoreJudge
+from rlhf_core.scoring.judges import Judge, ScoreJudge
 from tasks.common.accelerator import accelerator_of
 from tasks.common.rows import as_prompts
 from tasks.evaluation.measures import Measures, reward_model
@@ -135,7 +136,7 @@ def _samples(prompts: Sequence[Prompt], texts: dict[str, list[str]]) -> list[dic
     ]
 
 
-def _judge(params: Params, accelerator: Accelerator) -> ScoreJudge | None:
+def _judge(params: Params, accelerator: Accelerator) -> Judge | None:
     """Return the judge: gold if it exists, else the second reward model; never the model that policies optimise.
 
     None if the data has neither gold nor answers nor feedback. Reward, KL and length are still reported.

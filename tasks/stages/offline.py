@@ -1,19 +1,18 @@
 """Stage `offline@NAME`: train one policy on the feedback itself."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.common.batch import Unit
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.offline import with_ref_logprobs
 from rlhf_core.models.store import load_policy, load_tokenizer
 from tasks.common.accelerator import accelerator_of
 from tasks.common.preflight import ROWS, Check, from_sft_checks, prepared, require, run_checks
-from tasks.common.rows import preference_units, unpaired_units
+from tasks.common.rows import READERS
 from tasks.common.train import train_and_save_policy
-from tasks.files.paths import FEEDBACK, SFT, policy, rows
+from tasks.files.paths import FEEDBACK, SFT, policy
 from tasks.params.schema import Params, algorithm_of
 from tasks.runtime.progress import progress
 from tasks.runtime.stage import Stage, main, open_stage
@@ -26,7 +25,7 @@ def offline(name: str) -> None:
         run_checks(stage.name, checks(stage.params, name))
         tokenizer = load_tokenizer(SFT)
         read = READERS[algorithm.data]
-        train, held_out = (read(split, tokenizer, None) for split in ("train", "development"))
+        train, held_out = (read(FEEDBACK, split, tokenizer, None) for split in ("train", "development"))
         if not train:
             raise UserError(
                 f"policy.offline names {name}, which learns from {algorithm.data}, but {FEEDBACK} has none. "
@@ -54,22 +53,10 @@ def checks(params: Params, name: str) -> Iterator[Check]:
     """Yield the checks before training."""
     require(f"offline@{name}")
     tokenizer = load_tokenizer(SFT)
-    units = READERS[algorithm_of(params, name).data]("train", tokenizer, ROWS)
+    units = READERS[algorithm_of(params, name).data](FEEDBACK, "train", tokenizer, ROWS)
     if units:  # otherwise the stage reports what is missing
         model = prepared(params, load_policy(SFT))
         yield from from_sft_checks(params, model, tokenizer, units, params.policy.section(name).learning_rate)
-
-
-def _pairs(split: str, tokenizer: Any, limit: int | None) -> list[Unit]:
-    return preference_units(rows(FEEDBACK, "preferences", split), tokenizer, limit)
-
-
-def _unpaired(split: str, tokenizer: Any, limit: int | None) -> list[Unit]:
-    return unpaired_units(FEEDBACK, split, tokenizer)[:limit]
-
-
-# The data that a method learns from -> the units of a split: all, or the first `limit`.
-READERS: dict[Data, Callable[[str, Any, int | None], list[Unit]]] = {Data.PAIRS: _pairs, Data.UNPAIRED: _unpaired}
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.common.batch import Example, Unit
+from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common import preflight
 from rlhf_core.loops.online import Critic, Models, OnlineTraining

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.algorithms.base.rankings import ordered_alike
 from rlhf_core.algorithms.base.table import reward_loss
 from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
 from rlhf_core.common.batch import Unit, collate_units
+from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
 from rlhf_core.common.seeding import seed_everything
 from rlhf_core.feedback.form import Form
@@ -29,13 +29,7 @@ from rlhf_core.models.store import ScalarModel, load_policy, load_tokenizer, new
 from rlhf_core.scoring.rewards import ModelReward
 from tasks.common.accelerator import accelerator_of
 from tasks.common.preflight import ROWS, Check, pad_token, prepared, require, row_checks, run_checks, tolerance
-from tasks.common.rows import (
-    as_prompts,
-    pair_sources,
-    preference_units,
-    rating_scale,
-    reward_units,
-)
+from tasks.common.rows import READERS, as_prompts, pair_sources, preference_units, rating_scale
 from tasks.common.sampling import make_sampler, sample_responses
 from tasks.common.train import write_curve
 from tasks.files.jsonl import read_jsonl
@@ -126,13 +120,13 @@ def _configured(stage: Stage, problem: Problem, present: list[Form]) -> Fit:
     if form.file not in [other.file for other in present]:
         raise UserError(
             f"reward.loss {section.loss} learns from {form.file}, but {FEEDBACK} has none. "
-            f"Set {problem.setting_for(form.name, form.file)}, or reward.loss to {present[0].loss}."
+            f"Set {problem.setting_for(form.name, form.file)}, or reward.loss to {present[0].suggested_loss}."
         )
     tokenizer = load_tokenizer(TOKENIZER)
-    train, held_out = (rows(FEEDBACK, form.file, split) for split in ("train", "development"))
-    scale = rating_scale(train) if algorithm.data is Data.RATINGS else None
-    learned, measured = (reward_units(algorithm.data, path, tokenizer, scale) for path in (train, held_out))
-    return Fit("reward", algorithm, learned, measured, scale, section.members)
+    read = READERS[algorithm.data]
+    train, held_out = (read(FEEDBACK, split, tokenizer, None) for split in ("train", "development"))
+    scale = rating_scale(rows(FEEDBACK, form.file, "train")) if algorithm.data is Data.RATINGS else None
+    return Fit("reward", algorithm, train, held_out, scale, section.members)
 
 
 def _fit(stage: Stage, out: Path, fit: Fit) -> None:

@@ -13,8 +13,8 @@ from transformers import GPT2Config
 
 import tiny
 from rlhf_core.common.batch import Batch, Example, Unit, collate
+from rlhf_core.common.responses import Response
 from rlhf_core.models.forward import response_logprobs
-from rlhf_core.models.responses import Response
 from rlhf_core.models.store import new_policy
 from rlhf_core.models.tokens import Prompt
 

@@ -7,9 +7,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from rlhf_core.common.batch import Example, Rollout, collate
+from rlhf_core.common.responses import Response
 from rlhf_core.loops.common.resume import ResumeStore
 from rlhf_core.loops.common.run import Run
-from rlhf_core.models.responses import Response, Responses
+from rlhf_core.models.responses import Responses
 from rlhf_core.models.store import new_policy
 from rlhf_core.models.tokens import Prompt
 

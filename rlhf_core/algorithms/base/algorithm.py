@@ -11,11 +11,11 @@ ranking). The loop computes `(losses * weights).sum()`. A method overrides only 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from rlhf_core.algorithms.base.config import OfflineConfig, OnlineConfig, OptimizerConfig
 from rlhf_core.common.batch import Batch, Outputs, Rollout
+from rlhf_core.common.data import Data
 from rlhf_core.common.lazy import Tensor
 
 BatchT = TypeVar("BatchT", bound=Batch)
@@ -25,28 +25,6 @@ Link = Literal["logistic", "normal"]
 
 # The state that a method keeps between rollouts (a KL coefficient, a running mean); it is part of the resume state.
 State = dict[str, float]
-
-
-class Data(StrEnum):
-    """The data that a method learns from."""
-
-    PAIRS = "pairs"  # preferences
-    UNPAIRED = "unpaired"  # responses labelled good or bad
-    RATINGS = "ratings"
-    RANKINGS = "rankings"
-    ROLLOUTS = "rollouts"  # responses of the current policy, with their rewards
-    BEST_OF_N = "best_of_n"  # the best of N responses of the SFT model
-    NOTHING = "none"
-
-    @property
-    def is_rewarded(self) -> bool:
-        """Whether the method uses policy.rewards."""
-        return self in (Data.ROLLOUTS, Data.BEST_OF_N, Data.NOTHING)
-
-    @property
-    def unit_rows(self) -> int:
-        """The rows of a unit: 2 for a pair, and for a labelled response, which comes with a mismatched row."""
-        return 2 if self in (Data.PAIRS, Data.UNPAIRED) else 1
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Shared by the methods on preference pairs: DPO, cDPO, IPO."""
 
-from rlhf_core.algorithms.base.algorithm import Algorithm, Data
+from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.batch import Batch, Outputs
+from rlhf_core.common.data import Data
 from rlhf_core.common.lazy import Tensor
 from rlhf_core.maths.reductions import sequence_sum, unit_mean
 

@@ -7,8 +7,9 @@ the best; equal ranks are ties.
 from itertools import combinations
 from typing import ClassVar
 
-from rlhf_core.algorithms.base.algorithm import Algorithm, Data, Link
+from rlhf_core.algorithms.base.algorithm import Algorithm, Link
 from rlhf_core.common.batch import Batch, Outputs
+from rlhf_core.common.data import Data
 from rlhf_core.common.lazy import Tensor, torch
 from rlhf_core.maths.reductions import unit_mean
 

@@ -1,7 +1,8 @@
 """Shared by the reward-model losses on preference pairs: Bradley-Terry, Thurstone."""
 
-from rlhf_core.algorithms.base.algorithm import Algorithm, Data
+from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.batch import Batch, Outputs
+from rlhf_core.common.data import Data
 from rlhf_core.common.lazy import Tensor, torch
 from rlhf_core.maths.reductions import unit_mean
 

@@ -7,8 +7,9 @@ model to convert its predictions to the annotators' scale.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_core.algorithms.base.algorithm import Algorithm, Data, Link
+from rlhf_core.algorithms.base.algorithm import Algorithm, Link
 from rlhf_core.common.batch import Batch, Outputs
+from rlhf_core.common.data import Data
 from rlhf_core.common.lazy import Tensor
 from rlhf_core.maths.losses import squared_error
 from rlhf_core.maths.reductions import unit_mean

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_core.common.data import Data
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.forms.ranking import ranking_row
 from rlhf_core.feedback.judgement import Judgement, Row
@@ -16,8 +17,8 @@ class BestOfN(Form):
     name = "best_of_n"
     needs = "two or more responses and the index of the best"
     file = "rankings"  # rank 1 for the best response, 2 for the others
-    data = "rankings"
-    loss = "best_of_n"
+    data = Data.RANKINGS
+    suggested_loss = "best_of_n"
     has_ties = False
 
     def question(self, count: int) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_core.common.data import Data
 from rlhf_core.feedback.form import Form, is_number
 from rlhf_core.feedback.judgement import Judgement, Row
 from rlhf_core.feedback.member import Opinion
@@ -17,8 +18,8 @@ class Ranking(Form):
     needs = "two or more responses and a rank for each"
     file = "rankings"
     kind = "rankings"
-    data = "rankings"
-    loss = "plackett_luce"
+    data = Data.RANKINGS
+    suggested_loss = "plackett_luce"
 
     def question(self, count: int) -> str:
         """The question in words."""
@@ -46,7 +47,11 @@ class Ranking(Form):
 
 
 def ranking_row(judgement: Judgement, ranks: list[float]) -> Row:
-    """A row with the responses of a record and these ranks, and `responses_tokens` if all were sampled."""
+    """A row with the responses of a record and their ranks, and `responses_tokens` if all were sampled.
+
+    Ranks are renumbered 1, 2, 3 ... without gaps.
+    """
+    places = {rank: place for place, rank in enumerate(sorted(set(ranks)), 1)}
     row: Row = {"prompt": judgement.prompt, "responses": judgement.responses}
     row |= {} if judgement.tokens is None else {"responses_tokens": judgement.tokens}
-    return row | {"ranks": ranks}
+    return row | {"ranks": [places[rank] for rank in ranks]}

@@ -1,8 +1,10 @@
 """Two responses side by side: the better one, or a tie."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_core.common.data import Data
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.judgement import PREFERENCES, Judgement, Row, preference_row
 from rlhf_core.feedback.member import Opinion
@@ -18,8 +20,8 @@ class SideBySide(Form):
     needs = "two responses and a choice A, B or tie"
     file = PREFERENCES
     kind = "preference"
-    data = "pairs"
-    loss = "bradley_terry"
+    data = Data.PAIRS
+    suggested_loss = "bradley_terry"
 
     def question(self, count: int) -> str:
         """The question in words."""
@@ -41,6 +43,11 @@ class SideBySide(Form):
         """The verdict as a preference row."""
         (verdict,) = self.verdicts([judgement])
         return preference_row(verdict)
+
+    def stored(self, given: Mapping[str, Any]) -> Row:
+        """{"prompt", "chosen", "rejected"}, with `label` and `margin` if the user's data has them."""
+        row = {key: given[key] for key in ("prompt", "chosen", "rejected")}
+        return row | {key: given[key] for key in ("label", "margin") if given.get(key) is not None}
 
     def worth(self, answer: Any, count: int) -> tuple[float, float]:
         """1 for the better response and 0 for the other; 0 for both in a tie."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_core.common.data import Data
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.judgement import Judgement, Row, response_row
 from rlhf_core.feedback.member import Opinion
@@ -17,8 +18,8 @@ class Thumbs(Form):
     needs = "one response and a choice good or bad"
     file = "unpaired"
     kind = "unpaired"
-    data = "unpaired"
-    loss = "bradley_terry"  # on the preferences that thumbs imply
+    data = Data.UNPAIRED
+    suggested_loss = "bradley_terry"  # on the preferences that thumbs imply
     has_ties = False
     is_alone = True
 

@@ -11,10 +11,11 @@ import pytest
 from helpdesk.generate import DEMONSTRATOR, split_cases, write_reply
 from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from helpdesk.world import World
-from rlhf_core.algorithms.base.algorithm import Data
 from rlhf_core.algorithms.base.table import reward_loss, reward_losses
 from rlhf_core.common.batch import Example
+from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
+from rlhf_core.common.responses import Response
 from rlhf_core.feedback.annotator import ask
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.forms.best_of_n import BestOfN
@@ -22,13 +23,21 @@ from rlhf_core.feedback.forms.likert import Likert
 from rlhf_core.feedback.forms.ranking import Ranking
 from rlhf_core.feedback.forms.side_by_side import SideBySide
 from rlhf_core.feedback.forms.thumbs import Thumbs
-from rlhf_core.feedback.judgement import Candidate, Judgement, Verdict, preference_row
+from rlhf_core.feedback.judgement import Judgement, Verdict, preference_row
 from rlhf_core.feedback.judgements import agreement, preferences, preferences_of_rows, read_judgement, verdicts
 from rlhf_core.feedback.member import EULER_GAMMA, Member, approve, judge, pick, rank, rate, utility
 from rlhf_core.feedback.panel import Panelist, panel
 from rlhf_core.feedback.table import form as form_named
 from rlhf_core.feedback.table import form_feeding, form_of_kind, forms, make_form, stored_forms
-from tasks.common.rows import mismatched, pair_sources, ranking_units, rating_scale, rating_units, unpaired_units
+from tasks.common.rows import (
+    READERS,
+    mismatched,
+    pair_sources,
+    ranking_units,
+    rating_scale,
+    rating_units,
+    unpaired_units,
+)
 from tasks.files.jsonl import write_jsonl
 from tasks.stages.collect import Item, _ask, _items
 from tiny import END
@@ -54,6 +63,11 @@ def uniform(gumbel):
 def record(form, choice, responses=("x", "y", "z"), annotator="ann", prompt=PROMPT, tokens=None):
     tokens = [None] * len(responses) if tokens is None else tokens
     return Judgement(form, prompt, list(responses), tokens, choice, annotator, "key", 0)
+
+
+def text(words, *ids):
+    """A response with these ids; without ids it was not sampled."""
+    return Response(list(ids), words, ended=True)
 
 
 # --- answers of annotators ---
@@ -134,7 +148,7 @@ class Scripted:
 def test_responses_are_shown_in_random_order(count):
     """All orders are equally frequent: 300 or 100 of 600, with standard errors 12 and 9."""
     annotator, rng = Scripted([1] * count), random.Random(0)
-    item = Item(PROMPT, tuple(Candidate(f"answer {number}", [number], "key") for number in range(count)))
+    item = Item(PROMPT, tuple((Response([number], f"answer {number}", True), "key") for number in range(count)))
     for _ in range(600):
         (judgement,) = _ask(annotator, Ranking(), item, rng)
         assert judgement.responses == [f"answer {number}" for (number,) in judgement.response_tokens]
@@ -146,7 +160,7 @@ def test_responses_are_shown_in_random_order(count):
 
 def test_any_annotator_can_be_asked():
     """A ranking of three has one answer, scores have one per response; the record has what was shown."""
-    shown = [Candidate("x", [A, END], "one"), Candidate("y", None, "one"), Candidate("z", [B], "two")]
+    shown = [(text("x", A, END), "one"), (text("y"), "one"), (text("z", B), "two")]
     (judgement,) = ask(Scripted([2, 1, 3]), Ranking(), PROMPT, shown)
     tokens = [[A, END], None, [B]]
     assert judgement == Judgement(
@@ -162,7 +176,7 @@ def test_any_annotator_can_be_asked():
 
 
 def test_an_answer_that_the_form_does_not_accept_is_refused():
-    shown = [Candidate("x"), Candidate("y")]
+    shown = [(text("x"), ""), (text("y"), "")]
     with pytest.raises(UserError, match=r"annotator bob: likert needs one response and a score on the scale"):
         ask(Scripted(4, 6, id="bob"), Likert(5), PROMPT, shown)
     with pytest.raises(ValueError, match="shorter"):  # one answer for two responses
@@ -173,7 +187,7 @@ def test_the_panel_answers_every_form_with_the_functions_of_its_members():
     """The same draws from the same generator; the length counts sampled ids, or words if there are no ids."""
     member = panel(GOLD_WEIGHTS, 1, 0)[0]
     texts = {"x": {"right_fix": 1.0}, "y": {"promises": 2.0}, "z": {"flattery": 1.0}}
-    shown = [Candidate("x", [1] * 30), Candidate("y", [1] * 5), Candidate("z", None)]
+    shown = [text("x", *[1] * 30), text("y", *[1] * 5), text("z")]
     seen, lengths = list(texts.values()), [30, 5, 1]
     worth = [utility(member, found, length) for found, length in zip(seen, lengths, strict=True)]
 
@@ -247,6 +261,15 @@ def test_records_of_every_form_are_read_back_and_invalid_records_are_refused(for
             read_judgement(whole.to_row() | broken, "judgements.jsonl line 3")
 
 
+def test_a_record_is_checked_with_the_options_of_its_form():
+    """9 is beyond the default scale of 5, but not beyond 10; another form's options do not apply."""
+    row = record("likert", 9, ["x"]).to_row()
+    assert read_judgement(row, asked=Likert(10)).choice == 9
+    for other in (None, Likert(5), Ranking()):
+        with pytest.raises(UserError, match="likert needs one response and a score on the scale"):
+            read_judgement(row, asked=other)
+
+
 def test_a_record_of_an_unknown_form_is_refused():
     with pytest.raises(UserError, match=r"line 3: the form 'stars' does not exist. Choose from: best_of_n, likert"):
         read_judgement(record("stars", 3).to_row(), "judgements.jsonl line 3")
@@ -256,8 +279,8 @@ def test_a_record_of_an_unknown_form_is_refused():
     ("form", "count", "right", "wrong"),
     [
         (SideBySide(), 2, ["A", "B", "tie"], ["C", "", None, 1, ["A"]]),
-        (Likert(), 1, [1, 9, 2.5], ["4", True, math.nan, None]),
-        (Likert(5), 1, [1, 5, 2.5], [0, 5.5, -1]),
+        (Likert(), 1, [1, 5, 2.5], [0, 5.5, -1, "4", True, math.nan, None]),
+        (Likert(9), 1, [1, 9, 2.5], [9.5]),
         (Ranking(), 3, [[1, 2, 3], [1, 1, 1], [1.5, 1, 2]], [[1, 2], [1, 2, "3"], [1, 2, None], [1, 2, True], "123"]),
         (BestOfN(), 3, [0, 2], [3, -1, 1.0, True, "1"]),
         (Thumbs(), 1, ["good", "bad"], ["up", True, 1, ["good"]]),
@@ -280,14 +303,14 @@ def test_question_and_number_of_responses_of_each_form():
         "best_of_n": ("the best of 4", 4, False),
         "thumbs": ("good or bad", 4, True),
     }
-    assert [name for name, kind in forms().items() if kind.takes("scale")] == ["likert"]
     assert [name for name, kind in forms().items() if not kind.has_ties] == ["best_of_n", "thumbs"]
 
 
 def test_forms_and_reward_losses_fit_together():
-    """Every form gives rows for a method; its default loss exists and learns from these rows or from pairs."""
+    """Every form gives rows for a method; its suggested loss exists and learns from these rows or from pairs."""
     for kind in forms().values():
-        assert reward_loss(kind.loss).data in (Data(kind.data), Data.PAIRS)
+        assert isinstance(kind.data, Data)
+        assert reward_loss(kind.suggested_loss).data in (kind.data, Data.PAIRS)
     feeding = {name: form_feeding(reward_loss(name).data).name for name in reward_losses()}
     assert feeding == {
         "bradley_terry": "side_by_side",
@@ -298,7 +321,7 @@ def test_forms_and_reward_losses_fit_together():
         "best_of_n": "ranking",
     }
     with pytest.raises(ValueError, match="no form of feedback gives rows"):
-        form_feeding("rollouts")
+        form_feeding(Data.ROLLOUTS)
 
 
 def test_rows_of_data_are_read_by_one_form():
@@ -312,11 +335,14 @@ def test_rows_of_data_are_read_by_one_form():
 
 def test_items_are_all_subsets_of_the_size_that_the_form_shows():
     """Of three responses: three pairs in order, or all three at once."""
-    row = {"prompt": PROMPT, "responses": [{"text": t, "tokens": [A], "checkpoint": "key"} for t in "xyz"]}
-    pairs = ["".join(response.text for response in item.responses) for item in _items(SideBySide(), [row])]
+    row = {
+        "prompt": PROMPT,
+        "responses": [{"text": t, "tokens": [A], "ended": True, "checkpoint": "key"} for t in "xyz"],
+    }
+    pairs = ["".join(response.text for response, _ in item.responses) for item in _items(SideBySide(), [row])]
     assert pairs == ["xy", "xz", "yz"]
     (item,) = _items(Thumbs(), [row])
-    assert item == Item(PROMPT, tuple(Candidate(text, [A], "key") for text in "xyz"))
+    assert item == Item(PROMPT, tuple((text(word, A), "key") for word in "xyz"))
 
 
 def test_a_soft_verdict_makes_a_soft_label():
@@ -329,7 +355,7 @@ def test_a_new_form_that_implies_no_preference_fits_the_interface():
     """A response written by the annotator: its row is a demonstration, and it implies no preference."""
 
     class Written(Form):
-        name, needs, file, data, loss = "written", "a text", "demonstrations", "none", "bradley_terry"
+        name, needs, file, data, suggested_loss = "written", "a text", "demonstrations", Data.NOTHING, "bradley_terry"
         has_ties = False
 
         def accepts(self, answer, count):
@@ -341,7 +367,7 @@ def test_a_new_form_that_implies_no_preference_fits_the_interface():
         def worth(self, answer, count):
             return [0.0] * count
 
-    (judgement,) = ask(Scripted("better"), Written(), PROMPT, [Candidate("x"), Candidate("y")])
+    (judgement,) = ask(Scripted("better"), Written(), PROMPT, [(text("x"), ""), (text("y"), "")])
     assert Written().row(judgement) == {"prompt": PROMPT, "response": "better"}
     assert list(Written().verdicts([judgement])) == []
 
@@ -407,7 +433,46 @@ def test_rows_of_every_form_and_the_preferences_they_imply():
     ]
 
 
+GIVEN = {
+    "preference": {"chosen": "a", "rejected": "b", "label": 0.75, "margin": None},
+    "ratings": {"response": "a", "score": 3},
+    "rankings": {"responses": ("a", "b"), "ranks": (7, 0.5)},
+    "unpaired": {"response": "a", "label": False},
+}
+
+
+def test_each_form_stores_the_rows_of_a_user():
+    """Values that are missing are left out, and ranks get no gaps."""
+    stored = {kind: form_of_kind(kind).stored({"prompt": PROMPT, "source": None, **row}) for kind, row in GIVEN.items()}
+    assert stored == {
+        "preference": {"prompt": PROMPT, "chosen": "a", "rejected": "b", "label": 0.75},
+        "ratings": {"prompt": PROMPT, "response": "a", "score": 3},
+        "rankings": {"prompt": PROMPT, "responses": ["a", "b"], "ranks": [2, 1]},
+        "unpaired": {"prompt": PROMPT, "response": "a", "label": False},
+    }
+
+
 # --- units ---
+
+
+def test_the_file_of_each_form_is_read_by_the_reader_of_its_data(tmp_path, tokenizer):
+    """Three rows each of two prompts; the second split has no rows. A thumb comes with a mismatched row."""
+    others = {"ratings": {"score": 5}, "unpaired": {"label": True}}
+    for kind, given in GIVEN.items():
+        form = form_of_kind(kind)
+        rows = [given | {"prompt": PROMPT}, given | {"prompt": OTHER}, given | others.get(kind, {}) | {"prompt": OTHER}]
+        write_jsonl(tmp_path / f"{form.file}_train.jsonl", [form.stored(row) for row in rows])
+        write_jsonl(tmp_path / f"{form.file}_development.jsonl", [])
+    sizes = {}
+    for form in stored_forms():
+        read = READERS[form.data]
+        units = read(tmp_path, "train", tokenizer, None)
+        assert len(read(tmp_path, "train", tokenizer, 2)) == 2
+        assert read(tmp_path, "development", tokenizer, None) == []
+        sizes[form.file] = [len(unit) for unit in units]
+    assert sizes == {"preferences": [2] * 3, "ratings": [1] * 3, "rankings": [2] * 3, "unpaired": [2] * 3}
+    ratings = READERS[Data.RATINGS](tmp_path, "train", tokenizer, None)
+    assert [unit[0].rating for unit in ratings] == pytest.approx([-math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(2)])
 
 
 def test_rating_units_hold_standardised_scores(tmp_path, tokenizer):

@@ -3,7 +3,7 @@
 import torch
 
 import tiny
-from rlhf_core.models.responses import Response
+from rlhf_core.common.responses import Response
 from rlhf_core.models.sampling import LocalSampler, Sampler
 from tiny import END, PAD
 

@@ -3,7 +3,8 @@
 import pytest
 
 from rlhf_core.common.errors import UserError
-from rlhf_core.models.responses import Response, Responses
+from rlhf_core.common.responses import Response
+from rlhf_core.models.responses import Responses
 from rlhf_core.scoring.answers import TIME_LIMIT, normal_answer, read_answer
 from rlhf_core.scoring.rewards import ExactMatch, Format
 from tasks.data.fields import Fields

@@ -8,7 +8,8 @@ import torch
 import yaml
 
 from rlhf_core.common.errors import UserError
-from rlhf_core.models.responses import Response, Responses
+from rlhf_core.common.responses import Response
+from rlhf_core.models.responses import Responses
 from rlhf_core.models.tokens import Prompt
 from rlhf_core.scoring.rewards import (
     ExactMatch,

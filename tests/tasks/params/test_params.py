@@ -5,10 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields, make_dataclass, replace
 
 import pytest
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from flows.run.changes import Changes
 from flows.run.yaml_edit import update_yaml
@@ -17,8 +18,13 @@ from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.algorithms.trpo import TRPO
 from rlhf_core.common.errors import UserError
+from rlhf_core.common.fields import setting
+from rlhf_core.feedback import forms as form_files
+from rlhf_core.feedback import table
+from tasks.params import derived
 from tasks.params.derived import LOOPS, OfflineLoop, OnlineLoop, Policy, PolicyParams, RewardParams
 from tasks.params.load import load_params, load_profile, merged, read_assignment, read_yaml, validate, with_values
+from tasks.params.options import options_of
 from tasks.params.schema import Params, all_keys
 from tasks.params.sections import RewardTerm
 from tasks.stages.params import params as effective_params
@@ -449,3 +455,63 @@ def test_a_shared_value_need_not_fit_a_method_that_is_not_trained():
     assert Changes(overrides=changes).resolve(ROOT).params.policy.section("ppo").rollout_size == 64
     with pytest.raises(UserError, match=r"in 'policy\.reinforce', rollout_size 64 is not a multiple"):
         Changes(overrides=changes | {"policy.online": ["reinforce"]}).resolve(ROOT)
+
+
+STARS = """
+from dataclasses import dataclass
+from rlhf_core.common.fields import setting
+from rlhf_core.feedback.form import Form
+
+@dataclass(frozen=True)
+class Stars(Form):
+    name, needs, file, data, suggested_loss = "stars", "one response and its stars", "ratings", "ratings", "likert"
+    is_alone = True
+    stars: int = setting(3, "largest number of stars", ge=2)
+    least: int = setting(0, "smallest number of stars")
+
+    def __post_init__(self):
+        if self.least >= self.stars:
+            raise ValueError("least is not below stars")
+"""
+
+
+@pytest.fixture
+def collect(tmp_path, monkeypatch):
+    """The section `collect` with a form that was added as one file."""
+    (tmp_path / "stars.py").write_text(STARS)
+    monkeypatch.setattr(form_files, "__path__", [*form_files.__path__, str(tmp_path)])
+    table.forms.cache_clear()
+    yield TypeAdapter(derived._collect_section()).validate_python
+    table.forms.cache_clear()
+    del sys.modules["rlhf_core.feedback.forms.stars"], form_files.stars
+
+
+def test_the_options_of_a_new_form_are_keys_of_collect(collect):
+    section = collect({"form": "stars", "stars": 7})
+    assert (section.stars, section.scale) == (7, 5)
+    assert table.make_form(section).stars == 7
+    known = {item.name: item.metadata["description"] for item in fields(section)}
+    assert known["stars"] == "stars: largest number of stars"
+    assert known["scale"] == "likert: highest score of the panel's or the user's ratings; 1 is the lowest"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"form": "stars", "stars": 1}, "greater than or equal to 2"),
+        ({"form": "stars", "stars": 2, "least": 2}, "least is not below stars"),
+        ({"stars": 7}, "stars has no effect on form side_by_side; set stars to 3, or form to stars"),
+        ({"form": "stars", "scale": 7}, "scale has no effect on form stars; set scale to 5, or form to likert"),
+    ],
+)
+def test_the_options_of_a_form_are_checked_and_refused_for_other_forms(collect, values, message):
+    with pytest.raises(ValidationError, match=message):
+        collect(values)
+
+
+def test_two_forms_with_one_option_must_declare_it_equally():
+    one = make_dataclass("One", [("scale", int, setting(5, "highest score"))])
+    other = make_dataclass("Other", [("scale", int, setting(7, "highest score"))])
+    assert options_of({"one": one, "other": one}, "collect")["scale"].owners == ("one", "other")
+    with pytest.raises(TypeError, match=r"collect\.scale differs between one and other"):
+        options_of({"one": one, "other": other}, "collect")

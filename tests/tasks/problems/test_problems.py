@@ -10,7 +10,8 @@ from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from helpdesk.world import World
 from rlhf_core.algorithms.base.table import policy_algorithms
 from rlhf_core.common.errors import UserError
-from rlhf_core.models.responses import Response, Responses
+from rlhf_core.common.responses import Response
+from rlhf_core.models.responses import Responses
 from rlhf_core.models.tokens import Prompt
 from tasks.files.formats import AUTO, GENERATED, ROWS
 from tasks.params.load import load_params

@@ -12,7 +12,7 @@ from rlhf_core.common.errors import UserError
 from tasks.files import paths
 from tasks.files.jsonl import write_jsonl
 from tasks.reporting.charts import curve, running_mean, tradeoff
-from tasks.reporting.comparison import COLUMNS, page_columns
+from tasks.reporting.comparison import COLUMNS, comparison, page_columns
 from tasks.reporting.explanations import reward_sentence, sampling_sentences
 from tasks.reporting.findings import label, title
 from tasks.reporting.formats import duration, number
@@ -296,6 +296,21 @@ def test_a_reward_without_a_reward_model_is_shown(checkout: None) -> None:
     assert "0.750<small>0.500 to 1.00</small><small>exact_answer 0.375</small></td>\n<td>–</td>" in html
     assert "| 0.750 | exact\\_answer 0.375 | – |" in markdown
     assert "Reward is the sum of policy.rewards: 2 × exact_answer." in html
+
+
+def test_a_judge_without_scores_is_reported_by_its_win_rates(outputs: None) -> None:
+    """One chart less than with scores: the judge score against KL."""
+    results = json.loads(Path("evaluation/results.json").read_text())
+    for figures in (results["sft"], *results["policies"].values()):
+        figures["judge_score"] = None
+    write_json(Path("evaluation/results.json"), results)
+    write_jsonl(Path("evaluation/snapshots.jsonl"), [row | {"judge_score": None} for row in snapshots(1.375)])
+    html, markdown = draw()
+    assert html.count("<svg") == 1 + 1 + 3 + 3 + 3
+    assert "0.864 (0.826–0.901)" in html and "0.864 (0.826–0.901)" in markdown
+    figures = comparison(build_report(OWN))
+    assert "judge_score" not in figures
+    assert figures["win_rate_vs_sft"] == {"ppo": 0.7935, "dpo": 0.8635}
 
 
 def test_a_reward_model_without_probabilities_is_shown_without_their_figures(outputs: None) -> None:

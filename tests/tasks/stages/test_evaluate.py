@@ -27,6 +27,7 @@ from rlhf_core.scoring.rewards import PythonReward, WeightedSum
 from tasks.common.sampling import sample_responses
 from tasks.files.jsonl import read_jsonl, write_jsonl
 from tasks.params.load import load_params, merged
+from tasks.problems.questions import Questions
 from tasks.rewards.best_of_n import BEST_OF_N, best_of_n
 from tasks.stages import evaluate as stage
 from tasks.stages.online import online
@@ -169,6 +170,29 @@ def test_win_rates_are_the_policies_on_the_test_split_against_the_sft_model(gree
         ("ppo", 2, 0.0),
     ]
     assert snapshots[1]["win_rate_vs_sft"] == sure | {"low": 0.0, "value": 0.0, "high": 0.0, "n": DEVELOPMENT}
+
+
+class LongerWins:
+    """A judge that compares two responses and gives no scores."""
+
+    name = "length of the text"
+
+    def prefer(self, first, second):
+        lengths = [[len(text) for text in side.texts] for side in (first, second)]
+        return [0.5 if one == two else float(one > two) for one, two in zip(*lengths, strict=True)]
+
+
+def test_a_judge_that_only_compares_gives_win_rates_and_no_scores(checkout, monkeypatch):
+    """GRPO answers a a a a, longer than the SFT model's b; PPO answers a, which is as long."""
+    monkeypatch.setattr(Questions, "judge", lambda self, prepare: LongerWins())
+    results, snapshots, _ = judged(
+        checkout, policy={"online": ["ppo", "grpo"], "offline": []}, evaluate={"temperature": 0.0}
+    )
+    assert results["judge"] == "length of the text"
+    rates = {name: figures["win_rate_vs_sft"]["value"] for name, figures in results["policies"].items()}
+    assert rates == {"ppo": 0.5, "grpo": 1.0}
+    assert [figures["judge_score"] for figures in (results["sft"], *results["policies"].values())] == [None] * 3
+    assert [row["judge_score"] for row in snapshots] == [None, None]
 
 
 def test_samples_are_the_judged_ones(greedy):

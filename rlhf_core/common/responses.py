@@ -1,0 +1,16 @@
+"""The type of a response: samplers return it, annotators are shown it, rewards and judges read it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response.
+
+    ids: the sampled tokens, including the end token; empty if the text was not sampled. text: only for people and for
+    judges that read text. ended: False if the response was cut off at the length limit.
+    """
+
+    ids: list[int]
+    text: str
+    ended: bool
