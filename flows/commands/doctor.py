@@ -146,7 +146,7 @@ def _data(params: Params) -> Data:
         return Data(f"{section.hub}, downloaded when stage prepare first runs")
     if generated := generated_problem(section.format):
         return Data(generated.look(section, Path()), generated.count_rows(params, 0))
-    rows = read_rows(Path(section.path), "", section.format, section.answer_pattern)
+    rows = read_rows(Path(section.path), "", section.format, section.answer_pattern, section.preference_base)
     problem = problem_of(rows[0].kind)
     counts = problem.count_rows(params, len(rows))
     return Data(f"{section.path}, {len(rows):,} rows of kind {problem.kind}", counts)

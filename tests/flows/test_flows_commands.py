@@ -379,6 +379,23 @@ def test_doctor_accepts_a_valid_checkout(tmp_path: Path, monkeypatch: pytest.Mon
     assert re.search(r"✓ time +about [\d.]+(–[\d.]+)? (s|min|h) for all stages", text.getvalue())
 
 
+@pytest.mark.parametrize(
+    ("base", "mark", "said"),
+    [("null", "✗", "Set prepare.preference_base"), ("1", "✓", "1 rows of kind preference")],
+)
+def test_doctor_reads_preferences_as_stage_prepare_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, mark: str, said: str
+) -> None:
+    root = make_scratch(tmp_path)
+    monkeypatch.chdir(root)
+    row = {"prompt": "p", "response_1": "a", "response_2": "b", "preference": 1}
+    (root / "choices.jsonl").write_text(json.dumps(row) + "\n")
+    out, text = console()
+    examine(root, "default", ["prepare.path=choices.jsonl", f"prepare.preference_base={base}"], out)
+    (line,) = [line for line in text.getvalue().splitlines() if line.split()[1:2] == ["data"]]
+    assert line.split()[0] == mark and said in line
+
+
 @pytest.mark.parametrize("columns", [40, 80])
 def test_doctor_does_not_break_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.chdir(tmp_path)
