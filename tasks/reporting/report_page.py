@@ -22,7 +22,6 @@ from tasks.reporting.formats import duration, number
 from tasks.reporting.page_charts import learning_curves, tradeoffs
 from tasks.reporting.sources import StageRun, find_runs, origin, stale_stages
 
-SAMPLES = 12
 Report = Mapping[str, Any]
 
 
@@ -77,7 +76,7 @@ def _content(report: Report) -> dict[str, Any]:
         "curves": learning_curves(list(policies), colours),
         "tradeoffs": tradeoffs(report),
         "examples": str(paths.EXAMPLES),
-        "samples": rows_if_any(paths.EXAMPLES)[:SAMPLES],
+        "samples": rows_if_any(paths.EXAMPLES),
         "origin": partial(origin, stages),
     }
 
