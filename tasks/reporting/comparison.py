@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.files import paths
 from tasks.files.jsonl import read_jsonl
 from tasks.reporting.findings import ranked
 from tasks.reporting.formats import NONE, duration, number, rate
@@ -168,7 +169,7 @@ def curve_rows(policies: Iterable[str], models: Path, snapshots: Path) -> list[d
     }
     rows: list[dict[str, Any]] = []
     for name in policies:
-        curve = models / name / "metrics.jsonl"
+        curve = models / name / paths.CURVE
         for step in read_jsonl(curve) if curve.is_file() else [{"step": 0}]:
             beside = {"win_rate_vs_sft": judged.get((name, step["step"]))}
             rows.append({"policy": name, "step": step["step"]} | {key: step.get(key) for key in CURVE} | beside)

@@ -139,7 +139,7 @@ def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None
         )
     out = paths.policy(name)
     write_json(
-        stage.out(out) / "samples.json",
+        stage.out(out) / paths.SAMPLED,
         {"sampled_tokens": sampled_tokens, "kept": len(units), "cut_off": len(best) - len(units)},
     )
     held_out = max(1, len(units) // 10)

@@ -39,7 +39,7 @@ from tasks.common.rows import (
 from tasks.common.sampling import make_sampler, sample_responses
 from tasks.common.train import write_curve
 from tasks.files.jsonl import read_jsonl
-from tasks.files.paths import FEEDBACK, JUDGE, NO_MODEL, PREPARED, REWARD, SFT, TOKENIZER, rows
+from tasks.files.paths import FEEDBACK, JUDGE, NO_MODEL, PREPARED, REWARD, SFT, SUMMARY, TOKENIZER, rows
 from tasks.params.schema import Params
 from tasks.problems.problem import Problem
 from tasks.problems.table import prepared_problem
@@ -159,7 +159,7 @@ def _fit(stage: Stage, out: Path, fit: Fit) -> None:
         "scale": model.scale,
         "members": fit.members,
     }
-    write_json(folder / "summary.json", summary)
+    write_json(folder / SUMMARY, summary)
     numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
     stage.log({f"{fit.name}_model/{key}": value for key, value in numbers.items()})
     save_reward_model(model, tokenizer, folder)
