@@ -41,6 +41,11 @@ def rows(folder: Path, name: str, split: str) -> Path:
     return folder / f"{name}_{split}.jsonl"
 
 
+def has_model(folder: Path) -> bool:
+    """Whether the folder of a reward or judge model contains one; it was trained unless NO_MODEL is there."""
+    return not (folder / NO_MODEL).is_file()
+
+
 def policy(name: str) -> Path:
     """The folder of a trained policy."""
     return POLICIES / name

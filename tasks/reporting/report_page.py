@@ -29,7 +29,10 @@ def render(report: Report, folder: Path) -> list[Path]:
     """Write report.html and report.md to `folder` and return their paths."""
     shown = _content(report)
     written = []
-    pages = {paths.PAGE.name: {"autoescape": True}, paths.MARKDOWN_PAGE.name: {"finalize": markdown_text}}
+    pages: dict[str, dict[str, Any]] = {
+        paths.PAGE.name: {"autoescape": True},
+        paths.MARKDOWN_PAGE.name: {"finalize": markdown_text},
+    }
     for name, settings in pages.items():
         environment = Environment(
             loader=FileSystemLoader(Path(__file__).parent),

@@ -66,7 +66,7 @@ def _sampled_checks(params: Params, config: Any) -> Iterator[Check]:
     batch = Responses(prompts, sampled, pad).batch
     yield "ratio 1", partial(preflight.check_ratio, model, batch, temperature, rounding)
     yield from from_sft_checks(params, model, tokenizer, units, config.learning_rate)
-    if not _has_no_reward_model():
+    if paths.has_model(paths.REWARD):
         rows = [example for unit in units for example in unit]
         judge = prepared(params, load_reward_model(paths.REWARD))
         yield "scores in any batch", partial(preflight.check_scores, judge, rows, pad, rounding)
@@ -74,10 +74,6 @@ def _sampled_checks(params: Params, config: Any) -> Iterator[Check]:
 
 def _no_checks(params: Params, config: Any) -> Iterator[Check]:
     return iter(())
-
-
-def _has_no_reward_model() -> bool:
-    return (paths.REWARD / paths.NO_MODEL).is_file()
 
 
 def _train_on_rollouts(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
@@ -109,7 +105,7 @@ def _train_on_rollouts(stage: Stage, name: str, algorithm: Any, config: Any) -> 
 
 def _critic(algorithm: Any, config: Any) -> Critic:
     """Return a critic that starts from the reward model with its centring (docs/pitfalls.md, 21)."""
-    if _has_no_reward_model():
+    if not paths.has_model(paths.REWARD):
         raise UserError(
             "This method's critic starts from the reward model, but none was trained. "
             "Choose a method without a critic, such as grpo or rloo."

@@ -1,7 +1,7 @@
 """Stage `reward`: train a reward model or an ensemble, and a second reward model as the judge if there is no gold."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rlhf_core.algorithms.base.table import reward_loss
 from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
 from rlhf_core.common.batch import Unit, collate_units
 from rlhf_core.common.errors import UserError
+from rlhf_core.common.fields import from_section
 from rlhf_core.common.seeding import seed_everything
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.judgement import PREFERENCES
@@ -120,8 +121,7 @@ def _configured(stage: Stage, problem: Problem, present: list[Form]) -> Fit:
         UserError: there are no such rows; the message names a setting that makes them, and a loss for the rows present.
     """
     section = stage.params.reward
-    kind = reward_loss(section.loss)
-    algorithm = kind(**{item.name: getattr(section, item.name) for item in fields(kind)})
+    algorithm = from_section(reward_loss(section.loss), section)
     form = form_feeding(algorithm.data)
     if form.file not in [other.file for other in present]:
         raise UserError(
