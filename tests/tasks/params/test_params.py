@@ -72,8 +72,8 @@ def test_a_method_is_named_once_and_in_the_list_that_it_belongs_to(lists, found)
 
 
 def test_either_list_may_be_empty():
-    assert validate(with_values(RAW, {"policy.online": []})).policy.methods == ["dpo"]
-    assert validate(with_values(RAW, {"policy.offline": []})).policy.methods == ["ppo", "grpo"]
+    assert validate(with_values(RAW, {"policy.online": [], "policy.offline": ["kto"]})).policy.methods == ["kto"]
+    assert validate(with_values(RAW, {"policy.online": ["rloo"], "policy.offline": []})).policy.methods == ["rloo"]
 
 
 @pytest.mark.parametrize("key", ["model.path", "prepare.path", "policy.offline", "policy.online", "policy.reward_code"])
