@@ -97,7 +97,7 @@ def plan(root: Path, wanted: Resolved, name: str | None = None) -> Plan:
 
 @contextmanager
 def open_workspace(root: Path, wanted: Resolved, name: str | None = None) -> Iterator[Workspace]:
-    """Yield the workspace of a run: `root` itself where its parameters are unchanged, else a clone of its own.
+    """Yield the workspace of a run: `root` if its parameters are unchanged, else a new clone.
 
     Raises:
         UserError: see `plan`; or the folder contains another run.

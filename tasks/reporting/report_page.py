@@ -1,4 +1,4 @@
-"""The report page: one self-contained HTML file and its markdown twin, drawn from report.json and the outputs.
+"""The report page: a self-contained HTML file and a markdown version, rendered from report.json and the outputs.
 
 Links to MLflow runs and wall times are looked up when the page is drawn, since they differ from run to run and files
 that DVC tracks must not.

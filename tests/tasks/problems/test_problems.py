@@ -51,7 +51,7 @@ def test_the_help_desk_is_the_generated_format():
         assert generated_problem(form) is None
 
 
-def test_the_prepared_task_is_that_of_the_card(tmp_path, monkeypatch):
+def test_the_prepared_task_is_the_one_named_by_the_card(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data/prepared").mkdir(parents=True)
     Path("data/prepared/card.json").write_text(json.dumps({"kind": "ratings"}))
