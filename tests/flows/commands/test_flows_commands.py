@@ -428,7 +428,7 @@ def test_doctor_names_the_faults_that_would_stop_the_run(
 
 
 def test_model_of_the_default_has_0_3_million_weights() -> None:
-    config = AutoConfig.from_pretrained(str(Path(__file__).parents[2] / "helpdesk/model.json"))
+    config = AutoConfig.from_pretrained(str(Path(__file__).parents[3] / "helpdesk/model.json"))
     config.vocab_size = 512
     # embeddings 512*96; two layers of attention 4*96*96, feed-forward 3*96*256, norms 2*96; last norm 96
     assert model_shape(config).weights == 512 * 96 + 2 * (4 * 96 * 96 + 3 * 96 * 256 + 2 * 96) + 96
