@@ -22,6 +22,7 @@ from tasks.params.derived import stage_of  # noqa: E402
 from tasks.reporting.findings import label  # noqa: E402
 from tasks.reporting.formats import duration, number, rate  # noqa: E402
 from tasks.reporting.sources import find_runs  # noqa: E402
+from tasks.runtime.git import head  # noqa: E402
 
 PAGE = ROOT / "docs" / "comparison.md"
 FIGURES = ("judge_score", "reward", "kl", "mean_length", "sampled_tokens", "trained_tokens")
@@ -60,7 +61,7 @@ def page(reports, seeds):
     policies = list(reports[0]["policies"])
     rows = {name: over_seeds(reports, name) for name in policies}
     ranked = sorted(rows.items(), key=lambda item: -item[1]["win_rate"])
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
+    commit = head(ROOT)[:7]
     heads = [f"seed {seed}" for seed in seeds]
     lines = [
         "# All methods on equal terms",

@@ -84,12 +84,12 @@ def report() -> None:
     from flows.servers.services import mlflow_address
 
     if not (root / paths.REPORT).is_file():
-        raise UserError(f"{root / 'reports' / 'report.json'} does not exist. Create it with: rlhf run")
+        raise UserError(f"{root / paths.REPORT} does not exist. Create it with: rlhf run")
     environment = {"RLHF_MLFLOW_UI": mlflow_address(root), **os.environ}
     outcome = StageRunner(root, environment).call("report page", ["tasks.stages.report", "--render"], out.print)
     if outcome.code:
         raise UserError(outcome.message)
-    out.print(f"Report: {root / 'reports' / 'report.html'}")
+    out.print(f"Report: {root / paths.PAGE}")
 
 
 @app.command()

@@ -17,6 +17,7 @@ from flows.run.workspace import plan
 from flows.servers import temporary
 from flows.servers.services import find
 from rlhf_core.common.errors import UserError
+from tasks.files import paths
 from tasks.reporting.comparison import short_table
 
 # The terminal shows the stages' lines, each after the name of its stage, in place of Prefect's own format.
@@ -91,8 +92,8 @@ def _say_where(reports: Path, experiment: str | None, is_up: bool, out: Console)
         for row in rows:
             table.add_row(*row)
         out.print(table)
-    if (reports / "report.html").is_file():
-        out.print(f"Report: {reports / 'report.html'}")
+    if (page := reports / paths.PAGE.name).is_file():
+        out.print(f"Report: {page}")
     if experiment is not None:
         out.print(f"Experiment: {experiment}. Apply it to your checkout with: dvc exp apply {experiment}")
     out.print("Compare runs: rlhf compare" + ("" if is_up else ". Curves and graphs in a browser: rlhf up"))

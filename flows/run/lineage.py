@@ -99,7 +99,6 @@ def terms_of(checkout: Path) -> dict[str, str]:
 
     judge: its name, with its DVC digest if it is a model. test_prompts: sha256 of the file of prompts and
     reference responses. prompts: the number of judged prompts.
-    reference responses. prompts: how many of them were judged.
     """
     report = read_report(checkout / paths.REPORTS)
     test = checkout / paths.rows(paths.PREPARED, "prompts", "test")

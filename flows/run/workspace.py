@@ -49,9 +49,9 @@ class Workspace:
             return self.checkout / paths.REPORTS
         folder = self.checkout.parent
         save_experiment(self.checkout, self.name, stages)
-        for page in ("report.html", "report.md", "report.json"):
-            if (self.checkout / paths.REPORTS / page).is_file():
-                shutil.copyfile(self.checkout / paths.REPORTS / page, folder / page)
+        for page in (paths.PAGE, paths.MARKDOWN_PAGE, paths.REPORT):
+            if (self.checkout / page).is_file():
+                shutil.copyfile(self.checkout / page, folder / page.name)
         shutil.rmtree(self.checkout)
         return folder
 
@@ -97,7 +97,7 @@ def plan(root: Path, wanted: Resolved, name: str | None = None) -> Plan:
 
 @contextmanager
 def open_workspace(root: Path, wanted: Resolved, name: str | None = None) -> Iterator[Workspace]:
-    """Yield the workspace of a run: `root` itself where its parameters are unchanged, else a clone of its own.
+    """Yield the workspace of a run: `root` if its parameters are unchanged, else a new clone.
 
     Raises:
         UserError: see `plan`; or the folder contains another run.

@@ -18,6 +18,7 @@ from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
 from rlhf_core.maths.advantages import group_standardize
+from rlhf_core.maths.kl import k3
 from rlhf_core.maths.losses import clipped_surrogate
 from rlhf_core.maths.reductions import at_last_token, fixed_length, sequence_mean, sequence_sum, token_mean
 
@@ -93,7 +94,7 @@ class GRPO(KLPenalty, OnPolicyAlgorithm):
         ratio = (logratio if self.ratio == "token" else whole).exp()
         return {
             "clip_fraction": ((ratio - 1).abs() > self.clip).float(),
-            "update_kl": logratio.exp() - 1 - logratio,
+            "update_kl": k3(logratio),
             "kl_term": self.kl_losses(outputs, batch).detach(),
         }
 

@@ -16,7 +16,7 @@ from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
 from rlhf_core.maths.advantages import with_gae
-from rlhf_core.maths.kl import adapted_kl_coef
+from rlhf_core.maths.kl import adapted_kl_coef, k3
 from rlhf_core.maths.losses import clipped_surrogate, value_loss
 from rlhf_core.maths.reductions import token_mean
 
@@ -102,7 +102,7 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
         logratio = (outputs.logprobs - batch.old_logprobs).detach()
         return {
             "clip_fraction": ((logratio.exp() - 1).abs() > self.clip).float(),
-            "update_kl": logratio.exp() - 1 - logratio,
+            "update_kl": k3(logratio),
             "value_loss": (outputs.values - batch.returns).detach().square(),
             "entropy": outputs.entropies.detach(),
         }

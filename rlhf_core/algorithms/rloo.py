@@ -16,7 +16,7 @@ from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
 from rlhf_core.maths.advantages import leave_one_out, token_rewards, whiten
-from rlhf_core.maths.kl import kl_k1
+from rlhf_core.maths.kl import k3, kl_k1
 from rlhf_core.maths.losses import clipped_surrogate
 from rlhf_core.maths.reductions import sequence_sum
 
@@ -68,5 +68,5 @@ class RLOO(OnPolicyAlgorithm):
         logratio = sequence_sum(outputs.logprobs - batch.old_logprobs, batch.response_mask).detach()
         return {
             "clip_fraction": ((logratio.exp() - 1).abs() > self.clip).float(),
-            "update_kl": logratio.exp() - 1 - logratio,
+            "update_kl": k3(logratio),
         }

@@ -3,7 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _BOUNDS = {
     "gt": ("above", lambda value, bound: value > bound),
@@ -23,6 +25,12 @@ def setting(default: Any, description: str, *, title: str | None = None, **bound
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def from_section(kind: type[T], section: Any) -> T:
+    """An instance of the dataclass `kind` with the values that `section` has under the same names."""
+    names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]  # a type variable of any class
+    return kind(**{name: getattr(section, name) for name in names})
 
 
 def check_bounds(instance: Any) -> None:

@@ -1,13 +1,12 @@
 """The table of forms of feedback, built from their files: rlhf_core/feedback/forms/NAME.py contains form NAME."""
 
-from dataclasses import fields
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
+from rlhf_core.common.classes import classes_in
 from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
+from rlhf_core.common.fields import from_section
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.judgement import PREFERENCES
 
@@ -17,12 +16,7 @@ PACKAGE = "rlhf_core.feedback.forms"
 @cache
 def forms() -> dict[str, type[Form]]:
     """All forms by name."""
-    found: dict[str, type[Form]] = {}
-    for file in iter_modules(import_module(PACKAGE).__path__):
-        module = import_module(f"{PACKAGE}.{file.name}")
-        own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
-        found |= {kind.name: kind for kind in own if issubclass(kind, Form) and "name" in vars(kind)}
-    return found
+    return {kind.name: kind for kinds in classes_in(PACKAGE, Form, "name").values() for kind in kinds}
 
 
 def form(name: str, where: str = "collect.form") -> type[Form]:
@@ -38,8 +32,7 @@ def form(name: str, where: str = "collect.form") -> type[Form]:
 
 def make_form(section: Any) -> Form:
     """The form that a section of the parameters selects with `form`, with its options from the same section."""
-    kind = form(section.form)
-    return kind(**{item.name: getattr(section, item.name) for item in fields(kind)})
+    return from_section(form(section.form), section)
 
 
 @cache

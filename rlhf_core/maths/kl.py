@@ -23,8 +23,12 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
     Its value estimates KL(π_θ‖π_ref). Its expected gradient on samples is that of KL(π_ref‖π_θ) at each state.
     """
-    difference = ref_logprobs - logprobs
-    return difference.exp() - 1 - difference
+    return k3(ref_logprobs - logprobs)
+
+
+def k3(logratio: Tensor) -> Tensor:
+    """exp(x) - 1 - x, which is never negative, for log-ratios x of tokens (B, R) or of responses (B,)."""
+    return logratio.exp() - 1 - logratio
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, responses: int) -> float:

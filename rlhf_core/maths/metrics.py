@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlhf_core.maths.accuracy import correct
+
 
 def pair_metrics(
     chosen: Tensor, rejected: Tensor, link: Literal["logistic", "normal"] | None = "logistic"
@@ -18,7 +20,7 @@ def pair_metrics(
     (regression on ratings) the scores define no probabilities, and the accuracy is the only metric.
     """
     margin = chosen - rejected
-    metrics = {"accuracy": ((margin > 0).float() + 0.5 * (margin == 0).float()).mean().item()}
+    metrics = {"accuracy": correct(chosen, rejected).mean().item()}
     if link is not None:
         normal = link == "normal"
         log_probability = torch.special.log_ndtr(margin) if normal else F.logsigmoid(margin)
@@ -40,7 +42,7 @@ def expected_calibration_error(probabilities: Tensor, bins: int = 10) -> float:
     confidence is max(p, 1-p) in [½, 1]; it is correct if p > ½ and half correct if p = ½.
     """
     confidence = torch.maximum(probabilities, 1 - probabilities)
-    right = (probabilities > 0.5).float() + 0.5 * (probabilities == 0.5).float()
+    right = correct(probabilities, 0.5)
     index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
     error = 0.0
     for number in range(bins):

@@ -13,6 +13,7 @@ from rlhf_core.loops.offline import train_offline
 from rlhf_core.models.forward import policy_outputs
 from rlhf_core.models.store import save_policy
 from tasks.common.accelerator import accelerator_of
+from tasks.files import paths
 from tasks.files.jsonl import write_jsonl
 from tasks.files.tables import write_csv
 from tasks.runtime.stage import Stage
@@ -21,8 +22,8 @@ from tasks.runtime.stage import Stage
 def write_curve(folder: Path, history: Sequence[Metrics]) -> None:
     """Write metrics.jsonl and the same rows as curve.csv: one row per step, deterministic numbers only."""
     rows = [{"step": step, **metrics} for step, metrics in enumerate(history, 1)]
-    write_jsonl(folder / "metrics.jsonl", rows)
-    write_csv(folder / "curve.csv", rows)
+    write_jsonl(folder / paths.CURVE, rows)
+    write_csv(folder / paths.CURVE_TABLE, rows)
 
 
 def snapshot_saver(
@@ -32,10 +33,10 @@ def snapshot_saver(
     max_new_tokens: int,
     temperature: float = 1.0,
 ) -> Callable[[int], None]:
-    """Return a callback that saves the current policy to `folder`/snapshots/step-NNNNNN."""
+    """Return a callback that saves a snapshot of the current policy in `folder`."""
 
     def save(step: int) -> None:
-        path = folder / "snapshots" / f"step-{step:06d}"
+        path = paths.snapshot(folder, step)
         save_policy(model, tokenizer, path, max_new_tokens=max_new_tokens, temperature=temperature)
 
     return save

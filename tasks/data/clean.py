@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf_core.common.errors import UserError
-from rlhf_core.feedback.form import Form
+from rlhf_core.feedback.form import Form, is_number
 from rlhf_core.feedback.table import form_of_kind
 from tasks.data.fields import Message
 from tasks.data.formats import RawRow
@@ -102,13 +101,13 @@ def _fault(row: RawRow, scale: int) -> str:
 def _score_fault(score: Any, scale: int) -> str:
     if score is None:
         return ""
-    if not _is_number(score):
+    if not is_number(score):
         return "score not a number"
     return "" if 1 <= score <= scale else f"score outside 1 to collect.scale {scale}"
 
 
 def _margin_fault(margin: Any) -> str:
-    return "" if margin is None or _is_number(margin) else "margin not a number"
+    return "" if margin is None or is_number(margin) else "margin not a number"
 
 
 def _ranking_fault(responses: Sequence[str] | None, ranks: Sequence[Any]) -> str:
@@ -116,13 +115,9 @@ def _ranking_fault(responses: Sequence[str] | None, ranks: Sequence[Any]) -> str
         return ""
     if len(responses) != len(ranks):
         return "different numbers of responses and ranks"
-    if not all(_is_number(rank) for rank in ranks):
+    if not all(is_number(rank) for rank in ranks):
         return "rank not a number"
     return "ranking of fewer than 2 different responses" if len(set(responses)) < 2 else ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _excess(sizes: Sequence[tuple[int, int]], max_prompt: int, max_response: int, context: int | None) -> str:

@@ -68,7 +68,7 @@ class Measures:
 
 def reward_model(folder: Path, accelerator: Accelerator) -> ModelReward | None:
     """Load the reward model of a folder, without a clamp; None if none was trained."""
-    if (folder / paths.NO_MODEL).is_file():
+    if not paths.has_model(folder):
         return None
     return ModelReward(accelerator.prepare_model(load_reward_model(folder), evaluation_mode=True), ROWS)
 
@@ -76,7 +76,7 @@ def reward_model(folder: Path, accelerator: Accelerator) -> ModelReward | None:
 def _optimised_reward(params: Params, accelerator: Accelerator) -> WeightedSum | None:
     """Return the reward function of policy.rewards; None if it is empty or needs a reward model that does not exist."""
     terms = params.policy.rewards
-    has_model = not (paths.REWARD / paths.NO_MODEL).is_file()
+    has_model = paths.has_model(paths.REWARD)
     if not terms or (not has_model and any(term.name == "model" for term in terms)):
         return None
     return make_reward(params, accelerator, ROWS)

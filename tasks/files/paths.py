@@ -1,4 +1,7 @@
-"""The paths of the stages' outputs, relative to the checkout. No other module spells them."""
+"""The paths of the stages' outputs, relative to the checkout, and the names of their files.
+
+No other module spells them.
+"""
 
 from pathlib import Path
 
@@ -23,9 +26,13 @@ REPORT = REPORTS / "report.json"
 METRICS = REPORTS / "metrics.json"
 CURVES = REPORTS / "curves.csv"
 PAGE = REPORTS / "report.html"
+MARKDOWN_PAGE = REPORTS / "report.md"
 
 NO_MODEL = "none.json"  # in the folder of a model that was not trained, with the reason
 CURVE = "metrics.jsonl"  # in the folder of a trained model: one row per step
+CURVE_TABLE = "curve.csv"  # beside it: the same rows as a table
+SAMPLED = "samples.json"  # in the folder of a policy trained on its best samples: how many tokens were sampled
+JUDGEMENTS = "judgements.jsonl"  # in the folder of feedback: every answer of an annotator
 SUMMARY = "summary.json"  # in the folder of a reward model or of feedback
 MANIFEST = "manifest.json"  # in every output folder: the stage that made it, and from what
 
@@ -35,6 +42,26 @@ def rows(folder: Path, name: str, split: str) -> Path:
     return folder / f"{name}_{split}.jsonl"
 
 
+def has_model(folder: Path) -> bool:
+    """Whether the folder of a reward or judge model contains one; it was trained unless NO_MODEL is there."""
+    return not (folder / NO_MODEL).is_file()
+
+
 def policy(name: str) -> Path:
     """The folder of a trained policy."""
     return POLICIES / name
+
+
+def snapshot(folder: Path, step: int) -> Path:
+    """The folder of a policy's snapshot after `step` steps; `folder` is that of the policy."""
+    return folder / "snapshots" / f"step-{step:06d}"
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The folders of a policy's snapshots, the earliest first."""
+    return sorted(folder.glob("snapshots/step-*"))
+
+
+def step_of(snapshot: Path) -> int:
+    """The step after which a snapshot was saved."""
+    return int(snapshot.name.removeprefix("step-"))

@@ -51,8 +51,8 @@ def load_yaml(text: str, where: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
-        UserError: not YAML, a tag, a key given twice (the message begins with `where` and names the line), or a value
-            as `require_plain` says.
+        UserError: the text is not YAML, has a tag or a key twice (the message begins with `where` and names the line),
+            or contains a value that `require_plain` rejects.
     """
     try:
         value = yaml.load(text, _Loader)
@@ -70,10 +70,10 @@ def load_yaml(text: str, where: str) -> Any:
 
 
 def require_plain(value: Any, where: str, key: str = "") -> None:
-    """See that no text in `value` means something else to OmegaConf than itself; `key` is its own dotted key.
+    """Check that OmegaConf reads every text in `value` as itself. `key` is the dotted key of `value`.
 
     Raises:
-        UserError: an interpolation, the mark of a missing value, or a key that is not a word.
+        UserError: a text contains an interpolation, or is OmegaConf's mark of a missing value; or a key is not a word.
     """
     name = f"'{key}'" if key else "the value"
     if isinstance(value, Mapping):
@@ -85,5 +85,5 @@ def require_plain(value: Any, where: str, key: str = "") -> None:
         for place, inner in enumerate(value):
             require_plain(inner, where, f"{key}.{place}" if key else str(place))
     elif isinstance(value, str) and ("${" in value or value == "???"):
-        mark = "${" if "${" in value else value
-        raise UserError(f"{where}: {name} holds {mark}, and interpolations are not resolved. Write the value itself.")
+        fault = "contains ${, but interpolations are not resolved" if "${" in value else "is ???, which means missing"
+        raise UserError(f"{where}: {name} {fault}. Write the value itself.")

@@ -1,9 +1,10 @@
 """params.yaml as validated dataclasses."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_core.algorithms.base.table import policy_algorithm
+from rlhf_core.common.fields import from_section
 from tasks.params.derived import CollectParams, PolicyParams, RewardParams
 from tasks.params.explain import keys_of
 from tasks.params.sections import (
@@ -45,5 +46,4 @@ def algorithm_of(params: Params, name: str) -> Any:
     Raises:
         UserError: the algorithm does not exist; the message lists those that do.
     """
-    kind, section = policy_algorithm(name), params.policy.section(name)
-    return kind(**{item.name: getattr(section, item.name) for item in fields(kind)})
+    return from_section(policy_algorithm(name), params.policy.section(name))

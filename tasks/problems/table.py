@@ -2,10 +2,8 @@
 
 import json
 from functools import cache
-from importlib import import_module
-from pathlib import Path
-from pkgutil import iter_modules
 
+from rlhf_core.common.classes import classes_in
 from tasks.files.paths import CARD
 from tasks.problems.problem import Problem
 
@@ -13,14 +11,8 @@ from tasks.problems.problem import Problem
 @cache
 def problems() -> dict[str, type[Problem]]:
     """Return every task by the kinds of its data."""
-    found: dict[str, type[Problem]] = {}
-    for file in iter_modules([str(Path(__file__).parent)]):
-        module = import_module(f"tasks.problems.{file.name}")
-        own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
-        for problem in own:
-            if issubclass(problem, Problem) and "kinds" in vars(problem):
-                found |= dict.fromkeys(problem.kinds, problem)
-    return found
+    found = classes_in("tasks.problems", Problem, "kinds")
+    return {kind: problem for own in found.values() for problem in own for kind in problem.kinds}
 
 
 def problem_of(kind: str) -> Problem:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.files import paths
 from tasks.files.jsonl import read_jsonl
 from tasks.reporting.findings import ranked
 from tasks.reporting.formats import NONE, duration, number, rate
@@ -53,7 +54,7 @@ class Column:
         return self.text is number
 
     def lines(self, figures: Figures) -> tuple[str, ...]:
-        """The value as text, one for each line; nothing where `figures` has none."""
+        """The value as lines of text; no line if the value is missing."""
         value = figures.get(self.key)
         if value is None:
             return ()
@@ -61,7 +62,7 @@ class Column:
         return (text,) if isinstance(text, str) else text
 
     def cell(self, figures: Figures) -> str:
-        """The value as one text; a dash where there is none."""
+        """The value as one text; a dash if it is missing."""
         bound = " (upper bound)" if self.is_bound(figures) else ""
         return (", ".join(self.lines(figures)) or NONE) + bound
 
@@ -126,7 +127,7 @@ def short_table(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a markdown table, the first as its headings; '' where there are none."""
+    """Rows as a markdown table, the first one as headings; '' without rows."""
     if not rows:
         return ""
     headings, *others = rows
@@ -158,7 +159,7 @@ def comparison(report: Mapping[str, Any], *, intervals: bool = False) -> dict[st
 def curve_rows(policies: Iterable[str], models: Path, snapshots: Path) -> list[dict[str, Any]]:
     """One row per policy and training step, with CURVE and, at a snapshot's step, its win rate on development prompts.
 
-    Every row has every column, None where a method does not log the quantity: DVC only draws a chart of a column that
+    Every row has every column, None if the method does not log the quantity: DVC only draws a chart of a column that
     exists, and of a table that has rows. A policy that is not trained, such as best-of-N sampling, is one empty row.
     """
     judged = {
@@ -168,7 +169,7 @@ def curve_rows(policies: Iterable[str], models: Path, snapshots: Path) -> list[d
     }
     rows: list[dict[str, Any]] = []
     for name in policies:
-        curve = models / name / "metrics.jsonl"
+        curve = models / name / paths.CURVE
         for step in read_jsonl(curve) if curve.is_file() else [{"step": 0}]:
             beside = {"win_rate_vs_sft": judged.get((name, step["step"]))}
             rows.append({"policy": name, "step": step["step"]} | {key: step.get(key) for key in CURVE} | beside)

@@ -34,7 +34,7 @@ def join(names: Sequence[str]) -> str:
 
 
 def labels(names: Sequence[str]) -> str:
-    """Policies by their labels, as `join` writes them."""
+    """The labels of policies as one text: `A, B and C`."""
     return join([label(name) for name in names])
 
 
@@ -92,7 +92,7 @@ def accuracy_interval(model: Report) -> tuple[float, float]:
 
 
 def _rate(figures: Report) -> Report | None:
-    """A policy's win rate against the SFT model; None where it has none."""
+    """A policy's win rate against the SFT model; None if it was not judged."""
     rate = figures.get("win_rate_vs_sft")
     return rate if rate and rate.get("value") is not None else None
 

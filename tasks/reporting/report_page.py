@@ -1,4 +1,4 @@
-"""The report page: one self-contained HTML file and its markdown twin, drawn from report.json and the outputs.
+"""The report page: a self-contained HTML file and a markdown version, rendered from report.json and the outputs.
 
 Links to MLflow runs and wall times are looked up when the page is drawn, since they differ from run to run and files
 that DVC tracks must not.
@@ -22,7 +22,6 @@ from tasks.reporting.formats import duration, number
 from tasks.reporting.page_charts import learning_curves, tradeoffs
 from tasks.reporting.sources import StageRun, find_runs, origin, stale_stages
 
-SAMPLES = 12
 Report = Mapping[str, Any]
 
 
@@ -30,7 +29,11 @@ def render(report: Report, folder: Path) -> list[Path]:
     """Write report.html and report.md to `folder` and return their paths."""
     shown = _content(report)
     written = []
-    for name, settings in (("report.html", {"autoescape": True}), ("report.md", {"finalize": markdown_text})):
+    pages: dict[str, dict[str, Any]] = {
+        paths.PAGE.name: {"autoescape": True},
+        paths.MARKDOWN_PAGE.name: {"finalize": markdown_text},
+    }
+    for name, settings in pages.items():
         environment = Environment(
             loader=FileSystemLoader(Path(__file__).parent),
             undefined=StrictUndefined,
@@ -77,7 +80,7 @@ def _content(report: Report) -> dict[str, Any]:
         "curves": learning_curves(list(policies), colours),
         "tradeoffs": tradeoffs(report),
         "examples": str(paths.EXAMPLES),
-        "samples": rows_if_any(paths.EXAMPLES)[:SAMPLES],
+        "samples": rows_if_any(paths.EXAMPLES),
         "origin": partial(origin, stages),
     }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.files import paths
 from tasks.runtime import tracking
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def stale_stages(stages: Stages) -> list[str]:
     stale = []
     for name, stage in stages:
         # An output that is a single file has no manifest.
-        manifests = [Path(output, "manifest.json") for output in stage["outputs"] if not Path(output).suffix]
+        manifests = [Path(output, paths.MANIFEST) for output in stage["outputs"] if not Path(output).suffix]
         for path in manifests:
             if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["key"] != stage["key"]:
                 stale.append(name)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.common.errors import UserError
+from tasks.files.paths import MANIFEST
 from tasks.runtime.hold import hold
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _holds(out: "Output", path: Path) -> bool:
         return False
     if path.is_file():
         return bool(out.hash_info.value == _md5(path) and out.cache.exists(out.hash_info.value))
-    manifest = path / "manifest.json"
+    manifest = path / MANIFEST
     found = {name: digest.value for name, _, digest in stored} if out.hash_info.isdir else {}
     return manifest.is_file() and found.get((manifest.name,)) == _md5(manifest)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common.resume import ResumeStore
 from rlhf_core.loops.common.run import Run
+from tasks.files.paths import MANIFEST
 from tasks.params.load import load_params
 from tasks.params.schema import Params
 from tasks.runtime.finished import (
@@ -107,7 +108,7 @@ class Stage:
         }
         for working, _ in self.written:
             if working.is_dir():
-                write_json(working / "manifest.json", manifest)
+                write_json(working / MANIFEST, manifest)
         outputs = [str(final) for _, final in self.written]
         mark_finished(self.folder, self.name, outputs)
         place(self.folder, outputs)

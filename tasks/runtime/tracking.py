@@ -51,7 +51,7 @@ def client() -> "MlflowClient":
 
 
 def experiment_id(mlflow_client: "MlflowClient") -> str:
-    """The id of the experiment, made where it does not exist."""
+    """The id of the experiment, which is created if it does not exist."""
     found = mlflow_client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         return str(found.experiment_id)
@@ -74,7 +74,7 @@ def lineage_tags() -> dict[str, str]:
 
 
 def lock_tag(checkout: Path) -> dict[str, str]:
-    """The hash of dvc.lock, which names every input and output of a run; {} where there is none."""
+    """The hash of dvc.lock, which names every input and output of a run; {} if it does not exist."""
     lock = checkout / "dvc.lock"
     return {LOCK: hashlib.sha256(lock.read_bytes()).hexdigest()} if lock.is_file() else {}
 

@@ -15,7 +15,7 @@ from rlhf_core.feedback.judgements import agreement, cyclic_triples, preferences
 from rlhf_core.feedback.panel import Panelist, panel
 from rlhf_core.feedback.table import make_form, stored_forms
 from tasks.files.jsonl import read_jsonl, write_jsonl
-from tasks.files.paths import FEEDBACK, PREPARED, SAMPLES, rows
+from tasks.files.paths import FEEDBACK, JUDGEMENTS, PREPARED, SAMPLES, SUMMARY, rows
 from tasks.problems.problem import Gold
 from tasks.problems.table import prepared_problem
 from tasks.runtime.stage import Stage, main, open_stage, write_json
@@ -56,7 +56,7 @@ def _pass_on(stage: Stage) -> None:
         summary["pairs"][split] = len(pairs)
     held = list(dict.fromkeys(held))
     why = f"the data set has {' and '.join(held)}" if held else "the data set has no feedback, and there is no panel"
-    write_json(folder / "summary.json", {"source": f"passed on: {why}", **summary})
+    write_json(folder / SUMMARY, {"source": f"passed on: {why}", **summary})
 
 
 def _judge(stage: Stage, gold: Gold) -> None:
@@ -83,14 +83,14 @@ def _judge(stage: Stage, gold: Gold) -> None:
         judgements += new
         again += more
     write_jsonl(rows(folder, PREFERENCES, "judge"), [])
-    write_jsonl(folder / "judgements.jsonl", [judgement.to_row() for judgement in judgements + again])
+    write_jsonl(folder / JUDGEMENTS, [judgement.to_row() for judgement in judgements + again])
     figures = {
         "source": f"a panel of {params.annotators} simulated annotators, {form.question(most)}",
         "agreement_with_gold": _agreement_with_gold(judgements, gold),
         "agreement_between_annotators": agreement(judgements + again),
         "cyclic_triples": cyclic_triples(judgements),
     }
-    write_json(folder / "summary.json", figures | counts)
+    write_json(folder / SUMMARY, figures | counts)
 
 
 def _judgements(

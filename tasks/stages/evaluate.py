@@ -36,9 +36,9 @@ def evaluate() -> None:
         evaluation = Evaluation(stage.params)
         folder = stage.out(paths.EVALUATION)
         results, samples = evaluation.policies()
-        write_json(folder / "results.json", results)
-        write_jsonl(folder / "samples.jsonl", samples)
-        write_jsonl(folder / "snapshots.jsonl", evaluation.snapshots())
+        write_json(folder / paths.RESULTS.name, results)
+        write_jsonl(folder / paths.EXAMPLES.name, samples)
+        write_jsonl(folder / paths.SNAPSHOTS.name, evaluation.snapshots())
         for name, result in results["policies"].items():
             rate = result["win_rate_vs_sft"]
             won = {} if rate is None else {f"win_rate_vs_sft/{name}": rate["value"]}
@@ -51,7 +51,7 @@ def drop_unlisted(listed: Sequence[str]) -> None:
     DVC's cache keeps them: if a policy is listed again, it is restored without training.
     """
     for folder in sorted(paths.POLICIES.iterdir()):
-        if folder.name not in listed and (folder / "manifest.json").is_file():
+        if folder.name not in listed and (folder / paths.MANIFEST).is_file():
             shutil.rmtree(folder)
             sys.stdout.write(
                 f"{folder} removed: it is no longer in policy.online or policy.offline. DVC's cache keeps it.\n"
@@ -101,8 +101,7 @@ class Evaluation:
         prompts, _ = self._prompts("development", self.params.evaluate.development_prompts)
         sft = self.sampler.sample(paths.SFT, prompts, "development/sft")
         rows = [{"policy": "sft", "step": 0, **self.measures.describe(sft)}]
-        folders = [paths.policy(name) / "snapshots" for name in self.params.policy.methods]
-        found = [path for folder in folders for path in sorted(folder.glob("step-*"))]
+        found = [path for name in self.params.policy.methods for path in paths.snapshots(paths.policy(name))]
         for path in counted("judging snapshots", found):
             rows.append(self._snapshot(path, prompts, sft))
         return rows
@@ -112,7 +111,7 @@ class Evaluation:
         sample = self.sampler.sample(path, prompts, f"development/{name}/{path.name}")
         return {
             "policy": name,
-            "step": int(path.name.removeprefix("step-")),
+            "step": paths.step_of(path),
             **self.measures.describe(sample),
             "win_rate_vs_sft": self.measures.win_rate(sample.responses, sft.responses),
         }

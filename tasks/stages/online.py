@@ -74,7 +74,7 @@ def _sampled_checks(params: Params, learning_rate: float, temperature: float) ->
     batch = Responses(prompts, sampled, pad).batch
     yield "ratio 1", partial(preflight.check_ratio, model, batch, temperature, rounding)
     yield from from_sft_checks(params, model, tokenizer, units, learning_rate)
-    if not _has_no_reward_model():
+    if paths.has_model(paths.REWARD):
         rows = [example for unit in units for example in unit]
         judge = prepared(params, load_reward_model(paths.REWARD))
         yield "scores in any batch", partial(preflight.check_scores, judge, rows, pad, rounding)
@@ -82,10 +82,6 @@ def _sampled_checks(params: Params, learning_rate: float, temperature: float) ->
 
 def _no_checks(params: Params, config: Any) -> Iterator[Check]:
     return iter(())
-
-
-def _has_no_reward_model() -> bool:
-    return (paths.REWARD / paths.NO_MODEL).is_file()
 
 
 def _train_on_rollouts(stage: Stage, name: str, algorithm: Any, config: Any) -> None:
@@ -117,7 +113,7 @@ def _train_on_rollouts(stage: Stage, name: str, algorithm: Any, config: Any) -> 
 
 def _critic(algorithm: Any, config: Any) -> Critic:
     """Return a critic that starts from the reward model with its centring (docs/pitfalls.md, 21)."""
-    if _has_no_reward_model():
+    if not paths.has_model(paths.REWARD):
         raise UserError(
             "This method's critic starts from the reward model, but none was trained. Choose a method without a critic."
         )
@@ -144,7 +140,7 @@ def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None
         )
     out = paths.policy(name)
     write_json(
-        stage.out(out) / "samples.json",
+        stage.out(out) / paths.SAMPLED,
         {"sampled_tokens": sampled_tokens, "kept": len(units), "cut_off": len(best) - len(units)},
     )
     held_out = max(1, len(units) // 10)

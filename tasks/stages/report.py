@@ -113,7 +113,7 @@ def _best_snapshot(name: str, snapshots: list[dict[str, Any]]) -> int | None:
 def _tokens(name: str) -> dict[str, int]:
     """Number of response tokens that a policy's training sampled, and that it trained on (each pass counts)."""
     folder = paths.policy(name)
-    rows, samples = rows_if_any(folder / paths.CURVE), folder / "samples.json"
+    rows, samples = rows_if_any(folder / paths.CURVE), folder / paths.SAMPLED
     sampled = _read(samples)["sampled_tokens"] if samples.is_file() else 0
     return {
         "sampled_tokens": sampled + int(sum(row.get("sampled_tokens", 0) for row in rows)),

@@ -1,7 +1,7 @@
 """Stage `reward`: train a reward model or an ensemble, and a second reward model as the judge if there is no gold."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
 from rlhf_core.common.batch import Unit, collate_units
 from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
+from rlhf_core.common.fields import from_section
 from rlhf_core.common.seeding import seed_everything
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.judgement import PREFERENCES
@@ -33,7 +34,7 @@ from tasks.common.rows import READERS, as_prompts, pair_sources, preference_unit
 from tasks.common.sampling import make_sampler, sample_responses
 from tasks.common.train import write_curve
 from tasks.files.jsonl import read_jsonl
-from tasks.files.paths import FEEDBACK, JUDGE, NO_MODEL, PREPARED, REWARD, SFT, TOKENIZER, rows
+from tasks.files.paths import FEEDBACK, JUDGE, NO_MODEL, PREPARED, REWARD, SFT, SUMMARY, TOKENIZER, rows
 from tasks.params.schema import Params
 from tasks.problems.problem import Problem
 from tasks.problems.table import prepared_problem
@@ -114,8 +115,7 @@ def _configured(stage: Stage, problem: Problem, present: list[Form]) -> Fit:
         UserError: there are no such rows; the message names a setting that makes them, and a loss for the rows present.
     """
     section = stage.params.reward
-    kind = reward_loss(section.loss)
-    algorithm = kind(**{item.name: getattr(section, item.name) for item in fields(kind)})
+    algorithm = from_section(reward_loss(section.loss), section)
     form = form_feeding(algorithm.data)
     if form.file not in [other.file for other in present]:
         raise UserError(
@@ -153,7 +153,7 @@ def _fit(stage: Stage, out: Path, fit: Fit) -> None:
         "scale": model.scale,
         "members": fit.members,
     }
-    write_json(folder / "summary.json", summary)
+    write_json(folder / SUMMARY, summary)
     numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
     stage.log({f"{fit.name}_model/{key}": value for key, value in numbers.items()})
     save_reward_model(model, tokenizer, folder)

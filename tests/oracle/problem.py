@@ -47,7 +47,7 @@ class Problem:
         return found
 
     def sampled(self) -> list[Response]:
-        """The same as a sampler gives them; texts are looked at by nobody."""
+        """All responses in the form that a sampler returns. No test reads the texts."""
         return [Response(ids, "", ids[-1] == self.end) for ids in self.responses()]
 
     def prompt(self, number: int) -> Prompt:

@@ -16,7 +16,8 @@ from tools.closure import ROOT
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DECLARED = {stage.name: stage for stage in declared.STAGES}
 DATA, MODELS = "data/(prepared|samples|feedback)", "models/(base|sft|reward|judge|policies)"
-SPELLED = re.compile(f"({DATA}|{MODELS})(/|$)|(evaluation|reports)/")
+SPELLED = re.compile(f"({DATA}|{MODELS})(/|$)|(evaluation|reports)/|.*step-")
+NAMES = {Path(value).name for name, value in vars(paths).items() if name.isupper() and Path(value).suffix}
 
 
 def outputs(stage: str) -> set[Path]:
@@ -63,10 +64,10 @@ def test_a_missing_input_is_named_with_the_stage_that_makes_it(tmp_path, monkeyp
 
 
 def spelled(file: Path) -> set[str]:
-    """The string constants of a file that begin with the path of an output."""
+    """The string constants of a file that begin with the path of an output, or end with the name of a file in one."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
-    return {text for text in texts if SPELLED.match(text)}
+    return {text for text in texts if SPELLED.match(text) or Path(text).name in NAMES}
 
 
 def test_paths_of_outputs_come_from_one_module():

@@ -36,5 +36,5 @@ def test_every_method_has_a_row_that_names_its_file_and_functions_that_exist():
         assert callable(getattr(import_module(f"rlhf_core.maths.{module}"), function))
 
 
-def test_parameters_page_is_that_of_the_dataclasses():
+def test_parameters_page_matches_the_dataclasses():
     assert (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8") == page(), "run: make parameters"

@@ -52,9 +52,10 @@ def code_of(stage: str) -> set[str]:
     return closure(script, *found) - {*POLICIES.values()}
 
 
-def test_prefect_sees_direct_dependencies_only():
+def test_prefect_sees_direct_dependencies_only(tmp_path):
     """Offline policies wait only for the feedback. DVC lists every file that a stage reads."""
-    assert {stage.name: stage.upstream for stage in read_graph(ROOT)} == {
+    folder = make_checkout(tmp_path, {"policy": {"online": ["ppo", "grpo"], "offline": ["dpo"]}})
+    assert {stage.name: stage.upstream for stage in read_graph(folder)} == {
         "params": (),
         "prepare": ("params",),
         "base": ("prepare",),

@@ -4,6 +4,7 @@ from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.batch import Batch, Outputs
 from rlhf_core.common.data import Data
 from rlhf_core.common.lazy import Tensor
+from rlhf_core.maths.accuracy import correct
 from rlhf_core.maths.reductions import sequence_sum, unit_mean
 
 
@@ -26,7 +27,7 @@ class PairAlgorithm(Algorithm[Batch]):
             "implicit_reward_chosen": chosen,
             "implicit_reward_rejected": rejected,
             "margin": chosen - rejected,
-            "accuracy": (chosen > rejected).float() + 0.5 * (chosen == rejected).float(),
+            "accuracy": correct(chosen, rejected),
             "logprobs_chosen": logprobs[0::2],
         }
 

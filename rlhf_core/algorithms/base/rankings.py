@@ -11,6 +11,7 @@ from rlhf_core.algorithms.base.algorithm import Algorithm, Link
 from rlhf_core.common.batch import Batch, Outputs
 from rlhf_core.common.data import Data
 from rlhf_core.common.lazy import Tensor, torch
+from rlhf_core.maths.accuracy import correct
 from rlhf_core.maths.reductions import unit_mean
 
 
@@ -46,8 +47,7 @@ def ordered_alike(scores: Tensor, ranks: Tensor) -> Tensor:
     better, worse = ranked_pairs(ranks, ties=False)
     if not better:
         return scores.new_tensor(0.5)
-    margin = scores[better] - scores[worse]
-    return ((margin > 0).float() + 0.5 * (margin == 0).float()).mean()
+    return correct(scores[better], scores[worse]).mean()
 
 
 def ranked_pairs(ranks: Tensor, *, ties: bool) -> tuple[list[int], list[int]]:

@@ -4,6 +4,7 @@ from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.batch import Batch, Outputs
 from rlhf_core.common.data import Data
 from rlhf_core.common.lazy import Tensor, torch
+from rlhf_core.maths.accuracy import correct
 from rlhf_core.maths.reductions import unit_mean
 
 
@@ -18,7 +19,7 @@ class ScoredPairs(Algorithm[Batch]):
 
     def statistics(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Accuracy (½ for equal scores, and ½ for a tie with any scores) and margin, (N,)."""
-        margin = (outputs.scores[0::2] - outputs.scores[1::2]).detach()
-        right = (margin > 0).float() + 0.5 * (margin == 0).float()
+        chosen, rejected = outputs.scores[0::2].detach(), outputs.scores[1::2].detach()
+        right = correct(chosen, rejected)
         is_tie = batch.preferences[0::2] == 0.5
-        return {"accuracy": torch.where(is_tie, 0.5, right), "margin": margin}
+        return {"accuracy": torch.where(is_tie, 0.5, right), "margin": chosen - rejected}

@@ -5,11 +5,10 @@ name = "NAME" in rlhf_core/algorithms/reward/NAME.py.
 """
 
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
 from rlhf_core.algorithms.base.algorithm import Method
+from rlhf_core.common.classes import classes_in
 from rlhf_core.common.errors import UserError
 
 
@@ -50,19 +49,14 @@ def _methods(package: str) -> dict[str, type[Any]]:
         ValueError: a file does not contain exactly one method with the name of the file; states the file.
     """
     found: dict[str, type[Any]] = {}
-    for file in iter_modules(import_module(package).__path__):
-        if file.ispkg:
-            continue
-        module = import_module(f"{package}.{file.name}")
-        own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
-        methods = {kind.name: kind for kind in own if issubclass(kind, Method) and "name" in vars(kind)}
-        if list(methods) != [file.name]:
-            names = ", ".join(map(repr, methods)) or "none"
+    for file, methods in classes_in(package, Method, "name").items():
+        names = [method.name for method in methods]
+        if names != [file]:
             raise ValueError(
-                f"{module.__name__.replace('.', '/')}.py must contain one method with name = {file.name!r}; "
-                f"it declares {names}. Rename the method or the file."
+                f"{package.replace('.', '/')}/{file}.py must contain one method with name = {file!r}; "
+                f"it declares {', '.join(map(repr, names)) or 'none'}. Rename the method or the file."
             )
-        found |= methods
+        found[file] = methods[0]
     return found
 
 

@@ -43,7 +43,7 @@ def setting(family, **changes):
     return policy, rollout, TrustRegion(policy, algorithm, changes.pop("micro_rows", 6), 1.0)
 
 
-def test_fisher_product_is_that_of_the_matrix():
+def test_fisher_product_equals_that_of_the_matrix():
     """F = Σ_t w_t Σ_a π(a|s_t) ∇log π(a|s_t) ∇log π(a|s_t)ᵀ over the response tokens, computed row by row."""
     policy, rollout, region = setting(lambda: tiny.learned(n_embd=4, n_layer=1, n_head=1))
     parameters = [p for p in policy.parameters() if p.requires_grad]

@@ -6,8 +6,9 @@ from statistics import fmean, pstdev
 import pytest
 import torch
 
+from rlhf_core.maths.accuracy import correct
 from rlhf_core.maths.advantages import equal_groups, gae, group_standardize, token_rewards, whiten
-from rlhf_core.maths.kl import adapted_kl_coef, kl_k1, kl_k2, kl_k3
+from rlhf_core.maths.kl import adapted_kl_coef, k3, kl_k1, kl_k2, kl_k3
 from rlhf_core.maths.losses import (
     bradley_terry,
     clipped_surrogate,
@@ -132,6 +133,7 @@ def test_kl_estimators():
     close(kl_k1(logprobs, ref), [LOG2, -LOG2])
     close(kl_k2(logprobs, ref), [LOG2**2 / 2] * 2)
     close(kl_k3(logprobs, ref), [LOG2 - 0.5, 1 - LOG2])
+    assert torch.equal(kl_k3(logprobs, ref), k3(ref - logprobs))
 
 
 def test_kl_estimators_against_their_exact_expectation():
@@ -215,6 +217,11 @@ def test_reductions():
 
 
 # metrics
+
+
+def test_a_tie_is_half_correct():
+    assert correct(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([2.0, 2.0, 1.0])).tolist() == [0.0, 0.5, 1.0]
+    assert correct(torch.tensor([0.25, 0.5, 0.75]), 0.5).tolist() == [0.0, 0.5, 1.0]
 
 
 def test_pair_metrics():

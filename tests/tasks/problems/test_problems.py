@@ -80,7 +80,7 @@ def test_the_help_desk_checks_its_source(tmp_path):
             check(path)
 
 
-def test_the_prepared_task_is_that_of_the_card(tmp_path, monkeypatch):
+def test_the_prepared_task_is_the_one_named_by_the_card(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data/prepared").mkdir(parents=True)
     Path("data/prepared/card.json").write_text(json.dumps({"kind": "ratings"}))

@@ -22,6 +22,7 @@ from tasks.runtime.stage import Stage, write_json
 from tasks.stages.report import build_report, render_page
 
 JUDGE = "gold rubric"
+SAMPLES = 13  # more than evaluate.samples is by default
 ATTACK = "<script>alert(1)</script>"
 STAGES = {
     "data/prepared": "prepare",
@@ -130,7 +131,7 @@ def make_outputs(reward: float | None) -> None:
     write_jsonl(Path("evaluation/snapshots.jsonl"), snapshots(reward))
     responses = {"reference": "Sorry.", "sft": f"Hello {ATTACK}", "ppo": "a | b\n[x](http://e.example)", "dpo": "_Hi_"}
     prompts = [{"role": "user", "content": f"Emma & Tom ask {ATTACK}"}]
-    write_jsonl(Path("evaluation/samples.jsonl"), [{"prompt": prompts, "responses": responses}] * 13)
+    write_jsonl(Path("evaluation/samples.jsonl"), [{"prompt": prompts, "responses": responses}] * SAMPLES)
 
 
 def curve_of(folder: str, steps: int, keys: tuple[str, ...]) -> None:
@@ -241,7 +242,7 @@ def test_figures_are_on_both_pages(outputs: None) -> None:
     assert "from: evaluation/results.json, stage evaluate, key 00000008…" in html
     assert "from: models/policies/dpo/metrics.jsonl, stage offline@dpo, key 00000007…" in html
     assert html.count("<svg") == 2 + 1 + 3 + 3 + 3  # trade-offs; sft, reward model, ppo, dpo
-    assert html.count("<details") == 12 + len(set(STAGES.values())) + 1  # samples; stages and the report itself
+    assert html.count("<details") == SAMPLES + len(set(STAGES.values())) + 1  # samples; stages and the report itself
 
 
 def test_policies_are_ranked_by_their_win_rate_against_the_sft_model(outputs: None) -> None:
@@ -380,7 +381,7 @@ def test_the_page_fetches_nothing(outputs: None) -> None:
     html, _ = draw()
     assert re.findall(r"""(?:src|href)\s*=\s*["'](?!#)""", html) == []
     assert re.findall(r"url\((?!#)|@import|xmlns", html) == []
-    assert re.findall(r"https?://[^\s<)]+", html) == ["http://e.example"] * 12  # text of a sample
+    assert re.findall(r"https?://[^\s<)]+", html) == ["http://e.example"] * SAMPLES  # text of a sample
     ids = re.findall(r' id="([^"]*)"', html)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:href="|url\()#([^")]*)', html)) <= set(ids)

@@ -205,7 +205,7 @@ def test_samples_are_the_judged_ones(greedy):
 
 
 @pytest.mark.pitfall(33)
-def test_kl_is_that_of_the_own_temperature_whatever_is_judged(greedy, own):
+def test_kl_is_measured_at_the_policys_own_temperature(greedy, own):
     """KL per response is that of the first token, plus that after b for responses that begin with b.
 
     At temperature 0 no judged response begins with b, so the share comes from a second sample: k of 16 prompts.

@@ -2,11 +2,11 @@
 
 from tools.mutants.fault import Fault, Module, tests_of
 
-LOCKS = "tests/flows/test_locks.py"
-GUARD = "tests/flows/test_guard.py"
-FLOWS = "tests/flows/test_flows.py"
-COMMANDS = "tests/flows/test_flows_commands.py"
-BEFORE = "tests/flows/test_before_a_run.py"
+LOCKS = "tests/flows/run/test_locks.py"
+GUARD = "tests/flows/servers/test_guard.py"
+FLOWS = "tests/flows/run/test_flows.py"
+COMMANDS = "tests/flows/commands/test_flows_commands.py"
+BEFORE = "tests/flows/commands/test_before_a_run.py"
 
 MODULES = [
     Module(
@@ -139,7 +139,7 @@ MODULES = [
     ),
     Module(
         "flows/run/yaml_edit.py",
-        "tests/flows/test_yaml_edit.py",
+        "tests/flows/run/test_yaml_edit.py",
         Fault("_is_same", "bool(old == new) and _flow(old) == _flow(new)", "bool(old == new)", "true is written as 1"),
         Fault("update_yaml", "reverse=True", "reverse=False", "edits are made at shifted positions"),
     ),

@@ -89,8 +89,8 @@ MODULES = [
         Fault("kl_k2", " / 2", "", "k2 twice too large"),
         Fault(
             "kl_k3",
-            "difference = ref_logprobs - logprobs",
-            "difference = logprobs - ref_logprobs",
+            "ref_logprobs - logprobs",
+            "logprobs - ref_logprobs",
             "k3 of the reverse KL",
         ),
         Fault(
@@ -195,9 +195,18 @@ MODULES = [
         Fault("at_last_token", ".long() - 1", ".long() - 2", "the term before the last token", f"{LOSSES} {ON_POLICY}"),
     ),
     Module(
+        "rlhf_core/maths/accuracy.py",
+        LOSSES,
+        Fault(
+            "correct",
+            "0.5 * (chosen == rejected).float()",
+            "(chosen == rejected).float()",
+            "equal scores count as correct",
+        ),
+    ),
+    Module(
         "rlhf_core/maths/metrics.py",
         LOSSES,
-        Fault("pair_metrics", "0.5 * (margin == 0).float()", "(margin == 0).float()", "equal scores count as correct"),
         Fault("pair_metrics", "len(margin) ** 0.5", "len(margin)", "standard error of the wrong width"),
         Fault(
             "pair_metrics",

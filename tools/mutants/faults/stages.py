@@ -63,7 +63,7 @@ MODULES = [
     ),
     Module(
         "tasks/rewards/terms.py",
-        "tests/rlhf_core/scoring/test_rewards.py",
+        "tests/tasks/rewards/test_reward_terms.py",
         Fault("make_reward", "(term.label, term.weight,", "(term.label, 1.0,", "weights of policy.rewards ignored"),
         Fault("_model", "ModelReward(model, rows, term.clamp)", "ModelReward(model, rows)", "the clamp ignored"),
     ),

@@ -36,10 +36,10 @@ def changed_lines(before: str, after: str) -> list[str]:
         (
             {"policy.rewards": [{"name": "length", "weight": 0.5}]},
             [
-                "+   rewards: [{name: length, weight: 0.5}]",
                 "-   rewards:",
                 "-     - {name: model, clamp: 3.0}",
-                "-     - {name: missing_end, weight: 3.0}",
+                "-     - {name: missing_end, weight: 3.0}  # -1 for a response that was cut off at the length limit",
+                "+   rewards: [{name: length, weight: 0.5}]  # -1 for a response that was cut off at the length limit",
             ],
         ),
     ],

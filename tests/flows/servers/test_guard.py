@@ -1,6 +1,6 @@
 """Access control on a guard around a small application; the password, the ports, and credentials in clones.
 
-See tests/flows/test_flows_slow.py for the real servers and tests/flows/test_browser_attack.py for a real browser.
+See test_flows_slow.py for the real servers and test_browser_attack.py for a real browser.
 """
 
 import base64

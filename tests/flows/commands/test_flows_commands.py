@@ -408,6 +408,23 @@ def test_doctor_accepts_a_valid_checkout(tmp_path: Path, monkeypatch: pytest.Mon
     assert re.search(r"✓ time +about [\d.]+(–[\d.]+)? (s|min|h) for all stages", text.getvalue())
 
 
+@pytest.mark.parametrize(
+    ("base", "mark", "said"),
+    [("null", "✗", "Set prepare.preference_base"), ("1", "✓", "1 rows of kind preference")],
+)
+def test_doctor_reads_preferences_as_stage_prepare_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, mark: str, said: str
+) -> None:
+    root = make_scratch(tmp_path)
+    monkeypatch.chdir(root)
+    row = {"prompt": "p", "response_1": "a", "response_2": "b", "preference": 1}
+    (root / "choices.jsonl").write_text(json.dumps(row) + "\n")
+    out, text = console()
+    examine(root, "default", ["prepare.path=choices.jsonl", f"prepare.preference_base={base}"], out)
+    (line,) = [line for line in text.getvalue().splitlines() if line.split()[1:2] == ["data"]]
+    assert line.split()[0] == mark and said in line
+
+
 @pytest.mark.parametrize("columns", [40, 80])
 def test_doctor_does_not_break_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.chdir(tmp_path)
@@ -440,7 +457,7 @@ def test_doctor_names_the_faults_that_would_stop_the_run(
 
 
 def test_model_of_the_default_has_0_3_million_weights() -> None:
-    config = AutoConfig.from_pretrained(str(Path(__file__).parents[2] / "helpdesk/model.json"))
+    config = AutoConfig.from_pretrained(str(Path(__file__).parents[3] / "helpdesk/model.json"))
     config.vocab_size = 512
     # embeddings 512*96; two layers of attention 4*96*96, feed-forward 3*96*256, norms 2*96; last norm 96
     assert model_shape(config).weights == 512 * 96 + 2 * (4 * 96 * 96 + 3 * 96 * 256 + 2 * 96) + 96
