@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from pathlib import Path
 
 from rlhf_core.common.classes import classes_in
 from tasks.files.paths import CARD
