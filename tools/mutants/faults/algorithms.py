@@ -28,7 +28,7 @@ MODULES = [
     ),
     Module(
         "rlhf_core/algorithms/base/algorithm.py",
-        "tests/flows/test_flows_commands.py",
+        "tests/flows/commands/test_flows_commands.py",
         Fault(
             "Algorithm.work",
             "trained=rows * config.visits(feedback)",
