@@ -159,7 +159,7 @@ def _others(best: str, rates: Report, figures: Report) -> str:
         return f"It is the only policy that was judged{reference}."
     close = _overlapping(best, rates)
     overlap = (
-        f" The interval of {label(best)} overlaps with that of {labels(close)}: their order may be chance."
+        f" The interval of {label(best)} overlaps with that of {labels(close)}: their order may be due to chance."
         if close
         else ""
     )

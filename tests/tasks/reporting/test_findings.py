@@ -37,7 +37,7 @@ def test_a_policy_with_an_overlapping_interval_is_not_called_best():
     """The interval ends at 0.82, where the other begins."""
     first, second, _ = said({"ppo": judged(0.79, 0.75, 0.82), "dpo": judged(0.86, 0.82, 0.9)})
     assert first.startswith("DPO has the highest win rate: it wins 86.0 %")
-    assert second.endswith("The interval of DPO overlaps with that of PPO: their order may be chance.")
+    assert second.endswith("The interval of DPO overlaps with that of PPO: their order may be due to chance.")
 
 
 def test_no_policy_is_called_better_whose_interval_includes_one_half():

@@ -207,9 +207,9 @@ def test_incomplete_outputs_are_not_finished(tmp_path, fault):
 
 
 def test_a_newer_key_of_the_same_stage_supersedes(tmp_path):
-    for name, stage in (("old", "policy@ppo"), ("new", "policy@ppo"), ("beside", "policy@dpo")):
+    for name, stage in (("old", "online@ppo"), ("new", "online@ppo"), ("beside", "offline@dpo")):
         finished.mark_finished(tmp_path / name, stage, make_output(tmp_path / name))
-    finished.sweep_superseded("policy@ppo", tmp_path / "new")
+    finished.sweep_superseded("online@ppo", tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beside", "new"]
 
 
