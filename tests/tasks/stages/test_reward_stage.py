@@ -190,7 +190,7 @@ def test_an_ensemble_is_a_plain_folder_with_members(desk):
 
 def test_members_of_an_ensemble_start_from_heads_of_their_own(desk):
     """A few steps of 1e-6 leave the heads where they began."""
-    desk(collect, reward, reward={"members": 2, "learning_rate": 1e-6})
+    desk(sample, collect, reward, reward={"members": 2, "learning_rate": 1e-6})
     first, second = (load_scalar_model(path).model.score.weight for path in (REWARD, REWARD / "members/2"))
     assert (first - second).abs().max() > 1e-3
 
