@@ -48,6 +48,8 @@ def model_source(params: ModelParams, root: Path = Path()) -> ModelSource:
         return ModelSource(folder=path, name=path.name)
     if not path.is_file():
         raise UserError(f"{name} does not exist. Name a Hugging Face folder, or a config to train from scratch.")
+    if path.suffix == ".gguf":
+        raise UserError(f"{name} is a GGUF file. Convert it to a folder: rlhf convert {params.path} inputs/models/NAME")
     check_config(path, name)
     return ModelSource(config=path)
 
