@@ -19,11 +19,14 @@ LEAST_DISTINCT_2 = 0.5  # fluent answers of 40 words are above 0.9, two copies o
 SHORTEST_CONTENT = 3  # letters of a content word
 ENDINGS = re.compile(r"(ings?|ied|ies|ed|es|er|ers|e|s|y)$")
 EMPTY_WORDS = frozenset(
-    "about above after again against all also and any are because been before being below between both but can cannot "
-    "could did does doing down during each few for from further had has have having her here hers him his how into its "
-    "itself just more most must not now off once only other our ours out over own same shall she should some such than "
-    "that the their theirs them then there these they this those through too under until use using very was were what "
-    "when where which while who whom why will with would you your yours".split()
+    re.findall(
+        r"\w+",
+        """about above after again against all also and any are because been before being below between both but can cannot
+        could did does doing down during each few for from further had has have having her here hers him his how into its
+        itself just more most must not now off once only other our ours out over own same shall she should some such than
+        that the their theirs them then there these they this those through too under until use using very was were what
+        when where which while who whom why will with would you your yours""",
+    )
 )
 
 
@@ -106,9 +109,9 @@ def stem(word: str) -> str:
 
 
 def is_fluent(perplexities: Sequence[float], typical: Sequence[float]) -> list[bool]:
-    """Whether each perplexity is at most three times the 95th percentile of `typical`, those of the SFT model's samples.
+    """Whether each perplexity is at most three times the 95th percentile of `typical`.
 
-    Perplexities are under the SFT model. A rare format, such as capital letters, raises them less than that.
+    All are under the SFT model, and `typical` are those of its own samples. A rare format, such as capital letters, raises them less than that.
     """
     ordered = sorted(typical)
     limit = 3 * ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]

@@ -103,7 +103,7 @@ def _row(
 
 
 def draw_constraints(rng: random.Random, topic: Topic, kinds: Mapping[str, float]) -> list[Constraint]:
-    """Draw one to three constraints that do not conflict: no shared aspect, and no word both asked for and forbidden."""
+    """Draw one to three constraints that do not conflict: no shared aspect, no word asked for and forbidden."""
     count = rng.choices(list(COUNTS), list(COUNTS.values()))[0]
     found: list[Constraint] = []
     while len(found) < count:

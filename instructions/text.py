@@ -1,6 +1,7 @@
 """Words, sentences and word pairs of a text, as the checks count them."""
 
 import re
+from itertools import pairwise
 
 WORD = re.compile(r"\w+")
 # A sentence ends at . ! or ? (with closing quotes or brackets) before a space or the end, or at the end of a line.
@@ -32,5 +33,5 @@ def sentences(text: str) -> list[str]:
 def distinct_2(text: str) -> float:
     """Return the share of different word pairs among all pairs of neighbouring words; 1 if there is no pair."""
     plain = [word.lower() for word in words(text)]
-    pairs = list(zip(plain, plain[1:], strict=False))
+    pairs = list(pairwise(plain))
     return len(set(pairs)) / len(pairs) if pairs else 1.0

@@ -34,7 +34,9 @@ class Topics:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}. Set prepare.path to a file of topics.") from error
+            raise UserError(
+                f"{path} cannot be read: {error.strerror}. Set prepare.path to a file of topics."
+            ) from error
         except ValueError as error:
             raise UserError(f"{path} is not JSON ({error}). Correct it.") from error
         if not isinstance(raw, dict) or not raw.get("frames") or not isinstance(raw.get("topics"), dict):

@@ -84,7 +84,9 @@ class ForbiddenWords(Constraint):
 
     def phrase(self) -> str:
         """The sentence in the prompt."""
-        return f"Do not use the word{'s' if len(self.forbidden_words) > 1 else ''} {_quoted(self.forbidden_words, 'or')}."
+        return (
+            f"Do not use the word{'s' if len(self.forbidden_words) > 1 else ''} {_quoted(self.forbidden_words, 'or')}."
+        )
 
     def check(self, response: str) -> bool:
         """Search every word as a whole word."""

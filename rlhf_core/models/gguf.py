@@ -31,7 +31,7 @@ DIGEST = "SHA-256 of the GGUF file: {digest}."  # the last line of the README, b
 def convert_gguf(file: Path, folder: Path) -> bool:
     """Write the model in a GGUF file to `folder`; return False if `folder` already holds this conversion.
 
-    The folder has config.json, model.safetensors (float32), the tokenizer with its chat template, generation_config.json
+    The folder has config.json, model.safetensors (float32), the tokenizer with its chat template, a generation config
     and a README.md that names the source and the license. It appears as a whole: an interrupted conversion leaves
     nothing at `folder`.
 
