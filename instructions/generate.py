@@ -118,14 +118,14 @@ def draw_constraints(rng: random.Random, topic: Topic, kinds: Mapping[str, float
 
 
 def _is_possible(constraints: Sequence[Constraint], topic: Topic) -> bool:
-    """Whether no text that one constraint asks for breaks another one: a forbidden word, a comma."""
-    texts = [topic.name] + [
-        str(part)
-        for constraint in constraints
-        if "forbidden" not in constraint.aspects
-        for value in values_of(constraint).values()
-        for part in (value if isinstance(value, list) else [value])
-        if isinstance(part, str)
-    ]
-    banned = [constraint for constraint in constraints if constraint.aspects & {"forbidden", "commas"}]
-    return all(constraint.check(text) for constraint in banned for text in texts)
+    """Whether every constraint allows the topic's name and the texts that the other constraints ask for."""
+    for constraint in constraints:
+        others = [vars(other).values() for other in constraints if other is not constraint]
+        texts = [topic.name, *(str(part) for values in others for value in values for part in _parts(value))]
+        if not all(constraint.allows(text) for text in texts):
+            return False
+    return True
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
