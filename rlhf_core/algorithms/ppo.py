@@ -7,7 +7,7 @@ and critic are trained on each rollout with clipped minibatch steps over one or 
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State
 from rlhf_core.algorithms.base.config import OnlineConfig
@@ -55,8 +55,9 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
 
     @property
     def needs(self) -> Needs:
-        """A critic, entropies (also logged), and the exact KL if `kl_estimator` is exact."""
-        return Needs(critic=True, entropies=True, exact_kl=self.uses_exact_kl)
+        """A critic, entropies (for the log, if not for the loss), and what the KL penalty needs."""
+        entropies: Literal["value", "gradient"] = "gradient" if self.entropy_coef > 0 else "value"
+        return Needs(critic=True, entropies=entropies, reference=self.kl_coef > 0, exact_kl=self.uses_exact_kl)
 
     def critic_rate(self, config: OnlineConfig) -> float:
         """The critic has its own learning rate."""

@@ -11,11 +11,11 @@ the other responses to the prompt.
 
 from dataclasses import dataclass
 
-from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
-from rlhf_core.maths.advantages import leave_one_out, token_rewards, whiten
+from rlhf_core.maths.advantages import leave_one_out, no_advantage, token_rewards, whiten
 from rlhf_core.maths.kl import k3, kl_k1
 from rlhf_core.maths.losses import clipped_surrogate
 from rlhf_core.maths.reductions import sequence_sum
@@ -41,6 +41,15 @@ class RLOO(OnPolicyAlgorithm):
         check_bounds(self)
         if not self.normalize_advantages and self.std_eps != type(self).std_eps:
             raise ValueError("std_eps has no effect while normalize_advantages is false; leave it out")
+
+    @property
+    def needs(self) -> Needs:
+        """The reference, for the KL in the return."""
+        return Needs(reference=self.kl_coef > 0)
+
+    def without_gradient(self, batch: Rollout) -> Tensor:
+        """Rows without advantage."""
+        return no_advantage(batch)
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
         """R_i minus the mean R_j of the other responses in its group."""

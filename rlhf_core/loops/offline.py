@@ -13,7 +13,7 @@ from rlhf_core.algorithms.base.config import OfflineConfig
 from rlhf_core.common.batch import Batch, Outputs, Unit, collate_units
 from rlhf_core.common.seeding import seed_everything
 from rlhf_core.loops.common.run import Metrics, Run, is_mark, minibatch_indices
-from rlhf_core.loops.common.update import GradientStep, forward_in_parts, microbatches
+from rlhf_core.loops.common.update import GradientStep, forward_in_parts, micro_size, microbatches
 from rlhf_core.models.forward import response_logprobs
 
 
@@ -41,7 +41,7 @@ def train_offline(
         lambda batch: forward(model, batch),
         {"model": (model, config.learning_rate)},
         config,
-        config.micro_batch_size,
+        micro_size(config),
     )
     total = config.total_steps(len(units))
     history: list[Metrics] = []
@@ -80,10 +80,10 @@ def evaluate_offline(
     """Loss and statistics averaged over all held-out units with the algorithm's weights."""
     batch = collate_units(units, pad_id).to(accelerator.device)
     batch = algorithm.prepare(
-        batch, lambda whole: forward_in_parts(lambda part: forward(model, part), whole, config.micro_batch_size)
+        batch, lambda whole: forward_in_parts(lambda part: forward(model, part), whole, micro_size(config))
     )
     sums: Metrics = {}
-    for part, weights in microbatches(algorithm, batch, config.micro_batch_size):
+    for part, weights in microbatches(batch, algorithm.weights(batch), micro_size(config)):
         outputs = forward(model, part)
         named = {"loss": algorithm.losses(outputs, part), **algorithm.statistics(outputs, part)}
         for name, value in named.items():

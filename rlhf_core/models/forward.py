@@ -4,8 +4,10 @@ Only this module and `packing` handle logits, padding sides and positions. A mod
 runs on packed tokens, which gives the same numbers as the plain path up to rounding.
 """
 
+from typing import TypeGuard
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_core.common.batch import Batch, Outputs
@@ -68,7 +70,11 @@ def policy_outputs(
 
 
 def _packed_outputs(
-    policy: PreTrainedModel, batch: Batch, temperature: float, entropy: Entropy | None, reference: PreTrainedModel | None
+    policy: PreTrainedModel,
+    batch: Batch,
+    temperature: float,
+    entropy: Entropy | None,
+    reference: PreTrainedModel | None,
 ) -> Outputs:
     packed, inside = pack(batch), batch.response_mask > 0
     before, ids = packed.before[inside], batch.response_ids[inside]
@@ -115,24 +121,24 @@ def response_kl(
     return policy_outputs(policy, batch, temperature=temperature, reference=reference).exact_kl
 
 
-def _scalars(model: ScalarModel | ScalarEnsemble, batch: Batch) -> Tensor:
+def _scalars(model: nn.Module, batch: Batch) -> Tensor:
     """Return one scalar per column, (B, P+R)."""
     scalars: Tensor = model(batch.input_ids, batch.attention_mask, position_ids(batch.attention_mask))
     return scalars
 
 
-def values(critic: ScalarModel | ScalarEnsemble, batch: Batch) -> Tensor:
+def values(critic: nn.Module, batch: Batch) -> Tensor:
     """Return V(s_t) before each response token, (B, R), 0 outside the mask. s_t ends one column before a_t."""
-    if critic.has_layouts:
+    if _takes_packed(critic):
         packed, inside = pack(batch), batch.response_mask > 0
         return _spread(_packed_scalars(critic, packed, packed.before[inside]), inside)
     columns = _scalars(critic, batch)[:, -batch.response_length - 1 : -1]
     return columns.masked_fill(batch.response_mask == 0, 0.0)
 
 
-def scores(reward_model: ScalarModel | ScalarEnsemble, batch: Batch) -> Tensor:
+def scores(reward_model: nn.Module, batch: Batch) -> Tensor:
     """Return r(x, y), read at the last real token of each row, never at a pad or at the first end token, (B,)."""
-    if reward_model.has_layouts:
+    if _takes_packed(reward_model):
         packed = pack(batch)
         return _packed_scalars(reward_model, packed, packed.last)
     width = batch.attention_mask.shape[1]
@@ -141,9 +147,13 @@ def scores(reward_model: ScalarModel | ScalarEnsemble, batch: Batch) -> Tensor:
     return _scalars(reward_model, batch).gather(-1, last).squeeze(-1)
 
 
-def score_outputs(reward_model: ScalarModel | ScalarEnsemble, batch: Batch) -> Outputs:
+def score_outputs(reward_model: nn.Module, batch: Batch) -> Outputs:
     """Return the forward pass that reward-model losses use."""
     return Outputs.of(batch, scores=scores(reward_model, batch))
+
+
+def _takes_packed(model: nn.Module) -> TypeGuard[ScalarModel | ScalarEnsemble]:
+    return isinstance(model, ScalarModel | ScalarEnsemble) and model.has_layouts
 
 
 def _packed_scalars(model: ScalarModel | ScalarEnsemble, packed: Packed, tokens: Tensor) -> Tensor:

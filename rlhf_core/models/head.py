@@ -26,7 +26,7 @@ def logprobs_and_entropies(
     """log π(ids | states) and, if wanted, the entropies, both (S,), from states (S, d) and ids (S,)."""
     head: Any = model.get_output_embeddings()
     if type(head) is nn.Linear and head.bias is None:
-        logprobs, entropies = _Logprobs.apply(states, head.weight, ids, temperature, entropy)  # type: ignore[no-untyped-call]
+        logprobs, entropies = _Logprobs.apply(states, head.weight, ids, temperature, entropy)
         return logprobs, entropies
 
     def chunk(states: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
@@ -36,7 +36,7 @@ def logprobs_and_entropies(
             return (found,)
         return found, token_entropies(logits if entropy == "gradient" else logits.detach(), temperature)
 
-    parts = _in_chunks(chunk, head.weight.shape[0], states, ids)
+    parts = _in_chunks(chunk, _vocabulary(model), states, ids)
     return parts[0], parts[1] if entropy else None
 
 
@@ -49,8 +49,11 @@ def kl_of_states(
     def chunk(states: Tensor, ref_states: Tensor) -> tuple[Tensor, ...]:
         return (exact_kl(head(states), ref_head(ref_states), temperature),)
 
-    weight: Any = head.weight
-    return _in_chunks(chunk, weight.shape[0], states, ref_states)[0]
+    return _in_chunks(chunk, _vocabulary(model), states, ref_states)[0]
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().vocab_size)
 
 
 def _in_chunks(function: Callable[..., tuple[Tensor, ...]], vocabulary: int, *inputs: Tensor) -> list[Tensor]:
@@ -85,8 +88,8 @@ class _Logprobs(torch.autograd.Function):
                 entropies.append(-torch.xlogy(probabilities, probabilities).sum(-1))
             if len(states) <= size and any(ctx.needs_input_grad):
                 kept = probabilities
-        ctx.temperature, ctx.size, ctx.compute = temperature, size, compute
-        ctx.save_for_backward(states, weight, ids, kept)
+        ctx.temperature, ctx.size, ctx.compute, ctx.kept = temperature, size, compute, kept
+        ctx.save_for_backward(states, weight, ids)
         ctx.set_materialize_grads(False)
         found = torch.cat(entropies) if entropy else None
         if found is not None and entropy == "value":
@@ -95,7 +98,8 @@ class _Logprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_logprobs: Tensor | None, of_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
-        states, weight, ids, kept = ctx.saved_tensors
+        states, weight, ids = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None  # overwritten below; a second backward pass computes them again
         cast = weight.to(ctx.compute)
         wants_states, wants_weight = ctx.needs_input_grad[:2]
         to_states = torch.empty_like(states) if wants_states else None
@@ -103,7 +107,9 @@ class _Logprobs(torch.autograd.Function):
         for start in range(0, len(states), ctx.size):
             part = slice(start, start + ctx.size)
             probabilities = kept if kept is not None else _softmax_(_logits(states[part], cast, ctx.temperature))[0]
-            slopes = _slopes_(probabilities, ids[part], *(None if g is None else g[part] for g in (of_logprobs, of_entropies)))
+            slopes = _slopes_(
+                probabilities, ids[part], *(None if g is None else g[part] for g in (of_logprobs, of_entropies))
+            )
             slopes = slopes.div_(ctx.temperature).to(ctx.compute)
             if to_states is not None:
                 to_states[part] = slopes @ cast

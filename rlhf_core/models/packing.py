@@ -160,13 +160,13 @@ def _tokens(tensor: Tensor) -> Tensor:
 
 def _padded(tokens: Tensor, slots: Tensor, shape: torch.Size) -> Tensor:
     """(T, H, D) -> (B, H, L, D), zero in padding; `slots` (T,) are the positions of the tokens in B x L."""
-    spread: Tensor = _Spread.apply(tokens, slots, shape.numel())  # type: ignore[no-untyped-call]
+    spread: Tensor = _Spread.apply(tokens, slots, shape.numel())
     return spread.view(*shape, *tokens.shape[1:]).transpose(1, 2)
 
 
 def _unpadded(padded: Tensor, slots: Tensor) -> Tensor:
     """(B, H, L, D) -> (T, H, D)."""
-    gathered: Tensor = _Gather.apply(padded.transpose(1, 2).flatten(0, 1), slots)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(padded.transpose(1, 2).flatten(0, 1), slots)
     return gathered
 
 

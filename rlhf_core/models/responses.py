@@ -45,6 +45,14 @@ class Responses:
         return torch.tensor([response.ended for response in self.responses], device=self.device)
 
     @property
+    def logprobs(self) -> Tensor | None:
+        """The sampler's log-probabilities, (B, R), 0 outside the response mask; None if a response has none."""
+        given = [response.logprobs for response in self.responses]
+        width = self.batch.response_length
+        rows = [[*row, *[0.0] * (width - len(row))] for row in given if row is not None]
+        return torch.tensor(rows, device=self.device) if len(rows) == len(given) else None
+
+    @property
     def texts(self) -> list[str]:
         """The text of each response."""
         return [response.text for response in self.responses]

@@ -129,9 +129,7 @@ class ScalarModel(nn.Module):
         return (scalars - self.offset) / self.scale
 
 
-def plain_states(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
-) -> Tensor:
+def plain_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
     """The last hidden states, (B, P+R, d). All three tensors are (B, P+R)."""
     transformer: Any = model.base_model
     states: Tensor = transformer(
