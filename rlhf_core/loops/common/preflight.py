@@ -58,7 +58,7 @@ def check_fast_path(policy: PreTrainedModel, examples: Sequence[Example], pad_to
 def _logprobs_and_gradient(
     policy: PreTrainedModel, examples: Sequence[Example], pad_token: int
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities, and the gradient of their mean for the first and the last two weight tensors, as one vector."""
+    """Log-probabilities, and the gradient of their mean for the first two and the last two weights, as one vector."""
     batch = collate(examples, pad_token).to(policy.device)
     weights = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     trained = weights if len(weights) < 4 else [*weights[:2], *weights[-2:]]
