@@ -20,6 +20,7 @@ from rlhf_core.common.errors import UserError
 from rlhf_core.common.seeding import seed_everything, stream_seed
 from rlhf_core.loops.common.run import Metrics, Run, is_mark, minibatch_indices, stream_indices
 from rlhf_core.loops.common.update import GradientStep, forward_in_parts
+from rlhf_core.loops.dynamic_sampling import Scored, other_prompts, replace_dropped
 from rlhf_core.loops.trust_region import TrustRegion, TrustRegionAlgorithm
 from rlhf_core.maths.advantages import equal_groups
 from rlhf_core.maths.kl import kl_k3
@@ -111,11 +112,32 @@ class OnlineTraining:
         self.policy.eval()
         size = self.config.rollout_size // self.algorithm.group_size
         indices = stream_indices(step, len(self.prompts), size, self.run.seed, self.run.name)
-        responses, row_weights = self.draw([self.prompts[index] for index in indices])
-        scores, terms = self.reward(responses)
-        rollout = self._record(responses, scores, row_weights.to(scores))
+        scored, extra = self._scored(indices), Metrics()
+        if self.algorithm.extra_rounds:
+            scored, extra = self._replace_dropped(scored, indices, step)
+        rollout = self._record(scored.responses, scored.scores, scored.row_weights)
         self.policy.train()
-        return rollout, _rollout_metrics(rollout, terms, self.algorithm.group_size, self.config.epochs)
+        metrics = _rollout_metrics(rollout, scored.terms, self.algorithm.group_size, self.config.epochs)
+        extra["sampled_tokens"] = metrics["sampled_tokens"] + extra.get("sampled_tokens", 0)
+        return rollout, metrics | extra
+
+    def _scored(self, indices: Sequence[int]) -> Scored:
+        """Sample and score the responses to the prompts with these indices."""
+        return Scored.by(self.reward, *self.draw([self.prompts[index] for index in indices]))
+
+    def _replace_dropped(self, first: Scored, indices: Sequence[int], step: int) -> tuple[Scored, Metrics]:
+        """Run the extra rounds of dynamic sampling; each has its own random streams, named by step and round."""
+        used = list(indices)
+
+        def sample(number: int, groups: int) -> Scored:
+            process = self.accelerator.process_index
+            seed_everything(self.run.seed, self.run.name, process, step, "dynamic_sampling", number)
+            stream = f"{self.run.name}/dynamic_sampling/{step}/{number}"
+            chosen = other_prompts(len(self.prompts), groups, used, self.run.seed, stream)
+            used.extend(chosen)
+            return self._scored(chosen)
+
+        return replace_dropped(first, self.algorithm, sample)
 
     def draw(self, prompts: Sequence[Prompt]) -> tuple[Responses, Tensor]:
         """Sample group_size adjacent responses per prompt; return them and the weight of each row, (B,)."""
@@ -140,9 +162,24 @@ class OnlineTraining:
             units=torch.arange(batch.rows, device=scores.device) // self.algorithm.rows_per_unit,
             scores=scores,
             ended=responses.ended,
+            sampler_logprobs=self._sampler_logprobs(responses),
             row_weights=row_weights,
             **{name: torch.cat(tensors) for name, tensors in known.items()},
         )
+
+    def _sampler_logprobs(self, responses: Responses) -> Tensor:
+        """Those of the sampler, (B, R), NaN if it does not give them.
+
+        Raises:
+            UserError: the algorithm needs them, but the sampler does not give them.
+        """
+        logprobs = responses.sampler_logprobs
+        if self.algorithm.needs.sampler_logprobs and bool(logprobs.isnan().any()):
+            raise UserError(
+                "importance_cap needs log-probabilities from the sampler, and this sampler does not give them. "
+                "Leave importance_cap out."
+            )
+        return logprobs
 
     def _learn(self, rollout: Rollout, step: int) -> Metrics:
         """Compute the targets with the algorithm's current state, and optimise on them."""
@@ -245,4 +282,8 @@ def _rollout_metrics(rollout: Rollout, terms: Mapping[str, Tensor], group_size: 
     }
     if group_size > 1:
         metrics["equal_group_fraction"] = equal_groups(rollout.scores, group_size).float().mean().item()
+    if not bool(rollout.sampler_logprobs.isnan().any()):
+        gap = (rollout.old_logprobs - rollout.sampler_logprobs).abs() * rollout.response_mask
+        metrics["sampler_gap"] = ((gap * rollout.row_weights[:, None]).sum() / rollout.token_weights.sum()).item()
+        metrics["sampler_gap_max"] = gap.max().item()
     return metrics | {f"reward_{name}": rollout.row_mean(value) for name, value in terms.items()}
