@@ -60,7 +60,7 @@ class PPO(KLPenalty, ClippedRatio, OnPolicyAlgorithm):
 
     @property
     def needs(self) -> Needs:
-        """A critic, entropies (also logged), the exact KL if `kl_estimator` is exact, and what `importance_cap` reads."""
+        """A critic, entropies (also logged), the exact KL for `kl_estimator` exact, and what `importance_cap` reads."""
         sampler = self.importance_cap is not None
         return Needs(critic=True, entropies=True, exact_kl=self.uses_exact_kl, sampler_logprobs=sampler)
 

@@ -146,7 +146,7 @@ def truncated_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float
     """min(π_old/π_sampler, C) without gradient, (B, R) or (B,): for samples of another policy than the trainer's π_old.
 
     Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"; the truncation is ρ̄ of
-    V-trace, Espeholt et al. 2018, arXiv:1802.01561, sec. 4.1. Without a cap the weights are unbiased.
+    V-trace, Espeholt et al. 2018, arXiv:1802.01561, eq. 1. Without a cap the weights are unbiased.
     """
     return (old_logprobs - sampler_logprobs).exp().clamp(max=cap).detach()
 

@@ -111,7 +111,8 @@ class RewardTerm(Section):
     name: Literal["model", "exact_answer", "missing_end", "length", "overlong", "format", "python"] = setting(
         "model",
         "model: the reward model's score; exact_answer: 1 for the right answer; missing_end: -1 without an end token; "
-        "length: response tokens; overlong: 0 to -1 over the last `cache` tokens before the length limit; format: 1 if the pattern matches; python: your own function",
+        "length: response tokens; overlong: 0 to -1 over the last `cache` tokens before the length limit; "
+        "format: 1 if the pattern matches; python: your own function",
     )
     weight: float = setting(1.0, "factor of the term")
     clamp: float | None = setting(None, "model: scores are clamped to ± this value; null for no limit", gt=0)

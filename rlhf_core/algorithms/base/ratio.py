@@ -5,8 +5,8 @@
       dual_clip         at least c Â if Â < 0                     Ye et al. 2020, arXiv:1912.09729, eq. 5
     surrogate cispo     -sg(clip(ρ, 1-ε, 1+ε_high)) Â log π_θ    MiniMax-M1 2025, arXiv:2506.13585, eq. 4 and 5
     importance_cap      times min(π_old/π_sampler, C)            Yao et al. 2025, "Your Efficient RL Framework Secretly
-                                                                 Brings You Off-Policy RL Training" (blog); as ρ̄ of
-                                                                 V-trace, Espeholt et al. 2018, arXiv:1802.01561, sec. 4.1
+                                                                 Brings You Off-Policy RL Training" (blog); V-trace's
+                                                                 ρ̄: Espeholt et al. 2018, arXiv:1802.01561, eq. 1
 
 A method says of what the ratio is, `ratio`: of each token; of the whole response, which is the product over its tokens;
 or of the sequence, ρ = (π_θ(y|x)/π_old(y|x))^(1/|y|) (GSPO, Zheng et al. 2025, arXiv:2507.18071, eq. 7). All bounds,
