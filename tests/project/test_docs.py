@@ -4,6 +4,7 @@ import re
 from importlib import import_module
 
 from rlhf_core.algorithms.base.table import policy_algorithms, reward_losses
+from tools import names_page
 from tools.closure import ROOT
 from tools.make_parameters import page
 
@@ -38,3 +39,7 @@ def test_every_method_has_a_row_that_names_its_file_and_functions_that_exist():
 
 def test_parameters_page_matches_the_dataclasses():
     assert (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8") == page(), "run: make parameters"
+
+
+def test_names_page_matches_its_tables():
+    assert (ROOT / "docs" / "names.md").read_text(encoding="utf-8") == names_page.page(), "run: make parameters"

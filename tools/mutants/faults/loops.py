@@ -156,9 +156,7 @@ MODULES = [
             "missing = missing[:0]",
             "one round whatever it gives",
         ),
-        Fault(
-            "replace_dropped", "        tokens += sum(", "        tokens = sum(", "only the last round counted"
-        ),
+        Fault("replace_dropped", "        tokens += sum(", "        tokens = sum(", "only the last round counted"),
         Fault("Scored.with_rows", "index_copy(0, rows, other.scores)", "clone()", "new responses with old scores"),
         Fault("other_prompts", "index in used", "0", "a prompt twice in a rollout"),
     ),
