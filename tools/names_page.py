@@ -7,9 +7,9 @@ from tasks.params.peers import METRICS, PARAMETERS, SIMILAR, Metric, Name
 HEAD = """\
 # Names of TRL, verl and OpenRLHF
 
-Made by `python -m tools.make_parameters` from `tasks/params/peers.py`. A parameter under a peer's name is refused, and the
-message says ours. METHOD stands for a method, such as grpo. A key of a loop is also a key of each of its methods and,
-where it exists there, of `base`, `sft` and `reward`. TRL includes the TrainingArguments of transformers.
+Made by `python -m tools.make_parameters` from `tasks/params/peers.py`. A parameter under a peer's name is refused, and
+the message says ours. METHOD stands for a method, such as grpo. A key of a loop is also a key of each of its methods
+and, where it exists there, of `base`, `sft` and `reward`. TRL includes the TrainingArguments of transformers.
 
 ## Parameters
 | library | theirs | ours | remark |
@@ -17,9 +17,8 @@ where it exists there, of `base`, `sft` and `reward`. TRL includes the TrainingA
 """
 METRIC_HEAD = """
 ## Metrics
-MLflow also shows these metrics of ours under the peers' names, as `trl/NAME` and `verl/NAME`: search for the name in the
-metrics of a run. They mean the same, in the same unit. `trl/eval_NAME` is measured on the development split. verl's names
-are in the runs of PPO, GRPO and RLOO.
+MLflow also shows these metrics of ours under the peers' names, as `trl/NAME` and `verl/NAME`: search for the name in
+the metrics of a run. They mean the same, in the same unit. `trl/eval_NAME` is measured on the development split.
 
 | library | theirs | ours | methods | remark |
 |---|---|---|---|---|

@@ -74,9 +74,9 @@ def test_every_metric_is_logged_at_its_step(folder, capsys):
     ("stage", "metrics", "expected"),
     [
         (
-            "offline@dpo",
+            "offline@cdpo",
             {"margin": 0.5, "development_margin": 0.25},
-            {"trl/rewards/margins", "trl/eval_rewards/margins"},
+            {f"trl/{on}rewards/margins" for on in ("", "eval_")},
         ),
         ("online@grpo", {"score": 0.5, "kl": 0.25}, {"trl/reward", "verl/critic/score/mean"}),
         ("reward", {"margin": 0.5}, set()),
