@@ -84,6 +84,26 @@ def grpo_update(table: Table, group_size: int, *, eps: float, k3_per_token: bool
     return loss
 
 
+def capped_update(table: Table, temperature: float, cap: float):
+    """The expected update with samples of another policy, μ, and truncated weights: −E_μ Σ_t min(π_t/μ_t, C) Â log π_t.
+
+    μ divides the logits by `temperature`; Â is the return with the KL, minus its mean over μ.
+    """
+    problem = table.problem
+    ref = table.token_logprobs(table.reference)
+
+    def loss(logits: Tensor) -> Tensor:
+        tokens = table.token_logprobs(logits)
+        sampler = table.token_logprobs(logits / temperature).detach()
+        sampled = sampler.sum(-1).exp()
+        returns = problem.rewards() - problem.beta * (tokens - ref).sum(-1).detach()
+        advantage = returns - (sampled * returns).sum(-1, keepdim=True)
+        weights = (tokens.detach() - sampler).exp().clamp(max=cap)
+        return -(sampled * advantage * (weights * tokens).sum(-1)).sum()
+
+    return loss
+
+
 def pair_loss(table: Table, per_pair: Callable[[Tensor, Tensor], Tensor]):
     """Mean of `per_pair`(difference of log-ratios, label) over all pairs, with exact Bradley–Terry labels."""
     rewards = table.problem.rewards()
