@@ -167,6 +167,7 @@ class OtherSampler(LocalSampler):
         ]
 
 
+@pytest.mark.pitfall(9)
 def test_the_gap_to_the_sampler_is_logged_and_weights_the_loss(accelerator, tokenizer, tmp_path):
     """A gap of 0.1 nats at every token: the weight is e^0.1, below the cap, so the gradient is e^0.1 times as large."""
     norms = []
