@@ -162,7 +162,6 @@ EXACT = [
     Case(
         "GRPO, no std, KL in the reward, GSPO, 2 epochs", GRPO(**G2, **IN_REWARD, **GSPO), 450, 1e-3, settings=DECAYING
     ),
-    Case("RLOO, another sampler, weighted", RLOO(**G2, importance_cap=1e9), 450, settings=FLATTER),
     Case("PPO-penalty, whitened, 2 epochs", PPOPenalty(kl_coef=B), 450, 1e-3, settings=DECAYING),
     Case("TRPO, whitened, δ → 0", TRPO(kl_coef=B, fisher_fraction=1.0), 200, 1e-3),
 ]
@@ -253,13 +252,16 @@ SWITCHES = [
         grpo_fixed_point(),
         DECAYING,
     ),
-    Case(
-        "no std, KL in the reward, another sampler, importance_cap 1",
-        GRPO(**G2, **IN_REWARD, **FIXED, importance_cap=1.0),
-        500,
-        1e-5,
-        minimiser(lambda table: capped_update(table, 1.5, 1.0)),
-        FLATTER,
+    *(
+        Case(
+            f"no std, k2 whole, fixed length, another sampler, importance_cap {cap:g}",
+            GRPO(**G2, std="none", **K2_WHOLE, **FIXED, importance_cap=cap),
+            500,
+            1e-5,
+            minimiser(lambda table, cap=cap: capped_update(table, 1.5, cap)),
+            FLATTER,
+        )
+        for cap in (1.0, 10.0)
     ),
 ]
 

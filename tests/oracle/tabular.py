@@ -85,9 +85,10 @@ def grpo_update(table: Table, group_size: int, *, eps: float, k3_per_token: bool
 
 
 def capped_update(table: Table, temperature: float, cap: float):
-    """The expected update with samples of another policy, μ, and truncated weights: −E_μ Σ_t min(π_t/μ_t, C) Â log π_t.
+    """GRPO's expected update with samples of another policy, μ, and truncated weights, G = 2 and no std.
 
-    μ divides the logits by `temperature`; Â is the return with the KL, minus its mean over μ.
+    E_μ [β ½ (Σ_t d_t)² − Â Σ_t min(π_t/μ_t, C) log π_t], where μ divides the logits by `temperature`. Only the
+    surrogate has the weights.
     """
     problem = table.problem
     ref = table.token_logprobs(table.reference)
@@ -96,10 +97,11 @@ def capped_update(table: Table, temperature: float, cap: float):
         tokens = table.token_logprobs(logits)
         sampler = table.token_logprobs(logits / temperature).detach()
         sampled = sampler.sum(-1).exp()
-        returns = problem.rewards() - problem.beta * (tokens - ref).sum(-1).detach()
-        advantage = returns - (sampled * returns).sum(-1, keepdim=True)
+        rewards = problem.rewards()
+        advantage = (rewards - (sampled * rewards).sum(-1, keepdim=True)) / 2
         weights = (tokens.detach() - sampler).exp().clamp(max=cap)
-        return -(sampled * advantage * (weights * tokens).sum(-1)).sum()
+        penalty = problem.beta * (tokens - ref).sum(-1).square() / 2
+        return (sampled * (penalty - advantage * (weights * tokens).sum(-1))).sum()
 
     return loss
 

@@ -44,7 +44,7 @@ def test_every_metric_of_ours_is_documented_and_its_methods_exist():
     [
         ("policy.grpo.num_generations", "It is TRL's name; ours is policy.grpo.group_size."),
         ("policy.grpo.max_completion_length", "It is TRL's name; ours is prepare.max_response_tokens."),
-        ("policy.ppo.beta", "It is TRL's name; ours is policy.ppo.kl_coef (of GRPO and RLOO;"),
+        ("policy.ppo.beta", "ours is policy.ppo.kl_coef (of GRPO and RLOO; 0 by default in GRPO there)."),
         ("policy.ppo_penalty.num_ppo_epochs", "It is TRL's name; ours is policy.ppo_penalty.epochs."),
         ("policy.online_loop.epsilon", "It is TRL's name; ours is policy.METHOD.clip, such as policy.grpo.clip."),
         ("sft.per_device_train_batch_size", "It is TRL's name; ours is sft.micro_batch_size."),
@@ -62,6 +62,7 @@ def test_every_metric_of_ours_is_documented_and_its_methods_exist():
 )
 def test_a_peers_name_gets_ours_on_the_command_line_and_in_the_file(key, hint):
     expected = re.escape(f"unknown key '{key}'. ") + ".*" + re.escape(hint)
+    expected += "$" if hint.endswith(".") else ""
     with pytest.raises(UserError, match=expected) as caught:
         read_assignment(f"{key}=1")
     assert len(str(caught.value).splitlines()) <= 2
