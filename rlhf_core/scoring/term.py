@@ -28,8 +28,8 @@ class Offer:
 
     rows: responses of one forward pass. prepare: puts a model on the run's device. reward_model: loads the run's own
     reward model. checkpoint: finds the folder of a model by path or hub id. answer_pattern: prepare.answer_pattern.
-    constraints: given whether a response must also be an answer, the share of a prompt's constraints that a response
-    meets.
+    longest: most tokens of a response. constraints: given whether a response must also be an answer, the share of a
+    prompt's constraints that a response meets.
     """
 
     rows: int
@@ -37,6 +37,7 @@ class Offer:
     reward_model: Callable[[], "nn.Module"]
     checkpoint: Callable[[str | None, str | None], Path]
     answer_pattern: str
+    longest: int
     constraints: Callable[[bool], Callable[[Sequence[Mapping[str, str]], str], float]]
 
 
@@ -59,6 +60,10 @@ class Term:
     def label(self) -> str:
         """The name under which the term is logged."""
         return self.name
+
+    def unfit(self, longest: int) -> str:
+        """What is wrong with the options if responses have at most `longest` tokens, and the fix; '' if nothing."""
+        return ""
 
     def make(self, offer: Offer) -> Any:
         """Return the rlhf_core.scoring.rewards.Reward that scores responses; by default the term itself.

@@ -206,6 +206,8 @@ class Problem:
                 raise UserError(
                     f"policy.rewards names {entry.name}, but the data has no {need.value}. Remove {entry.name}."
                 )
+            if wrong := entry.term.unfit(params.prepare.max_response_tokens):
+                raise UserError(wrong)
 
     def _has(self, need: Need) -> bool:
         return {

@@ -31,6 +31,7 @@ def make_reward(params: Params, accelerator: Accelerator, rows: int) -> Weighted
         reward_model=lambda: load_reward_model(paths.REWARD),
         checkpoint=_checkpoint,
         answer_pattern=params.prepare.answer_pattern,
+        longest=params.prepare.max_response_tokens,
         constraints=problem.constraint_score,
     )
     return WeightedSum([(entry.label, entry.weight, entry.term.make(offer)) for entry in entries])

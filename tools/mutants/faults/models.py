@@ -134,7 +134,7 @@ MODULES = [
             f"{TOKENS} tests/rlhf_core/models/test_control_tokens.py",
         ),
         Fault(
-            "encode_prompt",
+            "_render",
             "while start < len(ids) and ids[start] == bos:",
             "while False:",
             "two beginning tokens",

@@ -64,8 +64,7 @@ MODULES = [
     Module(
         "tasks/rewards/terms.py",
         "tests/tasks/rewards/test_reward_terms.py",
-        Fault("make_reward", "(term.label, term.weight,", "(term.label, 1.0,", "weights of policy.rewards ignored"),
-        Fault("_model", "ModelReward(model, rows, term.clamp)", "ModelReward(model, rows)", "the clamp ignored"),
+        Fault("make_reward", "(entry.label, entry.weight,", "(entry.label, 1.0,", "weights of policy.rewards ignored"),
     ),
     Module(
         "tasks/common/preflight.py",
