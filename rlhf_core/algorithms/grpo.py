@@ -21,7 +21,7 @@ from rlhf_core.algorithms.base.ratio import RATIO_OPTIONS, ClippedRatio
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
-from rlhf_core.maths.advantages import group_standardize
+from rlhf_core.maths.advantages import group_standardize, no_advantage
 from rlhf_core.maths.kl import k3
 from rlhf_core.maths.reductions import at_last_token, fixed_length, sequence_mean, sequence_sum, token_mean
 
@@ -72,8 +72,16 @@ class GRPO(KLPenalty, ClippedRatio, DynamicSampling, OnPolicyAlgorithm):
 
     @property
     def needs(self) -> Needs:
-        """The exact KL, if `kl_estimator` is exact, and what `importance_cap` reads."""
-        return Needs(exact_kl=self.uses_exact_kl, sampler_logprobs=self.importance_cap is not None)
+        """What the KL penalty and `importance_cap` need."""
+        return Needs(
+            reference=self.kl_coef > 0,
+            exact_kl=self.uses_exact_kl,
+            sampler_logprobs=self.importance_cap is not None,
+        )
+
+    def without_gradient(self, batch: Rollout) -> Tensor | None:
+        """Rows without advantage, such as those of a group with equal scores, unless the KL is a term of the loss."""
+        return None if self.kl_in == "loss" and self.kl_coef > 0 else no_advantage(batch)
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
         """Â_{i,t} = (R_i - mean R) / (std R + ε), the same for every token of response i.

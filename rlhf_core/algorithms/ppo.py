@@ -60,9 +60,14 @@ class PPO(KLPenalty, ClippedRatio, OnPolicyAlgorithm):
 
     @property
     def needs(self) -> Needs:
-        """A critic, entropies (also logged), the exact KL for `kl_estimator` exact, and what `importance_cap` reads."""
-        sampler = self.importance_cap is not None
-        return Needs(critic=True, entropies=True, exact_kl=self.uses_exact_kl, sampler_logprobs=sampler)
+        """A critic, entropies (for the log, if not for the loss), and what the KL penalty and `importance_cap` need."""
+        return Needs(
+            critic=True,
+            entropies="gradient" if self.entropy_coef > 0 else "value",
+            reference=self.kl_coef > 0,
+            exact_kl=self.uses_exact_kl,
+            sampler_logprobs=self.importance_cap is not None,
+        )
 
     def critic_rate(self, config: OnlineConfig) -> float:
         """The critic has its own learning rate."""

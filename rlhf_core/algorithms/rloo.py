@@ -17,7 +17,7 @@ from rlhf_core.algorithms.base.ratio import RATIO_OPTIONS, ClippedRatio
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
-from rlhf_core.maths.advantages import leave_one_out, token_rewards, whiten
+from rlhf_core.maths.advantages import leave_one_out, no_advantage, token_rewards, whiten
 from rlhf_core.maths.kl import k3, kl_k1
 from rlhf_core.maths.reductions import sequence_sum
 
@@ -49,8 +49,12 @@ class RLOO(ClippedRatio, DynamicSampling, OnPolicyAlgorithm):
 
     @property
     def needs(self) -> Needs:
-        """What `importance_cap` reads."""
-        return Needs(sampler_logprobs=self.importance_cap is not None)
+        """The reference, for the KL in the return, and what `importance_cap` needs."""
+        return Needs(reference=self.kl_coef > 0, sampler_logprobs=self.importance_cap is not None)
+
+    def without_gradient(self, batch: Rollout) -> Tensor:
+        """Rows without advantage."""
+        return no_advantage(batch)
 
     def targets(self, rollout: Rollout, state: State) -> Rollout:
         """R_i minus the mean R_j of the other responses in its group."""

@@ -154,6 +154,7 @@ class OtherSampler(LocalSampler):
 
     gives: bool = True
     gap: float = 0.1
+    is_local = False
 
     def responses(self, policy, tokenizer, prompts, report=lambda count: None):
         drawn = super().responses(policy, tokenizer, prompts, report)
