@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from rlhf_core.models.attention import hidden_states
 from rlhf_core.models.cache import PromptLayout, RowLayout
 from rlhf_core.models.drawing import Draws
+from rlhf_core.models.packed import packed_weights
 from rlhf_core.models.precision import compute
 
 # Families whose decoders consist of the same parts. A step calls these without transformers' wrappers around them,
@@ -31,7 +32,7 @@ def decode(policy: PreTrainedModel, prompts: Sequence[Sequence[int]], longest: i
     # The active rows, sorted by prompt; numbers of rows in the caller's order.
     prompt_of, rows = prompt_of.sort(stable=True)
     prompt_of, rows = prompt_of.to(policy.device), rows.to(policy.device)
-    with compute(policy):
+    with compute(policy), packed_weights(policy):
         logits, layout, lengths = _read_prompts(policy, distinct, prompt_of, longest)
         positions = lengths[prompt_of]
         ended = torch.zeros_like(rows, dtype=torch.bool)
