@@ -17,7 +17,7 @@ from rlhf_core.algorithms.base.check import check_loop
 from rlhf_core.algorithms.base.config import OnlineConfig, learning_rate_factor
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.errors import UserError
-from rlhf_core.common.seeding import seed_everything, stream_seed
+from rlhf_core.common.seeding import row_seeds, seed_everything, stream_seed
 from rlhf_core.loops.common.run import Metrics, Run, is_mark, minibatch_indices, stream_indices
 from rlhf_core.loops.common.update import GradientStep, forward_in_parts
 from rlhf_core.loops.trust_region import TrustRegion, TrustRegionAlgorithm
@@ -111,16 +111,17 @@ class OnlineTraining:
         self.policy.eval()
         size = self.config.rollout_size // self.algorithm.group_size
         indices = stream_indices(step, len(self.prompts), size, self.run.seed, self.run.name)
-        responses, row_weights = self.draw([self.prompts[index] for index in indices])
+        responses, row_weights = self.draw([self.prompts[index] for index in indices], step)
         scores, terms = self.reward(responses)
         rollout = self._record(responses, scores, row_weights.to(scores))
         self.policy.train()
         return rollout, _rollout_metrics(rollout, terms, self.algorithm.group_size, self.config.epochs)
 
-    def draw(self, prompts: Sequence[Prompt]) -> tuple[Responses, Tensor]:
+    def draw(self, prompts: Sequence[Prompt], step: int) -> tuple[Responses, Tensor]:
         """Sample group_size adjacent responses per prompt; return them and the weight of each row, (B,)."""
         repeated = [prompt for prompt in prompts for _ in range(self.algorithm.group_size)]
-        responses = self.sampler.responses(self.policy, self.tokenizer, repeated)
+        seeds = row_seeds(len(repeated), self.run.seed, self.run.name, "rollout", step)
+        responses = self.sampler.responses(self.policy, self.tokenizer, repeated, seeds)
         rows = Responses(repeated, responses, self.tokenizer.pad_token_id, self.accelerator.device)
         return rows, torch.ones(len(repeated))
 
@@ -228,6 +229,8 @@ def _check(algorithm: OnPolicyAlgorithm, prompts: Sequence[Prompt], sampler: Sam
         )
     if sampler.temperature != config.temperature:
         raise ValueError(f"the sampler has temperature {sampler.temperature}, the loop {config.temperature}")
+    if sampler.truncates:
+        raise ValueError("the sampler truncates the policy's distribution (docs/pitfalls.md, 29)")
 
 
 def _rollout_metrics(rollout: Rollout, terms: Mapping[str, Tensor], group_size: int, epochs: int) -> Metrics:

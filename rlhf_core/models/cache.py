@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class PromptLayout:
-    """Reads N prompts, padded on the right to P tokens, and keeps the keys and values of each layer, (H_kv, N, P, D)."""
+    """Reads N prompts, padded on the right to P tokens; keeps keys and values of each layer, (H_kv, N, P, D)."""
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         """dtype: of the kept tensors; None keeps that of the model."""
@@ -32,7 +32,7 @@ class PromptLayout:
 class RowLayout:
     """Reads one new token of each of B rows, and keeps its keys and values, (H_kv · B, longest, D) in each layer.
 
-    counts: rows of each prompt, which sum to B. step: the column of the new token; earlier columns are read.
+    counts: rows of each prompt, which sum to B. step: the column of the new token, which also reads the earlier ones.
     """
 
     def __init__(self, prompts: PromptLayout, lengths: Tensor, counts: Sequence[int], longest: int) -> None:
@@ -66,12 +66,11 @@ class RowLayout:
 
     def keep(self, rows: Tensor, counts: Sequence[int]) -> None:
         """Keep only these rows, ascending; counts: how many of each prompt. Prompts without rows are dropped."""
-        columns = self.step
         for kept in (self.keys, self.values):
-            for layer, old in enumerate(kept):
+            for layer, tensor in enumerate(kept):
+                old = tensor.view(self.heads, self.rows, self.longest, self.size)
                 new = old.new_empty(self.heads, len(rows), self.longest, self.size)
-                old = old.view(self.heads, self.rows, self.longest, self.size)
-                new[:, :, :columns] = old[:, :, :columns].index_select(1, rows)
+                new[:, :, : self.step] = old[:, :, : self.step].index_select(1, rows)
                 kept[layer] = new.flatten(0, 1)
         alive = [prompt for prompt, count in enumerate(counts) if count]
         if len(alive) < len(counts):

@@ -41,6 +41,7 @@ def decode(policy: PreTrainedModel, prompts: Sequence[Sequence[int]], longest: i
             ended |= ends
             if step + 1 == longest:
                 return
+            layout.step = step
             if step % (1 if policy.device.type == "cpu" else INTERVAL) == 0:
                 finished = int(ended.sum())
                 if finished == len(rows):
@@ -52,14 +53,13 @@ def decode(policy: PreTrainedModel, prompts: Sequence[Sequence[int]], longest: i
                     layout.keep(kept, counts[present].tolist())
                     tokens, rows, prompt_of = tokens[kept], rows[kept], prompt_of[kept]
                     positions, ended = positions[kept], ended[kept]
-            layout.step = step
             logits = _step(policy, tokens, positions + step, layout)
 
 
 def _read_prompts(
     policy: PreTrainedModel, prompts: Sequence[Sequence[int]], prompt_of: Tensor, longest: int
 ) -> tuple[Tensor, RowLayout, Tensor]:
-    """Read the distinct prompts; return the logits of each row's first token, the layout of the rows, and the lengths."""
+    """Read the distinct prompts; return the logits of each row's first token, the rows' layout, and the lengths."""
     device = policy.device
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     width = int(lengths.max())

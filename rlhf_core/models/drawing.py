@@ -1,12 +1,15 @@
 """Drawing the tokens of responses from logits: the distribution, the ends, and what is recorded of each row."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteria, TopKLogitsWarper, TopPLogitsWarper
 
+from rlhf_core.common.errors import UserError
 from rlhf_core.models.inverse_cdf import inverse_cdf, uniforms
 
 
@@ -31,7 +34,7 @@ class Distribution:
     ) -> tuple[Tensor, Tensor]:
         """Return a token per row and its log-probability at this temperature before truncation, (B,) and (B,).
 
-        logits: (B, V); softmax and sums are in float32, or float64 if the logits are. uniform: (B,), as in `inverse_cdf`.
+        logits: (B, V); the softmax is in float32, or float64 if the logits are. uniform: (B,), as in `inverse_cdf`.
         process: changes the logits before everything else; the log-probability does not include the change. At
         temperature 0, log-probabilities are those at temperature 1.
         """
@@ -41,10 +44,7 @@ class Distribution:
             probabilities = tempered.softmax(-1)
             tokens = inverse_cdf(probabilities, uniform)
             return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
-        if process is None:
-            changed = tempered
-        else:
-            changed = process(logits.clone()) / (self.temperature or 1.0)
+        changed = tempered if process is None else process(logits.clone()) / (self.temperature or 1.0)
         tokens = self._choose(changed, uniform)
         return tokens, tempered.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
@@ -82,30 +82,29 @@ class Ends:
 class Draws:
     """The draws of one call, token by token, for B rows; finished rows may be left out.
 
-    uniforms, tokens, logprobs: (longest, B). lengths: tokens through the end that `Ends.text` found, (B,).
+    uniforms, tokens, logprobs: (longest, B). lengths: tokens through the end that `Ends.text` found, (B,); longest + 1 if
+    it found none.
     """
 
     def __init__(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Tensor,
         seeds: Sequence[int],
         longest: int,
         distribution: Distribution,
         ends: Ends,
-        processors: LogitsProcessorList | None,
-        device: torch.device,
+        processors: LogitsProcessorList | None = None,
     ) -> None:
-        """One prompt and one seed per row."""
-        self.distribution, self.ends, self.processors = distribution, ends, processors
+        """prompts: ids padded on the left, (B, P), on the device of the draws; only the processors read them."""
+        self.prompts, self.distribution, self.ends, self.processors = prompts, distribution, ends, processors
         self.step = 0
+        device, count = prompts.device, len(seeds)
         self.uniforms = uniforms(seeds, longest).T.contiguous().to(device)
-        self.tokens = torch.zeros((longest, len(seeds)), dtype=torch.long, device=device)
-        self.logprobs = torch.zeros((longest, len(seeds)), dtype=torch.float64, device=device)
-        self.lengths = torch.full((len(seeds),), longest, device=device)
+        self.tokens = torch.zeros((longest, count), dtype=torch.long, device=device)
+        self.logprobs = torch.zeros((longest, count), dtype=torch.float64, device=device)
+        self.lengths = torch.full((count,), longest + 1, device=device)
         self.stop_tokens = torch.tensor(ends.stop_tokens, device=device)
         self.all_logits: Tensor | None = None
-        if processors is not None:
-            self.prompts = left_padded(prompts, ends.stop_tokens[0])[0].to(device)
 
     def draw(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Draw the next token of the given rows from their logits, (n, V); return tokens and whether they end, (n,)."""
@@ -127,33 +126,37 @@ class Draws:
         """The processors see all rows of the call, in their order; those of rows left out are stale."""
 
         def process(logits: Tensor) -> Tensor:
-            assert self.processors is not None
             if self.all_logits is None:
                 self.all_logits = logits.new_zeros(len(self.lengths), logits.shape[1])
             self.all_logits.index_copy_(0, rows, logits)
             ids = torch.cat([self.prompts, self.tokens[: self.step].T], 1)
-            return self.processors(ids, self.all_logits).index_select(0, rows)
+            processors: Any = self.processors  # typed for LongTensor
+            return processors(ids, self.all_logits).index_select(0, rows)
 
         return process
 
     def results(self) -> list[Drawn]:
-        """Each row through its end."""
-        tokens, logprobs, lengths = self.tokens.T.tolist(), self.logprobs.T.tolist(), self.lengths.tolist()
-        return [self._result(*row) for row in zip(tokens, logprobs, lengths, strict=True)]
+        """Each row through its end.
+
+        Raises:
+            UserError: the policy computed NaN.
+        """
+        rows = zip(self.tokens.T.tolist(), self.logprobs.T.tolist(), self.lengths.tolist(), strict=True)
+        return [self._result(*row) for row in rows]
 
     def _result(self, tokens: list[int], logprobs: list[float], length: int) -> Drawn:
         stops = (place + 1 for place, token in enumerate(tokens[:length]) if token in self.ends.stop_tokens)
-        end = next(stops, length)
-        ended = tokens[end - 1] in self.ends.stop_tokens or length < len(tokens)
+        end = next(stops, min(length, len(tokens)))
+        if any(math.isnan(logprob) for logprob in logprobs[:end]):
+            raise UserError(
+                "the policy computes NaN instead of log-probabilities. "
+                "Use an earlier checkpoint, or lower the learning rate."
+            )
+        ended = tokens[end - 1] in self.ends.stop_tokens or length <= len(tokens)
         return Drawn(tokens[:end], logprobs[:end], ended)
 
 
-def left_padded(prompts: Sequence[Sequence[int]], pad_token: int) -> tuple[Tensor, Tensor]:
-    """Return ids and attention mask, (B, P) both."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_token)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, width - len(prompt) :] = 1
-    return ids, mask
+def left_padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+    """Pad rows of ids on the left to one width, (B, P)."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])

@@ -62,7 +62,7 @@ class Enumerated(OnlineTraining):
 
     problem: Problem
 
-    def draw(self, prompts):
+    def draw(self, prompts, step):
         """All groups of G responses to each prompt; one group represents all its orders."""
         size, responses = self.algorithm.group_size, self.problem.sampled()
         if isinstance(self.critic, ExactCritic):
@@ -87,11 +87,11 @@ class SampledTraining(OnlineTraining):
 
     problem: Problem
 
-    def draw(self, prompts):
+    def draw(self, prompts, step):
         """Refresh the exact critic, then sample as the loop does."""
         if isinstance(self.critic, ExactCritic):
             self.critic.refresh(self.policy, self.reference)
-        return super().draw(prompts)
+        return super().draw(prompts, step)
 
 
 def make_training(
