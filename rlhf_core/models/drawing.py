@@ -82,8 +82,8 @@ class Ends:
 class Draws:
     """The draws of one call, token by token, for B rows; finished rows may be left out.
 
-    uniforms, tokens, logprobs: (longest, B). lengths: tokens through the end that `Ends.text` found, (B,); longest + 1 if
-    it found none.
+    uniforms, tokens, logprobs: (longest, B). lengths: tokens through the end that `Ends.text` found, (B,), longest + 1
+    if it found none.
     """
 
     def __init__(

@@ -43,6 +43,11 @@ class Sampler(Protocol):
         """Whether responses follow another distribution than the policy's (docs/pitfalls.md, 29)."""
         ...
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it runs the policy itself, so that its log-probabilities are those of the policy."""
+        ...
+
     def responses(
         self,
         policy: PreTrainedModel,
@@ -89,6 +94,11 @@ class LocalSampler:
     def truncates(self) -> bool:
         """Whether the distribution is truncated or responses end at stop strings."""
         return self._distribution.truncates or bool(self.stop_strings)
+
+    @property
+    def is_local(self) -> bool:
+        """True."""
+        return True
 
     def responses(
         self,

@@ -7,6 +7,7 @@ stores the mean and standard deviation of the Likert scores used for training (`
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from rlhf_core.common.errors import UserError
+from rlhf_core.models.attention import has_layouts, use_layouts
 
 # Masks and frequencies that older versions of transformers saved with the weights.
 CONSTANTS = re.compile(r"(attn|attention)\.(masked_)?bias$|inv_freq$|position_ids$")
@@ -76,7 +78,9 @@ def load_policy(path: str | Path) -> PreTrainedModel:
 
 def new_policy(config: PretrainedConfig) -> PreTrainedModel:
     """Return a causal language model with random weights from torch's global generator."""
-    return AutoModelForCausalLM.from_config(without_dropout(config), dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(without_dropout(config), dtype=torch.float32)
+    use_layouts(model)
+    return model
 
 
 class ScalarModel(nn.Module):
@@ -108,15 +112,30 @@ class ScalarModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """Return a float32 scalar at every token, (B, P+R). All three arguments are (B, P+R)."""
-        transformer: Any = self.model.base_model
-        hidden = transformer(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+        return self.scalars(lambda model: plain_states(model, input_ids, attention_mask, position_ids))
+
+    @property
+    def has_layouts(self) -> bool:
+        """Whether the transformer runs on packed tokens (`attention`)."""
+        return has_layouts(self.model)
+
+    def scalars(self, states_of: Callable[[PreTrainedModel], Tensor]) -> Tensor:
+        """Return a float32 scalar for each hidden state, (...), from states_of(transformer), (..., d)."""
         head: Any = self.model.score
+        hidden = states_of(self.model)
         # In full precision also under bf16 autocast, where scores would have only three digits.
         with torch.autocast(hidden.device.type, enabled=False):
             scalars: Tensor = head(hidden.to(head.weight.dtype)).squeeze(-1)
         return (scalars - self.offset) / self.scale
+
+
+def plain_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+    """The last hidden states, (B, P+R, d). All three tensors are (B, P+R)."""
+    transformer: Any = model.base_model
+    states: Tensor = transformer(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
+    return states
 
 
 def new_scalar_model(policy_path: str | Path) -> ScalarModel:
@@ -184,6 +203,7 @@ def _load(kind: Any, path: str | Path, config: PretrainedConfig, *, has_new_head
     if wrong:
         more = f" ({len(wrong) - 1} more tensors are wrong)" if len(wrong) > 1 else ""
         raise UserError(f"{path}: {wrong[0]}{more}. Use a checkpoint with matching weights and config.json.")
+    use_layouts(model)
     return model
 
 

@@ -97,7 +97,7 @@ def _train_on_rollouts(stage: Stage, name: str, algorithm: Any, config: Any) -> 
         accelerator,
         Models(
             policy=model,
-            reference=load_policy(paths.SFT),
+            reference=load_policy(paths.SFT) if algorithm.needs.any_reference else None,
             critic=_critic(algorithm, config) if algorithm.needs.critic else None,
             tokenizer=tokenizer,
         ),
