@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 BLOCK = 256  # tokens per block of the vocabulary
-BELOW = 1 - 2**-50  # keeps a target below the total in spite of rounding
+BELOW = 1 - 2**-50  # of a total: a target that rounding has put at the total or above
 
 
 def uniforms(seeds: Sequence[int], count: int) -> Tensor:
@@ -41,7 +41,8 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     if whole < size:
         blocks = torch.cat([blocks, weights[:, whole:].sum(-1, keepdim=True)], 1)
     ends = pad(blocks.cumsum(-1, dtype=torch.float64), (1, 0))
-    target = uniform[:, None] * (ends[:, -1:] * BELOW)
+    total = ends[:, -1:]
+    target = torch.minimum(uniform[:, None] * total, total * BELOW)
     block = torch.searchsorted(ends, target, right=True) - 1
     columns = block * BLOCK + torch.arange(min(BLOCK, size), device=weights.device)
     inside = weights.gather(1, columns.clamp(max=size - 1))
