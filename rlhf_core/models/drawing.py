@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteria, TopKLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.inverse_cdf import inverse_cdf, uniforms
@@ -70,19 +70,16 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Ends:
-    """What ends a response: each of the stop tokens, and `text`, if given, which reads the ids of the responses so far.
-
-    text: transformers' StopStringCriteria.
-    """
+    """What ends a response: each of the stop tokens, and `in_text`, if given, of the ids of a response so far."""
 
     stop_tokens: tuple[int, ...]
-    text: StoppingCriteria | None = None
+    in_text: Callable[[Sequence[int]], bool] | None = None
 
 
 class Draws:
     """The draws of one call, token by token, for B rows; finished rows may be left out.
 
-    uniforms, tokens, logprobs: (longest, B). lengths: tokens through the end that `Ends.text` found, (B,), longest + 1
+    uniforms, tokens, logprobs: (longest, B). lengths: tokens through the end that `Ends.in_text` found, (B,), longest + 1
     if it found none.
     """
 
@@ -115,8 +112,9 @@ class Draws:
         self.logprobs[self.step].index_copy_(0, rows, logprobs.double())
         self.step += 1
         ends = torch.isin(tokens, self.stop_tokens)
-        if self.ends.text is not None:
-            found = self.ends.text(self.tokens[: self.step, rows].T, logits)
+        if self.ends.in_text is not None:
+            texts = self.tokens[: self.step, rows].T.tolist()
+            found = torch.tensor([self.ends.in_text(ids) for ids in texts], device=ends.device)
             first = found & (self.lengths[rows] > self.step)
             self.lengths[rows[first]] = self.step
             ends |= found

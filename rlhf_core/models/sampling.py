@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
-    StopStringCriteria,
 )
 
 from rlhf_core.common.errors import UserError
@@ -109,11 +109,11 @@ class LocalSampler:
         report: Callable[[int], None] = no_report,
     ) -> list[Response]:
         """One response per prompt; see `Sampler`."""
-        text = StopStringCriteria(tokenizer, list(self.stop_strings)) if self.stop_strings else None
+        ends = Ends(self.stop_tokens, partial(self._has_stop_string, tokenizer) if self.stop_strings else None)
         drawn: list[Drawn] = []
         for start in range(0, len(prompts), self.rows):
             part = slice(start, start + self.rows)
-            drawn += self._draw(policy, [prompt.ids for prompt in prompts[part]], seeds[part], text)
+            drawn += self._draw(policy, [prompt.ids for prompt in prompts[part]], seeds[part], ends)
             report(len(drawn) - start)
         return [
             Response(one.ids, self._text(tokenizer, one.ids), one.ended, one.logprobs if self.temperature else None)
@@ -125,11 +125,17 @@ class LocalSampler:
     ) -> list[list[int]]:
         """The token ids of one response per prompt, including the end token if the response ended."""
         parts = [slice(start, start + self.rows) for start in range(0, len(prompts), self.rows)]
-        return [one.ids for part in parts for one in self._draw(policy, prompts[part], seeds[part], None)]
+        return [
+            one.ids for part in parts for one in self._draw(policy, prompts[part], seeds[part], Ends(self.stop_tokens))
+        ]
 
     @property
     def _distribution(self) -> Distribution:
         return Distribution(self.temperature, self.top_k, self.top_p)
+
+    def _has_stop_string(self, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
+        text = decode_response(tokenizer, ids)
+        return any(stop in text for stop in self.stop_strings)
 
     def _text(self, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
         text = decode_response(tokenizer, ids)
@@ -141,7 +147,7 @@ class LocalSampler:
         policy: PreTrainedModel,
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[int],
-        text: StoppingCriteria | None,
+        ends: Ends,
     ) -> list[Drawn]:
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts have {len(seeds)} seeds")
@@ -153,7 +159,6 @@ class LocalSampler:
                 f"{context} tokens. Lower prepare.max_response_tokens or prepare.max_prompt_tokens."
             )
         ids = left_padded(prompts, self.pad_token).to(policy.device)
-        ends = Ends(self.stop_tokens, text)
         draws = Draws(ids, seeds, self.max_new_tokens, self._distribution, ends, self.logits_processors)
         if has_layouts(policy):
             decode(policy, prompts, self.max_new_tokens, draws)

@@ -17,7 +17,6 @@ from rlhf_core.models.store import load_policy, save_policy, stop_tokens
 from rlhf_core.scoring.rewards import MissingEnd
 from tiny import END, PAD, STOP, USER
 
-
 PATHS = pytest.mark.parametrize("plain", [False, True], ids=["fast", "plain"])
 
 
