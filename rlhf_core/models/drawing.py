@@ -79,8 +79,8 @@ class Ends:
 class Draws:
     """The draws of one call, token by token, for B rows; finished rows may be left out.
 
-    uniforms, tokens, logprobs: (longest, B). lengths: tokens through the end that `Ends.in_text` found, (B,), longest + 1
-    if it found none.
+    uniforms, tokens, logprobs: (longest, B). lengths: tokens through the end that `Ends.in_text` found, (B,), or
+    longest + 1.
     """
 
     def __init__(

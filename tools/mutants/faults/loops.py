@@ -255,6 +255,9 @@ MODULES = [
             LOOPS,
         ),
         Fault(
+            "OnlineTraining.draw", '"rollout", *stream)', '"rollout")', "every rollout draws the same numbers", ONLINE
+        ),
+        Fault(
             "_rollout_metrics",
             ".float().mean().item()",
             ".float().sum().item()",
