@@ -165,8 +165,8 @@ MODULES = [
         ONLINE,
         Fault(
             "OnlineTraining._replace_dropped",
-            '"dynamic_sampling", number)',
-            '"dynamic_sampling")',
+            'chosen, step, "dynamic_sampling", number)',
+            'chosen, step, "dynamic_sampling")',
             "every extra round draws the same numbers",
             DYNAMIC,
         ),
