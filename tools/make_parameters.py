@@ -33,6 +33,8 @@ def rows(values: Any, prefix: str = "") -> Iterator[str]:
         value = getattr(values, item.name)
         if not is_dataclass(value):
             yield row(f"{prefix}{item.name}", value, item, kinds[item.name])
+            if is_dataclass(inner := section_of(kinds[item.name])):  # an optional section that is null
+                yield from rows(inner(), f"{prefix}{item.name}.")
         elif item.name in policy_algorithms() and prefix == "policy.":
             yield from method_rows(item.name, values)
         else:

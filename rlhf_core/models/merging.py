@@ -1,0 +1,140 @@
+"""Merge an adapter into its base: W + (lora_alpha / r) B A, in float32 on a copy, and check the result.
+
+A wrong merge is silent: a merged model that is its base, or lacks the change of one layer, trains and samples without
+an error. So the logits of the copy are compared before and after the merge.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf_core.common.errors import UserError
+from rlhf_core.models.adapters import HEAD, NAME, adapter_parameters, has_adapter
+
+ROUNDING = 2e-5  # of float32, relative to the largest logit
+LOST = 0.01  # largest part of the adapter's effect that the merge may lose
+PROBE = 16  # tokens
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A plain float32 model on the CPU with the model's adapter merged into its weights. `model` does not change.
+
+    Raises:
+        UserError: the merged model differs from base plus adapter.
+    """
+    plain = _float_copy(model)
+    ids = _probe(plain)
+    adapted = _logits(plain, ids)
+    _enable(plain, False)
+    base = _logits(plain, ids)
+    _enable(plain, True)
+    merge_layers(plain)
+    _check(base, adapted, _logits(plain, ids))
+    own: Any = plain
+    own.adapter_base = None
+    del own.peft_config
+    return plain
+
+
+def require_trained(model: PreTrainedModel) -> None:
+    """Check that training changed the adapter, whose B begins at 0.
+
+    Raises:
+        UserError: B is still 0, so the merged model would be its base.
+    """
+    if has_adapter(model) and not any(bool(p.any()) for name, p in adapter_parameters(model) if ".lora_B." in name):
+        raise UserError(
+            "training did not change the adapter, so the model would equal its base. "
+            "Every gradient was 0: check that the rewards or the data differ."
+        )
+
+
+@torch.no_grad()
+def merge_layers(model: nn.Module) -> None:
+    """Replace every adapted layer by a plain one with the merged weights."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, layer in layers:
+        plain: Any = layer.get_base_layer()
+        plain.weight.data += layer.get_delta_weight(NAME)
+        model.set_submodule(name, plain)
+
+
+def _float_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A float32 copy on the CPU, without the forward that accelerate wraps around the model's own."""
+    tensors = [*model.parameters(), *model.buffers()]
+    plain = copy.deepcopy(model, {id(tensor): _float(tensor) for tensor in tensors})
+    for wrapped in ("forward", "_original_forward"):
+        plain.__dict__.pop(wrapped, None)
+    _without_quantisation(plain)
+    return plain.eval()
+
+
+def _float(tensor: Tensor) -> Tensor:
+    """A copy on the CPU; float32 unless it holds integers."""
+    state = getattr(tensor, "quant_state", None)
+    if state is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        value = dequantize_4bit(tensor.data, state)
+    else:
+        value = tensor.detach()
+    value = value.to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+    return nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
+
+
+def _without_quantisation(model: PreTrainedModel) -> None:
+    """Replace 4-bit layers, whose weights are already dequantised, by linear ones."""
+    config: Any = model.config
+    if not hasattr(config, "quantization_config"):
+        return
+    del config.quantization_config
+    own: Any = model
+    own.is_quantized = own.is_loaded_in_4bit = False
+    own.hf_quantizer = own.quantization_method = None
+    for name, layer in list(model.named_modules()):
+        if type(layer).__name__ == "Linear4bit" and isinstance(layer, nn.Linear):
+            with torch.device("meta"):
+                plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            plain.weight, plain.bias = layer.weight, layer.bias
+            model.set_submodule(name, plain)
+
+
+def _enable(model: nn.Module, enabled: bool) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(enabled)
+
+
+def _probe(model: PreTrainedModel) -> Tensor:
+    """Ids spread over the vocabulary, (1, T)."""
+    embeddings: Any = model.get_input_embeddings()
+    count = min(PROBE, getattr(model.config, "max_position_embeddings", None) or PROBE)
+    return torch.linspace(0, embeddings.weight.shape[0] - 1, count).long()[None]
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """The logits or, for a scalar model, the raw scores at every token, (1, T, V) or (1, T, 1)."""
+    transformer: Any = model.base_model
+    head: Any = model.get_output_embeddings() or getattr(model, HEAD)
+    mask = torch.ones_like(ids)
+    logits: Tensor = head(transformer(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state)
+    return logits
+
+
+def _check(base: Tensor, adapted: Tensor, result: Tensor) -> None:
+    change = (adapted - base).abs().max().item()
+    gap = (adapted - result).abs().max().item()
+    rounding = ROUNDING * max(1.0, adapted.abs().max().item())
+    if not gap <= rounding + LOST * change:
+        raise UserError(
+            f"the merged model differs from base plus adapter by {gap:.2g} in a logit that the adapter changes by "
+            f"{change:.2g}, so it was not saved. Name other layers in model.lora.target_modules."
+        )
