@@ -27,23 +27,27 @@ def require_hardware(device: Device, precision: Precision, weights: Weights, att
     Raises:
         UserError: they cannot; the message names the parameter and a value that works.
     """
+    require_packages(weights, attention)
     is_cuda = device != "cpu" and torch.cuda.is_available()
-    if weights == "4bit":
-        require_bitsandbytes("model.dtype is 4bit", "set model.dtype to bf16")
     if "bf16" in (precision, weights) and is_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         key = "run.precision" if precision == "bf16" else "model.dtype"
         raise UserError(f"{key} is bf16, but {torch.cuda.get_device_name()} has no bf16 arithmetic. Set it to fp32.")
-    if attention == "flash_attention_2":
-        if not is_cuda or precision != "bf16":
-            raise UserError(
-                "model.attn_implementation is flash_attention_2, which needs a CUDA device and run.precision bf16. "
-                "Set it to sdpa."
-            )
-        if find_spec("flash_attn") is None:
-            raise UserError(
-                "model.attn_implementation is flash_attention_2, but the package is missing. "
-                "Install it with: pip install flash-attn; or set it to sdpa."
-            )
+    if attention == "flash_attention_2" and (not is_cuda or precision != "bf16"):
+        raise UserError(
+            "model.attn_implementation is flash_attention_2, which needs a CUDA device and run.precision bf16. "
+            "Set it to sdpa."
+        )
+
+
+def require_packages(weights: Weights, attention: AttentionName) -> None:
+    """Raise UserError if an optional package that these values need is not installed. Does not import torch."""
+    if weights == "4bit":
+        require_bitsandbytes("model.dtype is 4bit", "set model.dtype to bf16")
+    if attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise UserError(
+            "model.attn_implementation is flash_attention_2, but flash-attn is not installed. "
+            "Install it with: pip install flash-attn; or set it to sdpa."
+        )
 
 
 def require_bitsandbytes(what: str, otherwise: str) -> None:

@@ -59,8 +59,9 @@ def merge_layers(model: nn.Module) -> None:
 
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     for name, layer in layers:
-        plain: Any = layer.get_base_layer()
-        plain.weight.data += layer.get_delta_weight(NAME)
+        adapted: Any = layer
+        plain = adapted.get_base_layer()
+        plain.weight.data += adapted.get_delta_weight(NAME)
         model.set_submodule(name, plain)
 
 

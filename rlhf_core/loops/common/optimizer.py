@@ -18,11 +18,11 @@ def make_optimizer(config: OptimizerConfig, groups: Sequence[dict[str, Any]]) ->
     Raises:
         UserError: 8-bit moments need bitsandbytes, which is not installed.
     """
-    settings = {"eps": config.adam_eps, "weight_decay": config.weight_decay}
+    eps, weight_decay = config.adam_eps, config.weight_decay
     if config.optimizer == "adamw_8bit":
         require_bitsandbytes("optimizer is adamw_8bit", "set optimizer to adamw")
         from bitsandbytes.optim import AdamW8bit
 
-        optimizer: torch.optim.Optimizer = AdamW8bit(list(groups), **settings)
+        optimizer: torch.optim.Optimizer = AdamW8bit(list(groups), eps=eps, weight_decay=weight_decay)
         return optimizer
-    return torch.optim.AdamW(list(groups), fused=True, **settings)
+    return torch.optim.AdamW(list(groups), eps=eps, weight_decay=weight_decay, fused=True)
