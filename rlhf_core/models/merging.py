@@ -5,7 +5,7 @@ an error. So the logits of the copy are compared before and after the merge.
 """
 
 import copy
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -67,42 +67,48 @@ def merge_layers(model: nn.Module) -> None:
 
 def _float_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A float32 copy on the CPU, without the forward that accelerate wraps around the model's own."""
-    tensors = [*model.parameters(), *model.buffers()]
-    plain = copy.deepcopy(model, {id(tensor): _float(tensor) for tensor in tensors})
+    quantised = [layer for layer in model.modules() if _is_quantised(layer)]
+    copies: dict[int, Any] = {id(layer): _dequantised(layer) for layer in quantised}
+    copies |= {id(tensor): _float(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    plain = copy.deepcopy(model, copies)
+    own: Any = plain
     for wrapped in ("forward", "_original_forward"):
-        plain.__dict__.pop(wrapped, None)
-    _without_quantisation(plain)
+        own.__dict__.pop(wrapped, None)
+    if quantised:
+        del own.config.quantization_config
+        own.is_quantized = own.is_loaded_in_4bit = False
+        own.hf_quantizer = own.quantization_method = None
     return plain.eval()
+
+
+def _is_quantised(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether this is a 4-bit layer of bitsandbytes; peft's layer around it has the same name."""
+    return type(layer).__name__ == "Linear4bit" and isinstance(layer, nn.Linear)
 
 
 def _float(tensor: Tensor) -> Tensor:
     """A copy on the CPU; float32 unless it holds integers."""
-    state = getattr(tensor, "quant_state", None)
-    if state is not None:
-        from bitsandbytes.functional import dequantize_4bit
-
-        value = dequantize_4bit(tensor.data, state)
-    else:
-        value = tensor.detach()
+    value = tensor.detach()
     value = value.to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)
     return nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
 
 
-def _without_quantisation(model: PreTrainedModel) -> None:
-    """Replace 4-bit layers, whose weights are already dequantised, by linear ones."""
-    config: Any = model.config
-    if not hasattr(config, "quantization_config"):
-        return
-    del config.quantization_config
-    own: Any = model
-    own.is_quantized = own.is_loaded_in_4bit = False
-    own.hf_quantizer = own.quantization_method = None
-    for name, layer in list(model.named_modules()):
-        if type(layer).__name__ == "Linear4bit" and isinstance(layer, nn.Linear):
-            with torch.device("meta"):
-                plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-            plain.weight, plain.bias = layer.weight, layer.bias
-            model.set_submodule(name, plain)
+@torch.no_grad()
+def _dequantised(layer: nn.Linear) -> nn.Linear:
+    """A plain layer with the weights of a 4-bit layer, read through its own arithmetic: W = (I Wᵀ)ᵀ.
+
+    bitsandbytes stores the weights in different ways, which may change with the first forward pass.
+    """
+    with torch.device("meta"):
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    own: Any = layer
+    bias, own.bias = layer.bias, None
+    rows = layer(torch.eye(layer.in_features, device=layer.weight.device, dtype=torch.bfloat16))
+    own.bias = bias
+    plain.weight = nn.Parameter(rows.t().to("cpu", torch.float32).contiguous(), requires_grad=False)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach().to("cpu", torch.float32), requires_grad=False)
+    return plain
 
 
 def _enable(model: nn.Module, enabled: bool) -> None:

@@ -16,6 +16,7 @@ from rlhf_core.common.seeding import seed_everything
 from rlhf_core.models.adapters import FOLDER, Base, add_adapter, belongs, load_adapter
 from rlhf_core.models.attention import use_layouts
 from rlhf_core.models.checkpoint import weights_digest
+from rlhf_core.models.checkpointing import checkpoint_layers
 from rlhf_core.models.ensembles import ScalarEnsemble, load_reward_model
 from rlhf_core.models.precision import set_compute
 from rlhf_core.models.sharing import scalar_on, shared_copy
@@ -145,7 +146,7 @@ def model_from_scratch(params: Params, config: PretrainedConfig) -> PreTrainedMo
 def for_training(params: Params, model: Any) -> Any:
     """The same model, prepared for training on the paths that the section `model` asks for."""
     if params.model.gradient_checkpointing:
-        _transformer(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_layers(_transformer(model))
     return _ready(params, model)
 
 
