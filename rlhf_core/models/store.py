@@ -227,6 +227,9 @@ def _load(
         raise UserError(f"{path}: {wrong[0]}{more}. Use a checkpoint with matching weights and config.json.")
     if dtype != "fp32":
         model.get_input_embeddings().register_forward_hook(_float_output)
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):  # needs weights of the type of its input
+                module.float()
     return model
 
 

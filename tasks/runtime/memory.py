@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from rlhf_core.algorithms.base.algorithm import Algorithm, Method
-from rlhf_core.models.lora import Lora
+from rlhf_core.common.lora import Lora
 from tasks.files import declared
 from tasks.files.declared import Loads
 from tasks.params.derived import stage_of

@@ -165,8 +165,8 @@ MODULES = [
         ),
         Fault(
             "load_policy",
-            "return _load(AutoModelForCausalLM, path, load_config(path))",
-            "return _load(AutoModelForCausalLM, path, load_config(path)).bfloat16()",
+            "load_config(path), dtype, attention)",
+            "load_config(path), dtype, attention).bfloat16()",
             "weights in bf16",
             RUNS,
             24,
