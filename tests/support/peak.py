@@ -50,6 +50,29 @@ def main(lora: bool, checkpointing: bool, dtype: str, rows: int) -> None:
     sys.stdout.write(f"{peak() - before}\n")
 
 
+def saved_bytes(lora: bool, checkpointing: bool, rows: int) -> int:
+    """The bytes that autograd saves in a float32 forward pass, weights left out."""
+    model = new_policy(LlamaConfig(**SHAPE))
+    if lora:
+        add_adapter(model, Lora(r=16), Base("test", "0"))
+    if checkpointing:
+        checkpoint_layers(model)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    saved = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = collate([Example([7] * PROMPT, [8] * RESPONSE)] * rows, 0)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = policy_outputs(model.train(), batch)
+    del outputs
+    return sum(saved.values())
+
+
 def peak() -> int:
     """The highest resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
