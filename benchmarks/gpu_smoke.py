@@ -31,7 +31,7 @@ from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
 from rlhf_core.common.batch import Example, Rollout, collate
-from rlhf_core.loops.common.update import GradientStep, OptimizerConfig
+from rlhf_core.loops.common.update import GradientStep, MicroSize, OptimizerConfig
 from rlhf_core.models.forward import policy_outputs, response_logprobs, score_outputs, values
 from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import ScalarModel, parameter_count
@@ -104,7 +104,7 @@ def steps(device, precision):
 
     def record(name, algorithm, forward, models, batch):
         trained = {key: (model, 1e-3) for key, model in models.items()}
-        step = GradientStep(accelerator, algorithm, forward, trained, config, batch.rows)
+        step = GradientStep(accelerator, algorithm, forward, trained, config, MicroSize(batch.rows))
         metrics = step(batch, 0, 1)
         results[name] = {"loss": metrics["loss"], "grad_norm": metrics["grad_norm"]}
 
@@ -124,7 +124,7 @@ def steps(device, precision):
         rollout = algorithm.targets(as_rollout(batch, policy, critic), algorithm.initial_state())
 
         def forward(b, policy=policy, critic=critic):
-            outputs = policy_outputs(policy, b, entropy=True)
+            outputs = policy_outputs(policy, b, entropy="gradient")
             return replace(outputs, values=values(critic, b))
 
         trained = {"policy": policy, "critic": critic} if name == "ppo" else {"policy": policy}
@@ -157,7 +157,9 @@ def large_model():
     torch.cuda.reset_peak_memory_stats()
     batch = collate([Example(p, r) for p, r in zip(prompts, responses, strict=True)], PAD).to(accelerator.device)
     trained = {"policy": (policy, 1e-5)}
-    step = GradientStep(accelerator, SFT(), lambda b: policy_outputs(policy, b), trained, OptimizerConfig(), 8)
+    step = GradientStep(
+        accelerator, SFT(), lambda b: policy_outputs(policy, b), trained, OptimizerConfig(), MicroSize(8)
+    )
     losses = []
     for index in range(5):
         if index == 1:  # the first step allocates memory

@@ -1,4 +1,7 @@
-"""Write docs/parameters.md from the dataclasses that validate params.yaml: python -m tools.make_parameters"""
+"""Write docs/parameters.md from the dataclasses that validate params.yaml, and docs/names.md.
+
+python -m tools.make_parameters
+"""
 
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
@@ -10,6 +13,7 @@ from tasks.params.derived import LOOPS
 from tasks.params.explain import section_of
 from tasks.params.load import load_params
 from tasks.params.schema import Params
+from tools import names_page
 
 ROOT = Path(__file__).resolve().parent.parent
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -17,7 +21,7 @@ HEAD = """\
 # params.yaml, key by key
 
 Made by `python -m tools.make_parameters`. The built-in run uses the value in params.yaml, or else the default.
-Profiles and `--set` can change it.
+Profiles and `--set` can change it. [names.md](names.md) lists the names of TRL, verl and OpenRLHF for these keys.
 
 A method has every option of its loop. Values that methods share are set once, in `policy.online_loop` or
 `policy.offline_loop`. The rows of a method list its own options, and the loop options whose values it overrides.
@@ -103,3 +107,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     (ROOT / "docs" / "parameters.md").write_text(page(), encoding="utf-8")
+    (ROOT / "docs" / "names.md").write_text(names_page.page(), encoding="utf-8")

@@ -46,7 +46,7 @@ class PPOPenalty(OnPolicyAlgorithm):
     @property
     def needs(self) -> Needs:
         """A critic, and after the last update the KL to the policy that sampled."""
-        return Needs(critic=True, final_kl=True)
+        return Needs(critic=True, reference=self.kl_coef > 0, final_kl=True)
 
     def critic_rate(self, config: OnlineConfig) -> float:
         """The critic has its own learning rate."""

@@ -69,7 +69,7 @@ class Reinforce(OnPolicyAlgorithm):
     @property
     def needs(self) -> Needs:
         """A critic, if the baseline is critic."""
-        return Needs(critic=self.baseline == "critic")
+        return Needs(critic=self.baseline == "critic", reference=self.kl_coef > 0)
 
     def critic_rate(self, config: OnlineConfig) -> float:
         """The critic has its own learning rate."""

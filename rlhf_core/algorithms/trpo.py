@@ -51,7 +51,7 @@ class TRPO(OnPolicyAlgorithm):
     @property
     def needs(self) -> Needs:
         """A critic, and a natural-gradient step for the policy."""
-        return Needs(critic=True, trust_region=True)
+        return Needs(critic=True, reference=self.kl_coef > 0, trust_region=True)
 
     def work(self, config: Any, prompts: int, feedback: int) -> Work:
         """Gradient steps train only the critic. A Fisher-vector product costs the policy two of them."""

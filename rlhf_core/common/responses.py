@@ -1,5 +1,6 @@
 """The type of a response: samplers return it, annotators are shown it, rewards and judges read it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -8,9 +9,11 @@ class Response:
     """One response.
 
     ids: the sampled tokens, including the end token; empty if the text was not sampled. text: only for people and for
-    judges that read text. ended: False if the response was cut off at the length limit.
+    judges that read text. ended: False if the response was cut off at the length limit. logprobs: those of the ids, as
+    the sampler computed them; None if it does not give them.
     """
 
     ids: list[int]
     text: str
     ended: bool
+    logprobs: Sequence[float] | None = None

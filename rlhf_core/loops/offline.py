@@ -10,12 +10,15 @@ from transformers import PreTrainedModel
 
 from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.algorithms.base.config import OfflineConfig
-from rlhf_core.common.batch import Batch, Outputs, Unit, collate_units
+from rlhf_core.common.batch import Batch, Example, Outputs, Unit, collate, collate_units
 from rlhf_core.common.seeding import seed_everything
 from rlhf_core.loops.common.resume import load_trained_state, trained_state
 from rlhf_core.loops.common.run import Metrics, Run, is_mark, minibatch_indices
-from rlhf_core.loops.common.update import GradientStep, forward_in_parts, microbatches
+from rlhf_core.loops.common.update import GradientStep, forward_in_parts, micro_size, microbatches
 from rlhf_core.models.forward import response_logprobs
+
+# The tokens of a row: prompt and response.
+Content = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def train_offline(
@@ -42,7 +45,7 @@ def train_offline(
         lambda batch: forward(model, batch),
         {"model": (model, config.learning_rate)},
         config,
-        config.micro_batch_size,
+        micro_size(config),
     )
     total = config.total_steps(len(units))
     history: list[Metrics] = []
@@ -81,10 +84,10 @@ def evaluate_offline(
     """Loss and statistics averaged over all held-out units with the algorithm's weights."""
     batch = collate_units(units, pad_id).to(accelerator.device)
     batch = algorithm.prepare(
-        batch, lambda whole: forward_in_parts(lambda part: forward(model, part), whole, config.micro_batch_size)
+        batch, lambda whole: forward_in_parts(lambda part: forward(model, part), whole, micro_size(config))
     )
     sums: Metrics = {}
-    for part, weights in microbatches(algorithm, batch, config.micro_batch_size):
+    for part, weights in microbatches(batch, algorithm.weights(batch), micro_size(config)):
         outputs = forward(model, part)
         named = {"loss": algorithm.losses(outputs, part), **algorithm.statistics(outputs, part)}
         for name, value in named.items():
@@ -101,16 +104,22 @@ def with_ref_logprobs(
     pad_id: int,
     report: Callable[[int], None] = lambda count: None,
 ) -> list[Unit]:
-    """The same units with the reference model's log-probability of each token, computed once.
+    """The same units with the reference model's log-probability of each token, computed once for equal rows.
 
     report(count): called each time `count` more units are done.
     """
     reference = accelerator.prepare_model(reference, evaluation_mode=True)
-    done: list[Unit] = []
+    known: dict[Content, list[float]] = {}
     for start in range(0, len(units), config.micro_batch_size):
         part = units[start : start + config.micro_batch_size]
-        batch = collate_units(part, pad_id).to(accelerator.device)
-        rows = iter(response_logprobs(reference, batch).tolist())
-        done += [tuple(replace(row, ref_logprobs=next(rows)[: len(row.response_ids)]) for row in unit) for unit in part]
+        new = {_content(row): row for unit in part for row in unit if _content(row) not in known}
+        if new:
+            batch = collate(list(new.values()), pad_id).to(accelerator.device)
+            found = response_logprobs(reference, batch).tolist()
+            known |= {key: values[: len(key[1])] for key, values in zip(new, found, strict=True)}
         report(len(part))
-    return done
+    return [tuple(replace(row, ref_logprobs=known[_content(row)]) for row in unit) for unit in units]
+
+
+def _content(row: Example) -> Content:
+    return tuple(row.prompt_ids), tuple(row.response_ids)

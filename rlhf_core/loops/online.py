@@ -3,8 +3,9 @@
 prompts -> Rollout -> targets -> token losses -> scalar
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,17 +16,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.algorithms.base.algorithm import OnPolicyAlgorithm
 from rlhf_core.algorithms.base.check import check_loop
 from rlhf_core.algorithms.base.config import OnlineConfig, learning_rate_factor
-from rlhf_core.common.batch import Outputs, Rollout
+from rlhf_core.common.batch import Batch, Outputs, Rollout
 from rlhf_core.common.errors import UserError
 from rlhf_core.common.seeding import seed_everything, stream_seed
 from rlhf_core.loops.common.resume import load_trained_state, trained_state
 from rlhf_core.loops.common.run import Metrics, Run, is_mark, minibatch_indices, stream_indices
-from rlhf_core.loops.common.update import GradientStep, forward_in_parts
+from rlhf_core.loops.common.update import GradientStep, forward_in_parts, micro_size, unit_slices
+from rlhf_core.loops.dynamic_sampling import Scored, other_prompts, replace_dropped
 from rlhf_core.loops.trust_region import TrustRegion, TrustRegionAlgorithm
 from rlhf_core.maths.advantages import equal_groups
 from rlhf_core.maths.kl import kl_k3
 from rlhf_core.maths.reductions import sequence_sum
 from rlhf_core.models.forward import policy_outputs, response_logprobs, values
+from rlhf_core.models.precision import is_exact
 from rlhf_core.models.responses import Responses
 from rlhf_core.models.sampling import Sampler
 from rlhf_core.models.tokens import Prompt
@@ -42,10 +45,10 @@ class Critic:
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a run on sampled data; `critic` is None if the algorithm needs none."""
+    """The models of a run on sampled data; reference and critic are None if the algorithm needs none."""
 
     policy: PreTrainedModel
-    reference: PreTrainedModel
+    reference: PreTrainedModel | None
     critic: Critic | None
     tokenizer: PreTrainedTokenizerBase
 
@@ -75,7 +78,9 @@ class OnlineTraining:
         self.prompts, self.sampler, self.config, self.run = prompts, sampler, config, run
         self.tokenizer = models.tokenizer
         self.policy = accelerator.prepare(models.policy)
-        self.reference = accelerator.prepare_model(models.reference, evaluation_mode=True)
+        self.reference: PreTrainedModel | None = None
+        if models.reference is not None:
+            self.reference = accelerator.prepare_model(models.reference, evaluation_mode=True)
         self.critic: nn.Module | None = None
         self.trust_region = self._trust_region() if algorithm.needs.trust_region else None
         trained: dict[str, tuple[nn.Module, float]] = {}
@@ -84,8 +89,10 @@ class OnlineTraining:
         if models.critic is not None:
             self.critic = accelerator.prepare(models.critic.model)
             trained["critic"] = (self.critic, models.critic.learning_rate)
+        self.makes_one_step = config.makes_one_step and self.trust_region is None
+        self.micro_size = micro_size(config, algorithm.rows_per_unit)
         self.step_on: GradientStep[Rollout] = GradientStep(
-            accelerator, algorithm, self._forward, trained, config, config.micro_batch_size // algorithm.rows_per_unit
+            accelerator, algorithm, self._forward, trained, config, self.micro_size, self._complete
         )
         self.state = algorithm.initial_state()
         self.history: list[Metrics] = []
@@ -112,11 +119,32 @@ class OnlineTraining:
         self.policy.eval()
         size = self.config.rollout_size // self.algorithm.group_size
         indices = stream_indices(step, len(self.prompts), size, self.run.seed, self.run.name)
-        responses, row_weights = self.draw([self.prompts[index] for index in indices])
-        scores, terms = self.reward(responses)
-        rollout = self._record(responses, scores, row_weights.to(scores))
+        scored, extra = self._scored(indices), Metrics()
+        if self.algorithm.extra_rounds:
+            scored, extra = self._replace_dropped(scored, indices, step)
+        rollout = self._record(scored.responses, scored.scores, scored.row_weights)
         self.policy.train()
-        return rollout, _rollout_metrics(rollout, terms, self.algorithm.group_size, self.config.epochs)
+        metrics = _rollout_metrics(rollout, scored.terms, self.algorithm, self.config.epochs)
+        extra["sampled_tokens"] = metrics["sampled_tokens"] + extra.get("sampled_tokens", 0)
+        return rollout, metrics | extra
+
+    def _scored(self, indices: Sequence[int]) -> Scored:
+        """Sample and score the responses to the prompts with these indices."""
+        return Scored.by(self.reward, *self.draw([self.prompts[index] for index in indices]))
+
+    def _replace_dropped(self, first: Scored, indices: Sequence[int], step: int) -> tuple[Scored, Metrics]:
+        """Run the extra rounds of dynamic sampling; each has its own random streams, named by step and round."""
+        used = list(indices)
+
+        def sample(number: int, groups: int) -> Scored:
+            process = self.accelerator.process_index
+            seed_everything(self.run.seed, self.run.name, process, step, "dynamic_sampling", number)
+            stream = f"{self.run.name}/dynamic_sampling/{step}/{number}"
+            chosen = other_prompts(len(self.prompts), groups, used, self.run.seed, stream)
+            used.extend(chosen)
+            return self._scored(chosen)
+
+        return replace_dropped(first, self.algorithm, sample)
 
     def draw(self, prompts: Sequence[Prompt]) -> tuple[Responses, Tensor]:
         """Sample group_size adjacent responses per prompt; return them and the weight of each row, (B,)."""
@@ -127,23 +155,51 @@ class OnlineTraining:
 
     def _record(self, responses: Responses, scores: Tensor, row_weights: Tensor) -> Rollout:
         """Return the rollout before targets are computed."""
-        batch, temperature = responses.batch, self.config.temperature
-        starts = range(0, batch.rows, self.config.micro_batch_size)
-        parts = [batch.select(slice(start, start + self.config.micro_batch_size)) for start in starts]
-        known = {
-            "old_logprobs": [response_logprobs(self.policy, part, temperature=temperature) for part in parts],
-            "ref_logprobs": [response_logprobs(self.reference, part, temperature=temperature) for part in parts],
-        }
+        batch = responses.batch
+        sampled = responses.sampler_logprobs
+        known = {"old_logprobs": self._old_logprobs(batch, sampled), "sampler_logprobs": sampled}
+        if self.reference is not None and self.algorithm.needs.reference:
+            known["ref_logprobs"] = self._in_parts(batch, partial(self._logprobs, self.reference))
         if self.critic is not None:
-            known["old_values"] = [values(self.critic, part) for part in parts]
+            known["old_values"] = self._in_parts(batch, partial(values, self.critic))
         return Rollout.of(
             batch,
             units=torch.arange(batch.rows, device=scores.device) // self.algorithm.rows_per_unit,
             scores=scores,
             ended=responses.ended,
             row_weights=row_weights,
-            **{name: torch.cat(tensors) for name, tensors in known.items()},
+            **known,
         )
+
+    def _old_logprobs(self, batch: Batch, sampled: Tensor) -> Tensor:
+        """The log-probabilities under the policy before the first step, (B, R).
+
+        Those of a local sampler equal the training forward pass up to rounding, unless it computes in bf16. With one
+        step per rollout, the training forward pass gives its own (`_complete`), and they are only for targets.
+
+        Raises:
+            UserError: the algorithm needs log-probabilities that the sampler does not give.
+        """
+        is_known = not bool(sampled.isnan().any())
+        if self.algorithm.needs.sampler_logprobs and not is_known:
+            raise UserError(
+                "importance_cap needs log-probabilities from the sampler, and this sampler does not give them. "
+                "Leave importance_cap out."
+            )
+        if is_known and self.sampler.is_local and (is_exact(self.policy) or self.makes_one_step):
+            return sampled
+        return self._in_parts(batch, partial(self._logprobs, self.policy))
+
+    def _complete(self, outputs: Outputs, batch: Rollout) -> Rollout:
+        """In the only step on a rollout, the policy is the one that sampled, and the ratio is exactly 1."""
+        return replace(batch, old_logprobs=outputs.logprobs.detach()) if self.makes_one_step else batch
+
+    def _logprobs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return response_logprobs(model, batch, temperature=self.config.temperature)
+
+    def _in_parts(self, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
+        """A tensor (B, ...) of a whole batch, computed in microbatches."""
+        return torch.cat([compute(batch.select(rows)) for _, rows in unit_slices(batch, micro_size(self.config))])
 
     def _learn(self, rollout: Rollout, step: int) -> Metrics:
         """Compute the targets with the algorithm's current state, and optimise on them."""
@@ -174,7 +230,8 @@ class OnlineTraining:
         seed, name = stream_seed(self.run.seed, step), f"{self.run.name}/minibatch"
         updates = range(self.config.epochs * -(-units // size))
         chosen = [torch.tensor(minibatch_indices(update, units, size, seed, name)) for update in updates]
-        return [(unit[:, None] * together + torch.arange(together)).flatten() for unit in chosen]
+        # Sorted, so that responses to one prompt are adjacent and share it in a forward pass.
+        return [(unit.sort()[0][:, None] * together + torch.arange(together)).flatten() for unit in chosen]
 
     def _forward(self, batch: Rollout) -> Outputs:
         outputs = policy_outputs(
@@ -189,7 +246,7 @@ class OnlineTraining:
     @torch.no_grad()
     def _final_kl(self, rollout: Rollout) -> float:
         """Estimate KL(π_old ‖ π_θ) in nats per token after the last update, with k3 on the samples of π_old."""
-        outputs = forward_in_parts(self._forward, rollout, self.config.micro_batch_size)
+        outputs = forward_in_parts(self._forward, rollout, self.micro_size)
         kl = kl_k3(rollout.old_logprobs, outputs.logprobs)
         return ((kl * rollout.token_weights).sum() / rollout.token_weights.sum()).item()
 
@@ -231,19 +288,28 @@ def _check(algorithm: OnPolicyAlgorithm, prompts: Sequence[Prompt], sampler: Sam
         raise ValueError(f"the sampler has temperature {sampler.temperature}, the loop {config.temperature}")
 
 
-def _rollout_metrics(rollout: Rollout, terms: Mapping[str, Tensor], group_size: int, epochs: int) -> Metrics:
-    """Return metrics of the sampled responses; `kl` to the reference is estimated in nats per response."""
+def _rollout_metrics(
+    rollout: Rollout, terms: Mapping[str, Tensor], algorithm: OnPolicyAlgorithm, epochs: int
+) -> Metrics:
+    """Return metrics of the sampled responses; `kl` to the reference, if known, is in nats per response."""
     mean = rollout.row_mean(rollout.scores)
     tokens = rollout.lengths.sum().item()
     metrics = {
         "score": mean,
         "score_std": rollout.row_mean((rollout.scores - mean).square()) ** 0.5,
-        "kl": rollout.row_mean(sequence_sum(rollout.old_logprobs - rollout.ref_logprobs, rollout.response_mask)),
         "response_length": rollout.row_mean(rollout.lengths),
         "ended_fraction": rollout.row_mean(rollout.ended),
         "sampled_tokens": tokens,
         "trained_tokens": tokens * epochs,
     }
-    if group_size > 1:
-        metrics["equal_group_fraction"] = equal_groups(rollout.scores, group_size).float().mean().item()
+    if algorithm.needs.reference:
+        logratios = sequence_sum(rollout.old_logprobs - rollout.ref_logprobs, rollout.response_mask)
+        metrics["kl"] = rollout.row_mean(logratios)
+    if algorithm.group_size > 1:
+        metrics["equal_group_fraction"] = equal_groups(rollout.scores, algorithm.group_size).float().mean().item()
+    reused = rollout.old_logprobs is rollout.sampler_logprobs
+    if not reused and not bool(rollout.sampler_logprobs.isnan().any()):
+        gap = (rollout.old_logprobs - rollout.sampler_logprobs).abs() * rollout.response_mask
+        metrics["sampler_gap"] = ((gap * rollout.row_weights[:, None]).sum() / rollout.token_weights.sum()).item()
+        metrics["sampler_gap_max"] = gap.max().item()
     return metrics | {f"reward_{name}": rollout.row_mean(value) for name, value in terms.items()}

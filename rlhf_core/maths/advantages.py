@@ -9,9 +9,10 @@ from rlhf_core.common.lazy import F, Tensor, torch
 def token_rewards(scores: Tensor, kl: Tensor, kl_coef: float, response_mask: Tensor) -> Tensor:
     """r̃_t = -β kl_t + 1[t = T] r(x, y), (B, R). InstructGPT (arXiv:2203.02155) eq. 2.
 
-    scores (B,); kl (B, R) is k1 of the policy that sampled. A row sums to score - β Σ kl_t over the mask.
+    scores (B,); kl (B, R) is k1 of the policy that sampled, and is not read if β is 0. A row sums to
+    score - β Σ kl_t over the mask.
     """
-    rewards = -kl_coef * kl * response_mask
+    rewards = -kl_coef * kl * response_mask if kl_coef else torch.zeros_like(kl)
     last = response_mask.sum(-1, keepdim=True).long() - 1
     return rewards.scatter_add(-1, last, scores.to(rewards.dtype).unsqueeze(-1))
 
@@ -44,6 +45,11 @@ def returns_to_go(rewards: Tensor, response_mask: Tensor, gamma: float) -> Tenso
         following = (rewards[:, t] + gamma * following) * response_mask[:, t]
         returns[:, t] = following
     return returns
+
+
+def no_advantage(rollout: Rollout) -> Tensor:
+    """The rows whose advantages are all 0, bool, (B,)."""
+    return (rollout.advantages == 0).all(-1)
 
 
 def leave_one_out(returns: Tensor, group_size: int) -> Tensor:

@@ -5,6 +5,8 @@ transformers calls a registered attention function in every layer. The one here 
 function is transformers' sdpa attention, so a prepared model also works in `generate` and elsewhere.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -58,9 +60,22 @@ def use_layouts(model: PreTrainedModel) -> str | None:
     return reason
 
 
-def has_layouts(model: PreTrainedModel) -> bool:
+def has_layouts(model: nn.Module) -> bool:
     """Whether the model is prepared for layouts."""
-    return bool(model.config._attn_implementation == IMPLEMENTATION)
+    return isinstance(model, PreTrainedModel) and model.config._attn_implementation == IMPLEMENTATION
+
+
+@contextmanager
+def without_layouts(model: nn.Module) -> Iterator[None]:
+    """The plain path of a model and of the transformers in it."""
+    prepared = [part for part in model.modules() if isinstance(part, PreTrainedModel) and has_layouts(part)]
+    for part in prepared:
+        part.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        for part in prepared:
+            part.set_attn_implementation(IMPLEMENTATION)
 
 
 def _obstacle(model: PreTrainedModel) -> str | None:

@@ -16,9 +16,9 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.models.store import ScalarModel, load_scalar_model, save_scalar_model
+from rlhf_core.models.store import ScalarModel, load_scalar_model, plain_states, save_scalar_model
 
 Aggregate = Literal["mean", "min", "mean_minus_std"]
 
@@ -61,9 +61,18 @@ class ScalarEnsemble(nn.Module):
         for member in self.models:
             member.set_normalisation(member.offset + offset, scale)
 
+    @property
+    def has_layouts(self) -> bool:
+        """Whether all members run on packed tokens (`attention`)."""
+        return all(member.has_layouts for member in self.models)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """Return the aggregate at every token, (B, P+R). All three arguments are (B, P+R)."""
-        scores = torch.stack([member(input_ids, attention_mask, position_ids) for member in self.members])
+        return self.scalars(lambda model: plain_states(model, input_ids, attention_mask, position_ids))
+
+    def scalars(self, states_of: Callable[[PreTrainedModel], Tensor]) -> Tensor:
+        """Return the aggregate for each hidden state, (...), from states_of(transformer), (..., d)."""
+        scores = torch.stack([member.scalars(states_of) for member in self.models])
         return aggregate(scores, self.how, self.std_coef)
 
 

@@ -1,24 +1,31 @@
-"""The compute precision of a model, for forward passes that call its parts and not the model itself."""
+"""The precision in which a model computes: float32, or bf16 by autocast with float32 weights."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from rlhf_core.common.device import Precision
 
 
 def set_compute(model: nn.Module, precision: Precision) -> None:
-    """Set the precision in which `compute` runs a model."""
-    own: Any = model
-    own.compute_precision = precision
+    """Store the precision on a model and on the transformers in it."""
+    for part in model.modules():
+        if part is model or isinstance(part, PreTrainedModel):
+            part.compute_precision = precision  # type: ignore[assignment]
 
 
-@contextmanager
-def compute(model: nn.Module) -> Iterator[None]:
-    """Run forward passes in the model's compute precision: bf16 by autocast, or fp32 as they are."""
+def is_exact(model: nn.Module) -> bool:
+    """Whether the model computes in float32 or better, so that two ways to compute a number agree up to rounding."""
+    return getattr(model, "compute_precision", "fp32") == "fp32" and all(
+        parameter.dtype in (torch.float32, torch.float64) for parameter in model.parameters()
+    )
+
+
+def compute(model: nn.Module) -> AbstractContextManager[object]:
+    """The autocast of the model's precision. A model without one computes in the precision of its weights."""
+    if getattr(model, "compute_precision", "fp32") == "fp32":
+        return nullcontext()
     device = next(model.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16, enabled=getattr(model, "compute_precision", "fp32") == "bf16"):
-        yield
+    return torch.autocast(device, dtype=torch.bfloat16)

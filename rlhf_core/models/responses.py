@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rlhf_core.common.batch import Batch, Example, collate
+from rlhf_core.common.batch import Batch, Example, collate, not_computed
 from rlhf_core.common.responses import Response
 from rlhf_core.models.tokens import Prompt
 
@@ -43,6 +43,16 @@ class Responses:
     def ended(self) -> Tensor:
         """Whether each response ended, bool, (B,)."""
         return torch.tensor([response.ended for response in self.responses], device=self.device)
+
+    @cached_property
+    def sampler_logprobs(self) -> Tensor:
+        """The log-probabilities of the sampler, (B, R), 0 after the end; NaN in rows for which it gave none."""
+        logprobs = not_computed(len(self), self.batch.response_length)
+        for row, response in enumerate(self.responses):
+            if response.logprobs is not None:
+                logprobs[row] = 0.0
+                logprobs[row, : len(response.logprobs)] = torch.tensor(response.logprobs)
+        return logprobs.to(self.device)
 
     @property
     def texts(self) -> list[str]:

@@ -24,6 +24,11 @@ class Sampler(Protocol):
         """The divisor of the logits; 0 always takes the most likely token."""
         ...
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it runs the policy itself, so that its log-probabilities are those of the policy."""
+        ...
+
     def responses(
         self,
         policy: PreTrainedModel,
@@ -54,6 +59,11 @@ class LocalSampler:
     pad_token: int
     temperature: float = 1.0
     rows: int = 128  # rows per call of generate
+
+    @property
+    def is_local(self) -> bool:
+        """True."""
+        return True
 
     def responses(
         self,

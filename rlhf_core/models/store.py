@@ -7,6 +7,7 @@ stores the mean and standard deviation of the Likert scores used for training (`
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from transformers import (
 from rlhf_core.common.device import AttentionName, Weights
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.adapters import FOLDER, HEAD, has_adapter, save_adapter
+from rlhf_core.models.attention import has_layouts, use_layouts
 from rlhf_core.models.merging import merged
 
 # Masks and frequencies that older versions of transformers saved with the weights.
@@ -83,9 +85,12 @@ def load_policy(path: str | Path, dtype: Weights = "fp32", attention: AttentionN
 
 def new_policy(config: PretrainedConfig, attention: AttentionName = "sdpa") -> PreTrainedModel:
     """Return a causal language model with random weights from torch's global generator."""
-    return AutoModelForCausalLM.from_config(
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
         without_dropout(config), dtype=torch.float32, **_attention_argument(attention)
     )
+    if attention == "sdpa":
+        use_layouts(model)
+    return model
 
 
 class ScalarModel(nn.Module):
@@ -117,15 +122,30 @@ class ScalarModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """Return a float32 scalar at every token, (B, P+R). All three arguments are (B, P+R)."""
-        transformer: Any = self.model.base_model
-        hidden = transformer(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+        return self.scalars(lambda model: plain_states(model, input_ids, attention_mask, position_ids))
+
+    @property
+    def has_layouts(self) -> bool:
+        """Whether the transformer runs on packed tokens (`attention`)."""
+        return has_layouts(self.model)
+
+    def scalars(self, states_of: Callable[[PreTrainedModel], Tensor]) -> Tensor:
+        """Return a float32 scalar for each hidden state, (...), from states_of(transformer), (..., d)."""
         head: Any = self.model.score
+        hidden = states_of(self.model)
         # In full precision also under bf16 autocast, where scores would have only three digits.
         with torch.autocast(hidden.device.type, enabled=False):
             scalars: Tensor = head(hidden.to(head.weight.dtype)).squeeze(-1)
         return (scalars - self.offset) / self.scale
+
+
+def plain_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+    """The last hidden states, (B, P+R, d). All three tensors are (B, P+R)."""
+    transformer: Any = model.base_model
+    states: Tensor = transformer(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
+    return states
 
 
 def new_scalar_model(
@@ -230,6 +250,8 @@ def _load(
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):  # needs weights of the type of its input
                 module.float()
+    if attention == "sdpa":
+        use_layouts(model)
     return model
 
 

@@ -87,6 +87,7 @@ def policy_checks(
     if not is_sampled:
         yield "end token", partial(preflight.check_end, rows, stops, pad)
     yield "padding", partial(preflight.check_padding, policy, rows, pad, tolerance(params))
+    yield "fast path", partial(preflight.check_fast_path, policy, rows, pad)
     yield "learning rate", partial(preflight.check_learning_rate, policy, learning_rate)
 
 

@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rlhf_core.common.fields import describe_bounds
+from tasks.params.peers import peer_hint
 
 LARGEST = 2**63 - 1  # the largest integer that torch, MLflow and JSON readers support
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # invalid in paths or in UTF-8
@@ -71,7 +72,9 @@ def coerced(before: Any, after: Any, where: Where = ()) -> Iterator[tuple[Where,
 
 
 def nearest_key(where: Where, section: type) -> str:
-    """Suggest the most similar key, or list the existing keys."""
+    """Suggest our name of a peer's key, or the most similar key; or list the existing keys."""
+    if known := peer_hint(dotted(where), keys_of(section)):
+        return known
     *parents, name = where
     parent = _kind_at(tuple(parents), section)
     owner = section_of(parent[0]) if parent else None

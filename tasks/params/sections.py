@@ -127,13 +127,17 @@ class SampleParams(Section):
 class RewardTerm(Section):
     """One term of the reward for sampled responses. The weighted terms are summed; each is logged separately."""
 
-    name: Literal["model", "exact_answer", "missing_end", "length", "format", "python"] = setting(
+    name: Literal["model", "exact_answer", "missing_end", "length", "overlong", "format", "python"] = setting(
         "model",
         "model: the reward model's score; exact_answer: 1 for the right answer; missing_end: -1 without an end token; "
-        "length: response tokens; format: 1 if the pattern matches; python: your own function",
+        "length: response tokens; overlong: 0 to -1 over the last `cache` tokens before the length limit; "
+        "format: 1 if the pattern matches; python: your own function",
     )
     weight: float = setting(1.0, "factor of the term")
     clamp: float | None = setting(None, "model: scores are clamped to ± this value; null for no limit", gt=0)
+    cache: int | None = setting(
+        None, "overlong: tokens before the limit over which it grows (arXiv:2503.14476, eq. 13)", ge=1
+    )
     pattern: str | None = setting(None, "format: regular expression that must match the whole response")
     function: str | None = setting(None, "python: module:function, called with prompts, responses and answers")
 
@@ -143,6 +147,7 @@ class RewardTerm(Section):
             raise ValueError(f"reward {self.name} has weight 0 and so no effect; remove it from the list")
         for option, term, needed in (
             ("clamp", "model", False),
+            ("cache", "overlong", True),
             ("pattern", "format", True),
             ("function", "python", True),
         ):

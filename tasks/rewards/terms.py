@@ -11,6 +11,7 @@ from rlhf_core.scoring.rewards import (
     Length,
     MissingEnd,
     ModelReward,
+    Overlong,
     PythonReward,
     Reward,
     WeightedSum,
@@ -43,6 +44,7 @@ def _reward(term: RewardTerm, params: Params, models: StageModels, rows: int) ->
         "exact_answer": lambda: ExactMatch(params.prepare.answer_pattern),
         "missing_end": lambda: MissingEnd(1.0),
         "length": Length,
+        "overlong": lambda: Overlong(params.prepare.max_response_tokens, term.cache or 0),
         "format": lambda: Format(term.pattern or ""),
         "python": lambda: PythonReward(term.function or "", import_function(term.function or "")),
     }

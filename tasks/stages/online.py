@@ -98,7 +98,7 @@ def _train_on_rollouts(stage: Stage, name: str, algorithm: Any, config: Any) -> 
         accelerator,
         Models(
             policy=model,
-            reference=models.reference(),
+            reference=models.reference() if algorithm.needs.any_reference else None,
             critic=_critic(models, algorithm, config) if algorithm.needs.critic else None,
             tokenizer=tokenizer,
         ),

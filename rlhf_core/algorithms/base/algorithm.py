@@ -32,10 +32,17 @@ class Needs:
     """What the loop must provide for an algorithm."""
 
     critic: bool = False  # gives the values
-    entropies: bool = False
+    reference: bool = True  # gives the log-probabilities of the reference; not needed if its KL has weight 0
+    entropies: Literal["value", "gradient"] | None = None  # to log them, or as part of the loss
     exact_kl: bool = False
     trust_region: bool = False  # the natural-gradient step, and a copy of the policy
     final_kl: bool = False  # the KL to the policy that sampled, after the last update on a rollout
+    sampler_logprobs: bool = False  # those of the sampler, beside old_logprobs, which the trainer computes
+
+    @property
+    def any_reference(self) -> bool:
+        """Whether the loop needs the reference model."""
+        return self.reference or self.exact_kl
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,10 @@ class Algorithm(Method, Generic[BatchT]):
         """Weights of the same shape as the losses, computed once from the whole minibatch."""
         raise NotImplementedError
 
+    def without_gradient(self, batch: BatchT) -> Tensor | None:
+        """The rows whose losses have no gradient, bool, (B,); the loop does not compute them. None if unknown."""
+        return None
+
     def statistics(self, outputs: Outputs, batch: BatchT) -> dict[str, Tensor]:
         """Named quantities of the same shape as the losses; the loop averages them with `weights` and logs them."""
         return {}
@@ -119,6 +130,15 @@ class OnPolicyAlgorithm(Algorithm[Rollout]):
         responses, critic = config.steps * config.rollout_size, self.needs.critic
         trained = config.epochs * responses * (1 + critic)
         return Work(trained=trained, read=(3 + critic) * responses, sampled=responses)
+
+    @property
+    def extra_rounds(self) -> int:
+        """The largest number of extra sampling rounds per rollout that replace the groups which `keeps` drops."""
+        return 0
+
+    def keeps(self, scores: Tensor) -> Tensor:
+        """Whether to keep each group, scores (B,) -> bool, (B/G,); only asked if there are extra rounds."""
+        raise NotImplementedError
 
     def critic_rate(self, config: OnlineConfig) -> float:
         """The critic's peak learning rate; without an option of the method, the loop's."""

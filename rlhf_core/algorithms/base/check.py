@@ -19,7 +19,7 @@ def check_loop(config: OnlineConfig, algorithm: OnPolicyAlgorithm) -> None:
     if config.rollout_size % config.minibatch_size:
         raise ValueError(_whole_minibatches(config, size, together))
     algorithm.check_rollouts(config)
-    if config.epochs == 1 and config.minibatch_size == config.rollout_size:
+    if config.makes_one_step:
         # In the only step on a rollout, the ratio π_θ/π_old is 1 and V is V_old.
         for name in algorithm.reuse_options:
             if getattr(algorithm, name) != getattr(type(algorithm), name):

@@ -45,6 +45,9 @@ class OfflineConfig(OptimizerConfig):
     max_steps: int | None = setting(None, "stop after this many optimiser steps; null for whole epochs", ge=1)
     batch_size: int = setting(32, "rows or pairs per optimiser step", ge=1)
     micro_batch_size: int = setting(32, "rows or pairs per forward pass; lower it to save memory", ge=1)
+    micro_batch_tokens: int | None = setting(
+        None, "real tokens per forward pass; null for micro_batch_size alone", ge=1
+    )
     evaluations: int = setting(4, "evenly spaced evaluations on the development split", ge=1)
     resume_every: int = setting(50, "optimiser steps between two resume states", ge=1)
 
@@ -68,7 +71,15 @@ class OnlineConfig(OptimizerConfig):
     )
     minibatch_size: int = setting(64, "responses per optimiser step", ge=1)
     micro_batch_size: int = setting(64, "responses per forward pass; lower it to save memory", ge=1)
+    micro_batch_tokens: int | None = setting(
+        None, "real tokens per forward pass; null for micro_batch_size alone", ge=1
+    )
     epochs: int = setting(1, "passes over each rollout", ge=1)
     temperature: float = setting(1.0, "divisor of the logits, in sampling and in all log-probabilities", gt=0)
     snapshots: int = setting(4, "evenly spaced snapshots of the policy", ge=0)
     resume_every: int = setting(10, "rollouts between two resume states", ge=1)
+
+    @property
+    def makes_one_step(self) -> bool:
+        """Whether each rollout makes a single optimiser step, so that the policy is the one that sampled."""
+        return self.epochs == 1 and self.minibatch_size == self.rollout_size

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 
 from rlhf_core.common.batch import Batch, Example, collate
 from rlhf_core.common.errors import UserError
-from rlhf_core.models.forward import response_logprobs, scores
+from rlhf_core.models.attention import has_layouts, without_layouts
+from rlhf_core.models.forward import policy_outputs, response_logprobs, scores
+from rlhf_core.models.precision import is_exact
 
 # Largest difference of a log-probability or a score that rounding can explain.
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.15}
@@ -20,15 +22,49 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.15}
 
 def check_padding(policy: PreTrainedModel, examples: Sequence[Example], pad_token: int, tolerance: float) -> None:
     """Check that log-probabilities are the same for a row alone and in a padded batch (docs/pitfalls.md, 1)."""
-    together = _logprobs(policy, examples, pad_token)
-    for row, example in enumerate(examples):
-        alone = _logprobs(policy, [example], pad_token)[0]
-        gap = (together[row, : len(alone)] - alone).abs().max().item()
+    with without_layouts(policy):
+        together = _logprobs(policy, examples, pad_token)
+        alone = [_logprobs(policy, [example], pad_token)[0] for example in examples]
+    for row, single in enumerate(alone):
+        gap = (together[row, : len(single)] - single).abs().max().item()
         if not gap <= tolerance:
             raise UserError(
                 f"row {row}: a log-probability differs by {gap:.2g} between the row alone and in a padded batch. "
                 "The model ignores the attention mask or position ids. Use another model."
             )
+
+
+def check_fast_path(policy: PreTrainedModel, examples: Sequence[Example], pad_token: int) -> None:
+    """Check that packed rows give the log-probabilities and the gradient of the plain path.
+
+    The largest difference of a log-probability is 1e-5, that of the gradient 1e-5 of its norm; both are 0.1 for a model
+    that computes in bf16. A model without a fast path passes.
+    """
+    if not has_layouts(policy):
+        return
+    fast = _logprobs_and_gradient(policy, examples, pad_token)
+    with without_layouts(policy):
+        plain = _logprobs_and_gradient(policy, examples, pad_token)
+    gap = (fast[0] - plain[0]).abs().max().item()
+    slope = ((fast[1] - plain[1]).norm() / plain[1].norm()).item()
+    limit = 1e-5 if is_exact(policy) else 0.1
+    if not (gap <= limit and slope <= limit):
+        raise UserError(
+            f"the fast path differs from the plain path by {gap:.2g} in a log-probability and by {slope:.2g} of the "
+            "norm of the gradient. Set model.fast to false."
+        )
+
+
+def _logprobs_and_gradient(
+    policy: PreTrainedModel, examples: Sequence[Example], pad_token: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities, and the gradient of their mean for the first two and the last two weights, as one vector."""
+    batch = collate(examples, pad_token).to(policy.device)
+    weights = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    trained = weights if len(weights) < 4 else [*weights[:2], *weights[-2:]]
+    logprobs = policy_outputs(policy, batch).logprobs
+    gradients = torch.autograd.grad(logprobs.sum() / batch.response_mask.sum(), trained)
+    return logprobs.detach(), torch.cat([gradient.flatten().float() for gradient in gradients])
 
 
 def check_masks(examples: Sequence[Example]) -> None:
@@ -105,9 +141,11 @@ def check_scores(reward_model: nn.Module, examples: Sequence[Example], pad_token
 
     See docs/pitfalls.md, 7 and 27.
     """
-    together = _scores(reward_model, examples, pad_token)
-    for row, example in enumerate(examples):
-        gap = (together[row] - _scores(reward_model, [example], pad_token)[0]).abs().item()
+    with without_layouts(reward_model):
+        together = _scores(reward_model, examples, pad_token)
+        alone = [_scores(reward_model, [example], pad_token)[0] for example in examples]
+    for row, single in enumerate(alone):
+        gap = (together[row] - single).abs().item()
         if not gap <= tolerance:
             raise UserError(
                 f"row {row}: the reward model's score differs by {gap:.2g} between the row alone and in a batch. "

@@ -1,8 +1,8 @@
 """One optimiser step on one minibatch, in microbatches, for any algorithm."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, fields
+from itertools import accumulate
 from typing import Any, Generic
 
 import torch
@@ -10,9 +10,23 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rlhf_core.algorithms.base.algorithm import Algorithm, BatchT
-from rlhf_core.algorithms.base.config import OptimizerConfig, learning_rate_factor
+from rlhf_core.algorithms.base.config import OfflineConfig, OnlineConfig, OptimizerConfig, learning_rate_factor
 from rlhf_core.common.batch import Batch, Outputs
 from rlhf_core.common.errors import UserError
+from rlhf_core.loops.common.optimizer import make_optimizer
+
+
+@dataclass(frozen=True)
+class MicroSize:
+    """The largest microbatch: `units` units, and `tokens` real tokens if it is set."""
+
+    units: int
+    tokens: int | None = None
+
+
+def micro_size(config: OfflineConfig | OnlineConfig, rows_per_unit: int = 1) -> MicroSize:
+    """The largest microbatch that the configuration allows."""
+    return MicroSize(config.micro_batch_size // rows_per_unit, config.micro_batch_tokens)
 
 
 class GradientStep(Generic[BatchT]):
@@ -32,21 +46,24 @@ class GradientStep(Generic[BatchT]):
         forward: Callable[[BatchT], Outputs],
         models: Mapping[str, tuple[nn.Module, float]],
         config: OptimizerConfig,
-        micro_units: int,
+        size: MicroSize,
+        complete: Callable[[Outputs, BatchT], BatchT] = lambda outputs, batch: batch,
     ) -> None:
-        """models: name -> (model, peak learning rate), all trained. micro_units: units per microbatch."""
+        """models: name -> (model, peak learning rate), all trained. size: the largest microbatch.
+
+        complete(outputs, batch): the microbatch with values that only its forward pass gives.
+        """
         self.accelerator = accelerator
         self.algorithm = algorithm
         self.forward = forward
         self.config = config
-        self.micro_units = micro_units
+        self.size = size
+        self.complete = complete
         self.names = list(models)
         self.peaks = [rate for _, rate in models.values()]
         self.parameters = [[p for p in model.parameters() if p.requires_grad] for model, _ in models.values()]
         groups = [{"params": p, "lr": rate} for p, rate in zip(self.parameters, self.peaks, strict=True)]
-        self.optimizer = accelerator.prepare(
-            torch.optim.AdamW(groups, eps=config.adam_eps, weight_decay=config.weight_decay)
-        )
+        self.optimizer = accelerator.prepare(make_optimizer(config, groups))
 
     def __call__(self, minibatch: BatchT, step: int, total: int) -> dict[str, float]:
         """Take optimiser step `step` of `total` and return loss, statistics and gradient norms.
@@ -70,21 +87,25 @@ class GradientStep(Generic[BatchT]):
         """Compute the gradients of a whole minibatch and return its loss and statistics."""
         self.optimizer.zero_grad()
         minibatch = self.algorithm.prepare(minibatch, self._without_gradient)
+        total = self.algorithm.weights(minibatch)
+        trained, kept = with_gradient(self.algorithm, minibatch, total)
+        share = kept.sum() / total.sum()  # statistics are means over the trained rows
         sums: dict[str, Tensor] = {}
-        for batch, weights in microbatches(self.algorithm, minibatch, self.micro_units):
+        for batch, weights in microbatches(trained, kept, self.size):
             outputs = self.forward(batch)
-            loss = (self.algorithm.losses(outputs, batch) * weights).sum()
+            complete = self.complete(outputs, batch)
+            loss = (self.algorithm.losses(outputs, complete) * weights).sum()
             self._require_finite(loss, "loss", step)
             self.accelerator.backward(loss)
             named = {"loss": loss.detach()}
-            for name, value in self.algorithm.statistics(outputs, batch).items():
-                named[name] = (value * weights).sum()
+            for name, value in self.algorithm.statistics(outputs, complete).items():
+                named[name] = (value * weights).sum() / share
             for name, value in named.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
         return {name: value.item() for name, value in sums.items()}
 
     def _without_gradient(self, minibatch: BatchT) -> Outputs:
-        return forward_in_parts(self.forward, minibatch, self.micro_units)
+        return forward_in_parts(self.forward, minibatch, self.size)
 
     def _require_finite(self, value: Tensor, what: str, step: int) -> None:
         if not bool(torch.isfinite(value).all()):
@@ -103,26 +124,44 @@ class GradientStep(Generic[BatchT]):
         self.optimizer.load_state_dict(state)
 
 
-def microbatches(algorithm: Algorithm[BatchT], minibatch: BatchT, micro_units: int) -> "list[tuple[BatchT, Tensor]]":
+def microbatches(minibatch: BatchT, weights: Tensor, size: MicroSize) -> "list[tuple[BatchT, Tensor]]":
     """Split a minibatch into microbatches with their slices of its weights; no unit is split."""
-    weights = algorithm.weights(minibatch)
     by_row = weights.shape[0] == minibatch.rows
     return [
-        (minibatch.select(rows), weights[rows if by_row else units])
-        for units, rows in unit_slices(minibatch, micro_units)
+        (minibatch.select(rows), weights[rows if by_row else units]) for units, rows in unit_slices(minibatch, size)
     ]
 
 
-def unit_slices(batch: Batch, units: int) -> list[tuple[slice, slice]]:
-    """Split a batch into runs of `units` consecutive units: the slice of units and the slice of rows of each."""
+def with_gradient(algorithm: Algorithm[BatchT], minibatch: BatchT, weights: Tensor) -> tuple[BatchT, Tensor]:
+    """The rows whose losses have a gradient, and their weights, whose denominator still counts the other rows."""
+    idle = algorithm.without_gradient(minibatch)
+    if idle is None or not bool(idle.any()):
+        return minibatch, weights
+    rows = (~idle).nonzero()[:, 0]
+    if not len(rows):
+        rows = rows.new_zeros(1)  # without any gradient, the optimiser would leave out its step
+    return minibatch.select(rows), weights[rows]
+
+
+def unit_slices(batch: Batch, size: MicroSize) -> list[tuple[slice, slice]]:
+    """Split a batch into runs of consecutive units within `size`: the slice of units and the slice of rows of each.
+
+    A unit with more tokens than `size.tokens` is a run of its own.
+    """
     ends = [0, *accumulate(batch.unit_sizes)]
-    count = len(ends) - 1
-    stops = [min(start + units, count) for start in range(0, count, units)]
-    return [(slice(start, stop), slice(ends[start], ends[stop])) for start, stop in pairwise([0, *stops])]
+    tokens = [0, *batch.attention_mask.sum(-1).cumsum(0).tolist()]
+    slices, start = [], 0
+    for unit in range(1, len(ends)):
+        count = tokens[ends[unit]] - tokens[ends[start]]
+        if unit - start > size.units or (size.tokens is not None and count > size.tokens and unit - start > 1):
+            slices.append((slice(start, unit - 1), slice(ends[start], ends[unit - 1])))
+            start = unit - 1
+    last = len(ends) - 1
+    return [*slices, (slice(start, last), slice(ends[start], ends[last]))]
 
 
 @torch.no_grad()
-def forward_in_parts(forward: Callable[[BatchT], Outputs], batch: BatchT, units: int) -> Outputs:
-    """The outputs of a whole batch, computed without gradient in microbatches of `units` units."""
-    parts = [forward(batch.select(rows)) for _, rows in unit_slices(batch, units)]
+def forward_in_parts(forward: Callable[[BatchT], Outputs], batch: BatchT, size: MicroSize) -> Outputs:
+    """The outputs of a whole batch, computed without gradient in microbatches."""
+    parts = [forward(batch.select(rows)) for _, rows in unit_slices(batch, size)]
     return Outputs(**{item.name: torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Outputs)})

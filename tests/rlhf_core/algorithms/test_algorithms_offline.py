@@ -12,7 +12,7 @@ from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.algorithms.ipo import IPO
 from rlhf_core.algorithms.kto import KTO
 from rlhf_core.common.batch import Example, Outputs, collate_units
-from rlhf_core.loops.common.update import GradientStep, OptimizerConfig
+from rlhf_core.loops.common.update import GradientStep, MicroSize, OptimizerConfig
 from tiny import END, PAD, USER, paired
 
 
@@ -142,7 +142,9 @@ def test_kto_reference_point_is_of_the_whole_minibatch(accelerator):
             numbers = part.ref_logprobs[:, 0].long()
             return Outputs.of(part, logprobs=weights[numbers] + part.ref_logprobs)
 
-        step = GradientStep(accelerator, KTO(beta=1.0), forward, {"model": (table, 1e-3)}, OptimizerConfig(), size)
+        step = GradientStep(
+            accelerator, KTO(beta=1.0), forward, {"model": (table, 1e-3)}, OptimizerConfig(), MicroSize(size)
+        )
         metrics = step.accumulate(numbered, 0)
         assert metrics["reference_point"] == pytest.approx(1.0)
         found.append(weights.grad.clone())

@@ -15,7 +15,7 @@ from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
 from rlhf_core.common.batch import Example, Outputs, collate, collate_units
 from rlhf_core.common.errors import UserError
-from rlhf_core.loops.common.update import GradientStep, OptimizerConfig
+from rlhf_core.loops.common.update import GradientStep, MicroSize, OptimizerConfig
 from rlhf_core.maths.advantages import equal_groups, group_standardize, token_rewards, whiten
 from rlhf_core.maths.kl import adapted_kl_coef
 from rlhf_core.maths.losses import bradley_terry, dpo
@@ -58,7 +58,7 @@ def prepared(name, folder, tokenizer):
     both = torch.nn.ModuleList([policy, scalar])
 
     def forward(part):
-        outputs = policy_outputs(policy, part, entropy=True)
+        outputs = policy_outputs(policy, part, entropy="gradient")
         return replace(outputs, values=values(scalar, part))
 
     return algorithm, algorithm.targets(rollout, algorithm.initial_state()), both, forward
@@ -72,7 +72,7 @@ def test_gradient_does_not_depend_on_microbatch_size(name, accelerator, tmp_path
     found = []
     for size in (len(batch.unit_sizes), 4, 2, 1):
         config = OptimizerConfig(learning_rate=1e-3)
-        step = GradientStep(accelerator, algorithm, forward, {"model": (model, 1e-3)}, config, size)
+        step = GradientStep(accelerator, algorithm, forward, {"model": (model, 1e-3)}, config, MicroSize(size))
         metrics = step.accumulate(batch, 0)
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((gradient.clone(), metrics))
@@ -96,7 +96,7 @@ def test_tokens_of_uneven_microbatches_have_equal_weight(accelerator):
         lambda part: Outputs.of(part, logprobs=logprobs[next(rows)]),
         {"model": (model, 1e-3)},
         OptimizerConfig(),
-        1,
+        MicroSize(1),
     )
     assert step.accumulate(batch, 0)["loss"] == pytest.approx(7 / 4)
     torch.testing.assert_close(logprobs.grad, torch.tensor([[-0.25, 0, 0], [-0.25, -0.25, -0.25]]))

@@ -13,7 +13,7 @@ from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
 from rlhf_core.common.batch import Example, collate, collate_units
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common.run import is_mark, minibatch_indices
-from rlhf_core.loops.common.update import OptimizerConfig, learning_rate_factor, microbatches
+from rlhf_core.loops.common.update import MicroSize, OptimizerConfig, learning_rate_factor, microbatches
 from rlhf_core.loops.offline import OfflineConfig, evaluate_offline, train_offline, with_ref_logprobs
 from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
 from rlhf_core.models.forward import policy_outputs, response_kl, response_logprobs, score_outputs
@@ -262,7 +262,7 @@ def test_online_snapshots_come_at_the_right_steps(accelerator, tokenizer, tmp_pa
 def test_microbatches_keep_pairs_whole():
     """Three pairs in microbatches of two: rows 0-3 and 4-5; each pair has weight ⅓."""
     batch = collate_units(tiny.paired(tiny.examples(6)), PAD)
-    parts = microbatches(BradleyTerry(), batch, micro_units=2)
+    parts = microbatches(batch, BradleyTerry().weights(batch), MicroSize(2))
     assert [part.rows for part, _ in parts] == [4, 2]
     assert torch.equal(torch.cat([part.input_ids for part, _ in parts]), batch.input_ids)
     assert torch.cat([weights for _, weights in parts]).tolist() == pytest.approx([1 / 3] * 3)

@@ -14,7 +14,7 @@ from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.algorithms.trpo import TRPO
 from rlhf_core.common.batch import Example, Outputs
 from rlhf_core.loops.common.run import minibatch_indices, stream_indices
-from rlhf_core.loops.common.update import GradientStep
+from rlhf_core.loops.common.update import GradientStep, MicroSize
 from rlhf_core.loops.offline import train_offline
 from rlhf_core.loops.online import Critic, Models, OnlineTraining
 from rlhf_core.maths.reductions import token_mean
@@ -295,7 +295,7 @@ def gradient_step(accelerator, weight, norm):
         lambda part: Outputs.of(part, logprobs=logprobs),
         {"policy": (torch.nn.ParameterList([logprobs]), 0.1)},
         OptimizerConfig(adam_eps=1.0, max_grad_norm=norm),
-        1,
+        MicroSize(1),
     )
     return step(batch, 0, 1), logprobs
 

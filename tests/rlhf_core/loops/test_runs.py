@@ -13,7 +13,7 @@ from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.common.batch import collate
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common.resume import ResumeStore
-from rlhf_core.loops.common.update import GradientStep, OptimizerConfig
+from rlhf_core.loops.common.update import GradientStep, MicroSize, OptimizerConfig
 from rlhf_core.loops.offline import OfflineConfig, train_offline
 from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
 from rlhf_core.models.forward import policy_outputs
@@ -150,7 +150,7 @@ def test_a_broken_loss_or_gradient_stops_before_the_weights_change(accelerator, 
         lambda part: change(policy_outputs(model, part), next(numbers)),
         {"model": (model, 1e-2)},
         OptimizerConfig(learning_rate=1e-2),
-        2,
+        MicroSize(2),
     )
     with pytest.raises(
         UserError, match=rf"the {what} of optimiser step 4 is (nan|inf); .*\. Lower learning_rate or max_grad_norm,"

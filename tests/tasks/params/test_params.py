@@ -290,7 +290,7 @@ def test_option_without_effect_raises():
         ("policy.dpo.beta='1'", "'policy.dpo.beta' is '1'; it must be a finite number, above 0."),
         ("policy.dpo.beta=", "'policy.dpo.beta' is null; it must be a finite number, above 0."),
         ("sft.learning_rate=.inf", "'sft.learning_rate' is inf; it must be a finite number, above 0."),
-        ("policy.ppo.clip=.nan", "'policy.ppo.clip' is nan; it must be a finite number, above 0 and below 1."),
+        ("policy.ppo.clip=.nan", "'policy.ppo.clip' is nan; it must be a finite number, above 0 and at most 1."),
         (
             "evaluate.temperature=-.inf",
             "'evaluate.temperature' is -inf; it must be a finite number, at least 0, or null.",

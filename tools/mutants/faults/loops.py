@@ -6,6 +6,7 @@ CREDIT = "tests/rlhf_core/algorithms/test_credit.py"
 RATIOS = "tests/rlhf_core/loops/test_ratios.py"
 METHODS = "tests/rlhf_core/loops/test_every_method.py"
 LOOPS = "tests/rlhf_core/loops/test_loops.py"
+DYNAMIC = "tests/rlhf_core/loops/test_dynamic_sampling.py"
 ONLINE = "tests/rlhf_core/loops/test_online_loop.py"
 RUNS = "tests/rlhf_core/loops/test_runs.py"
 PREFLIGHT = "tests/rlhf_core/loops/test_preflight.py"
@@ -147,8 +148,43 @@ MODULES = [
         ),
     ),
     Module(
+        "rlhf_core/loops/dynamic_sampling.py",
+        DYNAMIC,
+        Fault(
+            "replace_dropped",
+            "missing = missing[~algorithm.keeps(new.scores)]",
+            "missing = missing[:0]",
+            "one round whatever it gives",
+        ),
+        Fault("replace_dropped", "        tokens += sum(", "        tokens = sum(", "only the last round counted"),
+        Fault("Scored.with_rows", "index_copy(0, rows, other.scores)", "clone()", "new responses with old scores"),
+        Fault("other_prompts", "index in used", "0", "a prompt twice in a rollout"),
+    ),
+    Module(
         "rlhf_core/loops/online.py",
         ONLINE,
+        Fault(
+            "OnlineTraining._replace_dropped",
+            '"dynamic_sampling", number)',
+            '"dynamic_sampling")',
+            "every extra round draws the same numbers",
+            DYNAMIC,
+        ),
+        Fault(
+            "OnlineTraining.rollout",
+            ' + extra.get("sampled_tokens", 0)',
+            "",
+            "tokens of dropped groups not counted",
+            DYNAMIC,
+        ),
+        Fault(
+            "OnlineTraining._sampler_logprobs",
+            "self.algorithm.needs.sampler_logprobs and",
+            "False and",
+            "importance_cap without log-probabilities of the sampler",
+            DYNAMIC,
+            28,
+        ),
         Fault(
             "OnlineTraining._learn",
             "self.step_on.algorithm = self.algorithm.at(self.state)",
