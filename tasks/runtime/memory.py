@@ -7,8 +7,9 @@ float32 weight that the backward pass reads has a bf16 copy, 2 bytes.
 
 Until the backward pass, a layer keeps for each token about 32 values per unit of width, and one value per head and
 attended token; with gradient checkpointing only its float32 input, and one layer at a time keeps the rest. Logits, of
-which the fast path holds a chunk, are added. The constants are fitted to Llama-style models on a CPU: what is measured is 0.5 to 1.6 times the estimate
-without PROCESS, and the larger factors are small models, for which the allocator's own memory counts.
+which the fast path holds a chunk, are added. The constants are fitted to Llama-style models on a CPU: what is measured
+is 0.5 to 1.6 times the estimate without PROCESS. The larger factors are small models, for which the allocator's own
+memory counts.
 """
 
 from dataclasses import dataclass
