@@ -108,7 +108,7 @@ MODULES = [
             DECODING,
             29,
         ),
-        Fault("LocalSampler.responses", "seeds[part]", "seeds[: self.rows]", "each part has the same seeds", DECODING),
+        Fault("LocalSampler._in_parts", "seeds[part]", "seeds[: self.rows]", "each part has the same seeds", DECODING),
     ),
     Module(
         "rlhf_core/models/drawing.py",
