@@ -94,6 +94,9 @@ def require_inputs(params: Params, root: Path) -> None:
     """
     if params.run.device == "cuda":
         require_cuda()
+    for entry in params.policy.rewards:
+        if entry.path is not None and not (root / entry.path / "config.json").is_file():
+            raise UserError(f"policy.rewards: {entry.path} is not a model folder. Copy the reward model there.")
     require_data(params.prepare, root)
     prepare = params.prepare
     if params.model.hub:

@@ -57,7 +57,17 @@ def ready_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """Return the token ids of a prompt with the generation prompt and, if the model uses one, one beginning token.
+    """Return the token ids of a prompt with the generation prompt and, if the model uses one, one beginning token."""
+    return _render(tokenizer, messages, for_response=True)
+
+
+def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    """Return the token ids of a whole conversation, as reward models with a tokenizer of their own read it."""
+    return _render(tokenizer, messages, for_response=False)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, for_response: bool) -> list[int]:
+    """Render messages with the chat template and encode the text once.
 
     Chat templates often write the beginning token, and the tokenizer adds another one (docs/pitfalls.md, 4). The
     prompt is therefore rendered to text and encoded without special tokens; if the template writes no beginning token,
@@ -68,7 +78,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
     conversation = list(messages)
     if spelt:
         conversation = [{**message, "content": _broken(message["content"], control)} for message in messages]
-    text = str(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False))
+    text = str(tokenizer.apply_chat_template(conversation, add_generation_prompt=for_response, tokenize=False))
     ids = _encode_broken(tokenizer, text) if spelt else list(tokenizer.encode(text, add_special_tokens=False))
     bos = tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id:

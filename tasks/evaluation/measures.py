@@ -13,6 +13,7 @@ from rlhf_core.models.ensembles import load_reward_model
 from rlhf_core.models.responses import Responses
 from rlhf_core.scoring.judges import Judge, ScoreJudge, win_rate
 from rlhf_core.scoring.rewards import ModelReward, WeightedSum
+from rlhf_core.scoring.term import Need
 from tasks.evaluation.policy_samples import ROWS, PolicySample
 from tasks.files import paths
 from tasks.params.schema import Params
@@ -49,10 +50,12 @@ class Measures:
         }
 
     def reward_terms(self) -> list[dict[str, Any]]:
-        """Return the terms of the reward: name, weight, and clamp if the term has one."""
-        parts = [] if self.reward is None else self.reward.parts
-        clamps = {name: part.clamp for name, _, part in parts if isinstance(part, ModelReward)}
-        return [{"name": name, "weight": weight, "clamp": clamps.get(name)} for name, weight, _ in parts]
+        """Return the terms of the reward: name, weight, clamp if the term has one, and what the term means."""
+        entries = [] if self.reward is None else self.params.policy.rewards
+        return [
+            {"name": entry.label, "weight": entry.weight, "clamp": entry.clamp, "meaning": entry.term.meaning}
+            for entry in entries
+        ]
 
     def win_rate(self, first: Responses, second: Responses | None) -> dict[str, Any] | None:
         """Return the win rate of the first against the second, with its interval; None without a judge or a second."""
@@ -77,7 +80,7 @@ def _optimised_reward(params: Params, accelerator: Accelerator) -> WeightedSum |
     """Return the reward function of policy.rewards; None if it is empty or needs a reward model that does not exist."""
     terms = params.policy.rewards
     has_model = paths.has_model(paths.REWARD)
-    if not terms or (not has_model and any(term.name == "model" for term in terms)):
+    if not terms or (not has_model and any(entry.term.needs is Need.FEEDBACK for entry in terms)):
         return None
     return make_reward(params, accelerator, ROWS)
 

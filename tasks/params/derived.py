@@ -11,7 +11,8 @@ from rlhf_core.common.fields import setting
 from rlhf_core.feedback.table import forms, make_form
 from tasks.params.explain import Where
 from tasks.params.options import Member, changed_without_effect, described, make_section, options_of
-from tasks.params.sections import RewardTerm, Section
+from tasks.params.reward_terms import RewardTerm
+from tasks.params.sections import Section
 
 LOOPS: dict[type[OptimizerConfig], str] = {OfflineConfig: "offline_loop", OnlineConfig: "online_loop"}
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from rlhf_core.algorithms.base.config import OfflineConfig
 from rlhf_core.common.device import Device, Precision
-from rlhf_core.common.fields import check_bounds, setting
-from rlhf_core.scoring.answers import ANSWER_PATTERN, answer_pattern, format_pattern
+from rlhf_core.common.fields import setting
+from rlhf_core.scoring.answers import ANSWER_PATTERN, answer_pattern
 from tasks.files.formats import AUTO, GENERATED, ROWS
 from tasks.files.paths import SFT
 
@@ -102,47 +102,6 @@ class SampleParams(Section):
         for path in self.checkpoints:
             if path != str(SFT) and not re.fullmatch(r"inputs/checkpoints/[\w.-]*\w", path):
                 raise ValueError(f"checkpoints contains {path}; use models/sft or a folder in inputs/checkpoints")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardTerm(Section):
-    """One term of the reward for sampled responses. The weighted terms are summed; each is logged separately."""
-
-    name: Literal["model", "exact_answer", "missing_end", "length", "overlong", "format", "python"] = setting(
-        "model",
-        "model: the reward model's score; exact_answer: 1 for the right answer; missing_end: -1 without an end token; "
-        "length: response tokens; overlong: 0 to -1 over the last `cache` tokens before the length limit; "
-        "format: 1 if the pattern matches; python: your own function",
-    )
-    weight: float = setting(1.0, "factor of the term")
-    clamp: float | None = setting(None, "model: scores are clamped to ± this value; null for no limit", gt=0)
-    cache: int | None = setting(
-        None, "overlong: tokens before the limit over which it grows (arXiv:2503.14476, eq. 13)", ge=1
-    )
-    pattern: str | None = setting(None, "format: regular expression that must match the whole response")
-    function: str | None = setting(None, "python: module:function, called with prompts, responses and answers")
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if self.weight == 0:
-            raise ValueError(f"reward {self.name} has weight 0 and so no effect; remove it from the list")
-        for option, term, needed in (
-            ("clamp", "model", False),
-            ("cache", "overlong", True),
-            ("pattern", "format", True),
-            ("function", "python", True),
-        ):
-            if getattr(self, option) is not None and self.name != term:
-                raise ValueError(f"{option} has no effect on reward {self.name}; leave it out")
-            if needed and self.name == term and getattr(self, option) is None:
-                raise ValueError(f"reward {term} needs {option}; add it")
-        if self.pattern is not None:
-            format_pattern(self.pattern)
-
-    @property
-    def label(self) -> str:
-        """The name under which the term is logged."""
-        return self.name if self.function is None else self.function.rpartition(":")[2]
 
 
 @dataclass(frozen=True, kw_only=True)

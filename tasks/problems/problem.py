@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.errors import UserError
+from rlhf_core.scoring.term import Need
 from tasks.params.derived import without_critic
 from tasks.params.schema import Params, algorithm_of
 from tasks.params.sections import PrepareParams
@@ -62,6 +63,7 @@ class Problem:
     has_text: ClassVar[bool] = True  # for training a model from scratch
     has_feedback: ClassVar[bool] = False  # the data's own, or the panel's
     has_answers: ClassVar[bool] = False
+    has_constraints: ClassVar[bool] = False  # which code checks
     has_panel: ClassVar[bool] = False  # simulated annotators, who share the task's gold
     has_judge: ClassVar[bool] = False  # a judge that is not trained on feedback
     no_feedback: ClassVar[str] = "the data has none"  # why there are no preferences
@@ -77,6 +79,10 @@ class Problem:
     def judge(self, prepare: PrepareParams) -> "Judge | None":
         """The judge of the evaluation; None if it is a second reward model, or if there is none."""
         return None
+
+    def constraint_score(self, guard: bool) -> Callable[[Messages, str], float]:
+        """A function of prompt and response: the share of the constraints met; with `guard`, 0 if it is no answer."""
+        raise NotImplementedError
 
     @property
     def needs_judge_model(self) -> bool:
@@ -155,17 +161,22 @@ class Problem:
         Raises:
             UserError: a term cannot be computed; the message names it.
         """
-        names = [term.name for term in params.policy.rewards]
-        if "model" in names:
-            self._need_feedback("policy.rewards names model")
-        if "exact_answer" in names and not self.has_answers:
-            raise UserError("policy.rewards names exact_answer, but the data has no answers. Remove exact_answer.")
-        longest = params.prepare.max_response_tokens
-        if any(term.cache is not None and term.cache > longest for term in params.policy.rewards):
-            raise UserError(
-                f"The cache of overlong in policy.rewards exceeds prepare.max_response_tokens, {longest}. "
-                f"Set it to {longest} or less."
-            )
+        for entry in params.policy.rewards:
+            entry.term.check(params.prepare.max_response_tokens)
+            need = entry.term.needs
+            if need is Need.FEEDBACK:
+                self._need_feedback(f"policy.rewards names {entry.name}")
+            elif need is not None and not self._has(need):
+                raise UserError(
+                    f"policy.rewards names {entry.name}, but the data has no {need.value}. Remove {entry.name}."
+                )
+
+    def _has(self, need: Need) -> bool:
+        return {
+            Need.FEEDBACK: self.has_feedback,
+            Need.ANSWERS: self.has_answers,
+            Need.CONSTRAINTS: self.has_constraints,
+        }[need]
 
     def _need_feedback(self, who: str) -> None:
         if not self.has_feedback:

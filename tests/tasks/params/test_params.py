@@ -25,8 +25,8 @@ from tasks.params import derived
 from tasks.params.derived import LOOPS, OfflineLoop, OnlineLoop, Policy, PolicyParams, RewardParams
 from tasks.params.load import load_params, load_profile, merged, read_assignment, read_yaml, validate, with_values
 from tasks.params.options import options_of
+from tasks.params.reward_terms import RewardTerm
 from tasks.params.schema import Params, all_keys
-from tasks.params.sections import RewardTerm
 from tasks.stages.params import params as effective_params
 from tools.closure import ROOT
 

@@ -15,7 +15,8 @@ from rlhf_core.models.responses import Responses
 from rlhf_core.models.tokens import Prompt
 from tasks.files.formats import AUTO, GENERATED, ROWS
 from tasks.params.load import load_params
-from tasks.params.sections import PrepareParams, RewardTerm
+from tasks.params.reward_terms import RewardTerm
+from tasks.params.sections import PrepareParams
 from tasks.problems.table import generated_problem, owner_of, prepared_problem, problem_of, problems
 from tools.closure import ROOT
 

@@ -39,8 +39,6 @@ MODULES = [
             "judged.clamp(max=self.clamp)",
             "scores are clamped on one side only",
         ),
-        Fault("MissingEnd.__call__", "(~responses.ended)", "responses.ended", "the end token punished"),
-        Fault("Overlong.__call__", ".clamp(0, 1)", "", "short responses rewarded"),
         Fault("WeightedSum.__call__", "total + weight * value", "total + value", "weights ignored"),
         Fault(
             "WeightedSum.__call__",
@@ -50,6 +48,20 @@ MODULES = [
             f"tests/rlhf_core/scoring/test_rewards.py {RUNS}",
             31,
         ),
+    ),
+    Module(
+        "rlhf_core/scoring/terms/missing_end.py",
+        "tests/rlhf_core/scoring/test_rewards.py",
+        Fault("MissingEnd.__call__", "(~responses.ended)", "responses.ended", "the end token punished"),
+    ),
+    Module(
+        "rlhf_core/scoring/terms/overlong.py",
+        "tests/rlhf_core/scoring/test_rewards.py",
+        Fault("OverlongReward.__call__", ".clamp(0, 1)", "", "short responses rewarded"),
+    ),
+    Module(
+        "rlhf_core/scoring/terms/format.py",
+        "tests/rlhf_core/scoring/test_rewards.py",
         Fault(
             "Format.__call__",
             "matches_whole(self.pattern, text.strip())",
