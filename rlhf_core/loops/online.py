@@ -19,6 +19,7 @@ from rlhf_core.algorithms.base.config import OnlineConfig, learning_rate_factor
 from rlhf_core.common.batch import Batch, Outputs, Rollout
 from rlhf_core.common.errors import UserError
 from rlhf_core.common.seeding import seed_everything, stream_seed
+from rlhf_core.loops.common.resume import load_trained_state, trained_state
 from rlhf_core.loops.common.run import Metrics, Run, is_mark, minibatch_indices, stream_indices
 from rlhf_core.loops.common.update import GradientStep, forward_in_parts, micro_size, unit_slices
 from rlhf_core.loops.dynamic_sampling import Scored, other_prompts, replace_dropped
@@ -255,22 +256,22 @@ class OnlineTraining:
 
     def _save(self) -> None:
         state = {
-            "policy": self.policy.state_dict(),
+            "policy": trained_state(self.policy),
             "optimizer": self.step_on.state_dict(),
             "state": self.state,
             "history": self.history,
         }
         if self.critic is not None:
-            state["critic"] = self.critic.state_dict()
+            state["critic"] = trained_state(self.critic)
         self.run.resume.save(state)
 
     def _restore(self) -> None:
         saved = self.run.resume.load()
         if saved is None:
             return
-        self.policy.load_state_dict(saved["policy"])
+        load_trained_state(self.policy, saved["policy"])
         if self.critic is not None:
-            self.critic.load_state_dict(saved["critic"])
+            load_trained_state(self.critic, saved["critic"])
         self.step_on.load_state_dict(saved["optimizer"])
         self.state, self.history = saved["state"], saved["history"]
 

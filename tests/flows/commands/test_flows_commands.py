@@ -18,7 +18,6 @@ from flows.commands.chat import talk
 from flows.commands.compare import Run, comparable, compare_runs, differences, distinct, renamed
 from flows.commands.doctor import _data, examine
 from flows.commands.durations import START, Speed, measure, seconds, span_text, together, work
-from flows.commands.memory import PROCESS, ModelShape, estimate, model_shape
 from flows.commands.run import _say_where
 from rlhf_core.algorithms.base.algorithm import Work
 from rlhf_core.common.errors import UserError
@@ -31,6 +30,7 @@ from tasks.params.load import ROOT, load_params, merged, read_yaml, validate
 from tasks.params.schema import Params, algorithm_of
 from tasks.problems.problem import Counts
 from tasks.problems.table import problem_of
+from tasks.runtime.memory import PROCESS, ModelShape, estimate, model_shape
 
 
 @pytest.fixture(scope="module")
