@@ -19,13 +19,12 @@ LEAST_DISTINCT_2 = 0.5  # fluent answers of 40 words are above 0.9, two copies o
 SHORTEST_CONTENT = 3  # letters of a content word
 ENDINGS = re.compile(r"(ings?|ied|ies|ed|es|er|ers|e|s|y)$")
 EMPTY_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        """about above after again against all also and any are because been before being below between both but can cannot
-        could did does doing down during each few for from further had has have having her here hers him his how into its
-        itself just more most must not now off once only other our ours out over own same shall she should some such than
-        that the their theirs them then there these they this those through too under until use using very was were what
-        when where which while who whom why will with would you your yours""",
+    words(
+        "about above after again against all also and any are because been before being below between both but can "
+        "cannot could did does doing down during each few for from further had has have having her here hers him his "
+        "how into its itself just more most must not now off once only other our ours out over own same shall she "
+        "should some such than that the their theirs them then there these they this those through too under until use "
+        "using very was were what when where which while who whom why will with would you your yours"
     )
 )
 
@@ -35,22 +34,23 @@ class Task:
     """What one prompt asks for: its constraints, and what an answer is about.
 
     about: the request, or its topic and words that go with it; a response with none of their content words is off
-    topic.
+    topic. group: the prompts with which its figures are averaged, such as `trained`.
     """
 
     constraints: tuple[Constraint, ...]
     about: tuple[str, ...]
+    group: str = ""
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any], where: str) -> Self:
-        """Read a row with `instruction_id_list`, `kwargs` and `about`.
+        """Read a row with `instruction_id_list`, `kwargs`, `about` and `group`.
 
         Raises:
             UserError: an id or a value is wrong; the message begins with `where`.
         """
         ids, values = row["instruction_id_list"], row["kwargs"]
         made = [make_constraint(id, given, where) for id, given in zip(ids, values, strict=True)]
-        return cls(tuple(made), tuple(row["about"]))
+        return cls(tuple(made), tuple(row["about"]), row["group"])
 
     def strict(self, response: str) -> list[bool]:
         """Whether the response meets each constraint; an empty response meets none."""
@@ -108,11 +108,11 @@ def stem(word: str) -> str:
     return cut[:-1] if len(cut) > SHORTEST_CONTENT and cut[-1] == cut[-2] else cut
 
 
-def is_fluent(perplexities: Sequence[float], typical: Sequence[float]) -> list[bool]:
-    """Whether each perplexity is at most three times the 95th percentile of `typical`.
+def fluency_limit(typical: Sequence[float]) -> float:
+    """Return the highest perplexity of a fluent response: three times the 95th percentile of `typical`.
 
-    All are under the SFT model, and `typical` are those of its own samples. A rare format, such as capital letters, raises them less than that.
+    Perplexities are under the SFT model, and `typical` are those of its own samples. A rare format, such as capital
+    letters, raises them less than that.
     """
     ordered = sorted(typical)
-    limit = 3 * ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-    return [perplexity <= limit for perplexity in perplexities]
+    return 3 * ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]

@@ -65,7 +65,8 @@ def generate(topics: Topics, seed: int, *, train: int, development: int, test: i
 
     def rows(name: str, count: int, kinds: Mapping[str, float], among: Sequence[tuple[Topic, str]]) -> list[Row]:
         rng = random.Random(stream_seed(seed, "instructions", name))
-        return [_row(topics, rng, kinds, among, seen) for _ in range(count)]
+        group = "trained" if kinds is TRAINED else "held_out_types"
+        return [_row(topics, rng, kinds, among, seen) | {"group": group} for _ in range(count)]
 
     trained = rows("test", test, TRAINED, requests[:held])
     others = rows("held-out types", test, held_out_types(), requests[:held])

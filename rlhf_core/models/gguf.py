@@ -53,8 +53,8 @@ def convert_gguf(file: Path, folder: Path) -> bool:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     _write(file, facts["architecture"], partial)
-    readme = README.format(file=file.name, **facts) + DIGEST.format(digest=digest) + "\n"
-    (partial / "README.md").write_text(readme, encoding="utf-8")
+    about = README.format(file=file.name, **facts) + DIGEST.format(digest=digest) + "\n"
+    (partial / "README.md").write_text(about, encoding="utf-8")
     partial.rename(folder)
     return True
 

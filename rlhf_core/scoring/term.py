@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from torch import nn
 
-    from rlhf_core.scoring.rewards import Reward
-
 
 class Need(Enum):
     """What the data must have for a term; the value is its name in messages."""
@@ -70,14 +68,13 @@ class Term:
             UserError: an option does not fit.
         """
 
-    def make(self, offer: Offer) -> "Reward":
-        """Return the function that scores responses; by default the term itself is this function.
+    def make(self, offer: Offer) -> Any:
+        """Return the rlhf_core.scoring.rewards.Reward that scores responses; by default the term itself.
 
         Raises:
             UserError: a model or a function that the options name cannot be loaded.
         """
-        computes: Any = self
-        return computes
+        return self
 
 
 def require(term: str, option: str, value: Any) -> None:

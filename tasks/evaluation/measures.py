@@ -34,17 +34,17 @@ class Measures:
         proxy = None if self.reward_model is None else self.reward_model(responses).tolist()
         return {
             "temperature": sample.temperature,
-            "kl": self._mean(sample.kl.tolist()),
+            "kl": self.mean(sample.kl.tolist()),
             "kl_temperature": sample.kl_temperature,
             "kl_is_bound": sample.kl_is_bound,
             "mean_length": responses.batch.lengths.mean().item(),
             "ended_fraction": responses.ended.float().mean().item(),
             "distinct_1": distinct_n(responses.texts, 1),
             "distinct_2": distinct_n(responses.texts, 2),
-            "judge_score": None if judged is None else self._mean(judged),
-            "reward": None if reward is None else self._mean(reward.tolist()),
+            "judge_score": None if judged is None else self.mean(judged),
+            "reward": None if reward is None else self.mean(reward.tolist()),
             "reward_terms": {name: value.mean().item() for name, value in terms.items()},
-            "reward_model_score": None if proxy is None else self._mean(proxy),
+            "reward_model_score": None if proxy is None else self.mean(proxy),
         }
 
     def reward_terms(self) -> list[dict[str, Any]]:
@@ -61,7 +61,8 @@ class Measures:
             return None
         return asdict(win_rate(self.judge, first, second, self.params.evaluate.resamples, self.params.run.seed))
 
-    def _mean(self, values: Sequence[float]) -> dict[str, float]:
+    def mean(self, values: Sequence[float]) -> dict[str, float]:
+        """Return the mean over prompts, with its 95 % interval."""
         seed = stream_seed(self.params.run.seed, "evaluate", "mean")
         value, low, high = bootstrap_mean(values, self.params.evaluate.resamples, seed)
         return {"value": value, "low": low, "high": high}

@@ -67,7 +67,10 @@ class PrepareParams(Section):
     """Data preparation."""
 
     format: Format = setting("helpdesk", "the kind of the rows; auto detects it from their fields")
-    path: str = setting(MISSING, "a data file or folder; for helpdesk, its world file")
+    path: str = setting(
+        MISSING,
+        "a data file or folder; helpdesk: its world file; instructions: its topics, or prompts in IFEval's format",
+    )
     hub: str = setting("", "a Hub data set id with its revision, org/name@revision; replaces path", title="Hub id")
     answer_pattern: str = setting(
         ANSWER_PATTERN,
@@ -79,7 +82,11 @@ class PrepareParams(Section):
         "1: 0 is a tie, 1 the first response",
     )
     demonstrations: int = setting(2000, "helpdesk: number of demonstrations to generate", ge=1)
-    prompts: int = setting(3000, "helpdesk: number of prompts to generate, for feedback and on-policy training", ge=1)
+    prompts: int = setting(
+        3000,
+        "helpdesk, instructions: number of training prompts to generate, for feedback and on-policy training",
+        ge=1,
+    )
     threads: int = setting(6000, "helpdesk: number of threads to generate as raw text for the base model", ge=1)
     limit: int | None = setting(
         None, "number of rows to use, from the first on; null for all", title="Number of rows", ge=1

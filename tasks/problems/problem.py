@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.errors import UserError
@@ -25,19 +26,10 @@ Messages = Sequence[Mapping[str, str]]
 
 
 class Gold(Protocol):
-    """The true quality of a response: a weighted sum of features that only judges and the panel know."""
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """Weight of each feature."""
-        ...
-
-    def features(self, prompt: Messages, response: str) -> Mapping[str, float]:
-        """The features of a response, by name."""
-        ...
+    """The true quality of a response, which only judges and simulated annotators know."""
 
     def score(self, prompt: Messages, response: str) -> float:
-        """The sum of the weighted features."""
+        """The quality; higher is better."""
         ...
 
 
@@ -53,6 +45,30 @@ class Counts:
     asked: int  # prompts to sample responses for, to collect feedback
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """One figure of responses: Σ met / Σ asked over prompts, which may have no part in it (0 of 0).
+
+    If `asked` is 0 or 1 everywhere, the figure is a mean over prompts and its difference to SFT has an interval.
+    """
+
+    met: Sequence[float]
+    asked: Sequence[float]
+
+    @property
+    def value(self) -> float | None:
+        """The figure; None if no prompt has a part in it."""
+        return sum(self.met) / sum(self.asked) if sum(self.asked) else None
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the figure is a mean over the prompts that have a part in it."""
+        return set(self.asked) <= {0, 1}
+
+
+Outcomes = Mapping[str, Outcome]
+
+
 class Problem:
     """A task. `kind` is the name of its data in card.json. A task declares only what differs from these defaults."""
 
@@ -63,6 +79,7 @@ class Problem:
     has_text: ClassVar[bool] = True  # for training a model from scratch
     has_feedback: ClassVar[bool] = False  # the data's own, or the panel's
     has_answers: ClassVar[bool] = False
+    has_outcomes: ClassVar[bool] = False  # figures of its own in the evaluation
     has_constraints: ClassVar[bool] = False  # which code checks
     has_panel: ClassVar[bool] = False  # simulated annotators, who share the task's gold
     has_judge: ClassVar[bool] = False  # a judge that is not trained on feedback
@@ -79,6 +96,23 @@ class Problem:
     def judge(self, prepare: PrepareParams) -> "Judge | None":
         """The judge of the evaluation; None if it is a second reward model, or if there is none."""
         return None
+
+    def annotators(self, params: Params, rng: Random) -> Sequence[Any]:
+        """The simulated annotators (rlhf_core.feedback.annotator) of a task that `has_panel`; `rng` draws their noise."""
+        raise NotImplementedError
+
+    def panel_title(self, params: Params) -> str:
+        """Who the simulated annotators are, for the report."""
+        raise NotImplementedError
+
+    def outcomes(
+        self, prompts: Sequence[Messages], texts: Sequence[str], perplexities: Sequence[float], typical: Sequence[float]
+    ) -> Outcomes:
+        """The figures of a task that `has_outcomes`, by name.
+
+        perplexities: of each text under the SFT model. typical: those of the SFT model's own responses.
+        """
+        raise NotImplementedError
 
     def constraint_score(self, guard: bool) -> Callable[[Messages, str], float]:
         """A function of prompt and response: the share of the constraints met; with `guard`, 0 if it is no answer."""

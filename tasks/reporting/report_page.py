@@ -82,6 +82,7 @@ def _content(report: Report) -> dict[str, Any]:
         "examples": str(paths.EXAMPLES),
         "samples": rows_if_any(paths.EXAMPLES),
         "origin": partial(origin, stages),
+        "task_cell": task_cell,
     }
 
 
@@ -92,6 +93,16 @@ def _row(name: str, figures: Report, report: Report, runs: Mapping[str, StageRun
     means = figures["reward_terms"]
     terms = {term["name"]: means[term["name"]] for term in report["rewards"] if term["name"] in means}
     return {**figures, "reward_terms": terms, "steps": steps, "seconds": made.seconds if made else None}
+
+
+def task_cell(figure: Report) -> str:
+    """A figure of the task, with its difference to SFT if it has one: `0.525 (+0.350, 0.270 to 0.430)`."""
+    if figure["value"] is None:
+        return "–"
+    change = figure["difference"]
+    if change is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} ({change['value']:+.3f}, {change['low']:.3f} to {change['high']:.3f})"
 
 
 def markdown_text(value: Any) -> Any:

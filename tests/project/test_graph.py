@@ -13,12 +13,13 @@ from checkout import environment, make_checkout, run
 from flows.run.graph import read_graph
 from rlhf_core.algorithms.base.table import policy_algorithms, reward_losses
 from rlhf_core.feedback.table import forms
+from rlhf_core.scoring.terms_table import terms
 from tasks.params.load import load_profile, merged, read_yaml, validate
 from tasks.params.schema import Params
 from tasks.problems.table import problems
 from tools.closure import ROOT, closure, imported_files
 
-PACKAGES = ("rlhf_core/", "helpdesk", "tasks/")
+PACKAGES = ("rlhf_core/", "helpdesk", "instructions", "tasks/")
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Code that a stage finds by name at run time, so that no stage depends on the algorithms it does not run.
 METHOD = "rlhf_core/algorithms/${item.method}.py"
@@ -26,16 +27,17 @@ POLICIES = {name: f"rlhf_core/algorithms/{name}.py" for name, kind in policy_alg
 LOSSES = {f"{kind.__module__.replace('.', '/')}.py" for kind in reward_losses().values()}
 OFFLINE = {file for name, file in POLICIES.items() if not policy_algorithms()[name].data.is_rewarded}
 FORMS = {f"{kind.__module__.replace('.', '/')}.py" for kind in forms().values()}
+TERMS = {f"{kind.__module__.replace('.', '/')}.py" for kind in terms().values()}
 TASKS = {f"{kind.__module__.replace('.', '/')}.py" for kind in problems().values()}
 FOUND_BY_NAME = {
     "params": {*POLICIES.values(), *LOSSES, *FORMS},
     # Only stages that use a task's rows, gold or judge depend on what its own file imports.
     "prepare": TASKS,
     "collect": TASKS | FORMS,
-    "evaluate": TASKS,
+    "evaluate": TASKS | TERMS,
     "reward": LOSSES | FORMS,
     "offline": OFFLINE,
-    "online": {*POLICIES.values()} - OFFLINE,
+    "online": TERMS | {*POLICIES.values()} - OFFLINE,
 }
 
 
@@ -88,7 +90,8 @@ def is_within(file: str, dependency: str) -> bool:
 
 def test_no_module_imports_itself_through_others():
     """Imports for types and inside functions count, and so do the tasks that their table imports by name."""
-    files = [path for folder in ("rlhf_core", "helpdesk", "tasks", "flows") for path in (ROOT / folder).rglob("*.py")]
+    folders = ("rlhf_core", "helpdesk", "instructions", "tasks", "flows")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     imports = {str(path.relative_to(ROOT)): imported_files(str(path.relative_to(ROOT))) for path in files}
     imports["tasks/problems/table.py"] |= TASKS
     for file in imports:
