@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_core.common.errors import UserError
+from rlhf_core.common.lora import ALL_LINEAR, Lora
 from rlhf_core.models.checkpoint import ADAPTER_CONFIG
-from rlhf_core.models.lora import ALL_LINEAR, Lora
 
 FOLDER = "adapter"  # in the folder of the merged model
 BASE = "base.json"
@@ -124,7 +124,8 @@ def _targets(model: PreTrainedModel, lora: Lora) -> list[str]:
 def _is_transposed(model: PreTrainedModel, names: list[str]) -> bool:
     """Whether the adapted layers store the transpose of their weights, as GPT-2's do."""
     layers = linear_layers(model).items()
-    return all(isinstance(module, Conv1D) for name, module in layers if name.rpartition(".")[2] in names)
+    chosen = [module for name, module in layers if name in names or name.rpartition(".")[2] in names]
+    return any(isinstance(module, Conv1D) for module in chosen)
 
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:

@@ -249,6 +249,9 @@ def _load(
         use_layouts(model)
     if dtype != "fp32":
         model.get_input_embeddings().register_forward_hook(_float_output)
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):  # needs weights of the type of its input
+                module.float()
     return model
 
 

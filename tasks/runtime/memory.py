@@ -7,7 +7,8 @@ float32 weight that the backward pass reads has a bf16 copy, 2 bytes.
 
 Until the backward pass, a layer keeps for each token about 32 values per unit of width, and one value per head and
 attended token; with gradient checkpointing only its float32 input, and one layer at a time keeps the rest. Logits are
-added. The constants are fitted to Llama-style models on a CPU; measured memory is 0.5 to 1.1 times the estimate.
+added. The constants are fitted to Llama-style models on a CPU: what is measured is 0.5 to 1.6 times the estimate
+without PROCESS, and the larger factors are small models, for which the allocator's own memory counts.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from rlhf_core.algorithms.base.algorithm import Algorithm, Method
-from rlhf_core.models.lora import Lora
+from rlhf_core.common.lora import Lora
 from tasks.files import declared
 from tasks.files.declared import Loads
 from tasks.params.derived import stage_of

@@ -360,7 +360,9 @@ def test_weights_are_counted_without_allocating_them() -> None:
         num_key_value_heads=2, tie_word_embeddings=True,
     )  # fmt: skip
     # embeddings 10*4, attention 4*4*4, feed-forward 3*4*6, norms 3*4; the head is the embeddings
-    assert model_shape(llama) == ModelShape(weights=40 + 64 + 72 + 12, layers=1, width=4, heads=2, vocabulary=10)
+    # linear layers: four of 4*4, two of 4*6 and one of 6*4
+    linear = {"linear": 64 + 72, "sides": 4 * 8 + 3 * 10}
+    assert model_shape(llama) == ModelShape(weights=188, layers=1, width=4, heads=2, vocabulary=10, **linear)
     assert model_shape(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=10, n_positions=4)).layers == 2
 
 
@@ -369,7 +371,7 @@ def test_memory_of_a_trust_region_by_hand() -> None:
     shape = ModelShape(weights=1_000_000, layers=2, width=10, heads=3, vocabulary=100)
     params = params_with({"policy": {"online": ["trpo", "best_of_n"], "offline": []}})
     models = {need.stage: need.models / shape.weights for need in estimate(shape, params, is_from_scratch=False)}
-    assert (models["online@trpo"], models["online@best_of_n"]) == (2 * 20 + 3 * 4, 0)
+    assert (models["online@trpo"], models["online@best_of_n"]) == (2 * 16 + 3 * 4, 0)
 
 
 def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
@@ -377,16 +379,16 @@ def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
     shape = ModelShape(weights=1_000_000, layers=2, width=10, heads=3, vocabulary=100)
     needs = {need.stage: need for need in estimate(shape, params, is_from_scratch=True)}
     assert list(needs) == ["base", "sft", "sample", "reward", "online@ppo", "online@grpo", "offline@dpo", "evaluate"]
-    # bytes per weight: trained 20, frozen 4. PPO: policy and critic trained, reference and reward model frozen.
+    # bytes per weight: trained 16, frozen 4. PPO: policy and critic trained, reference and reward model frozen.
     models = {stage: need.models / shape.weights for stage, need in needs.items()}
     assert models == {
-        "base": 20, "sft": 20, "sample": 4, "reward": 24,
-        "online@ppo": 48, "online@grpo": 28, "offline@dpo": 24, "evaluate": 16,
+        "base": 16, "sft": 16, "sample": 4, "reward": 20,
+        "online@ppo": 40, "online@grpo": 24, "offline@dpo": 20, "evaluate": 16,
     }  # fmt: skip
     # 128 tokens, 32 rows, 2 layers of 32*10 + 3*128 values; logits of 64 response tokens, 2 copies
     layers = 2 * 128 * 32 * (320 + 384) * 4
     assert needs["sft"].activations == layers + 2 * 32 * 64 * 100 * 4
-    assert needs["sft"].total == PROCESS + 20e6 + needs["sft"].activations
+    assert needs["sft"].total == PROCESS + 16e6 + needs["sft"].activations
     assert "base" not in [need.stage for need in estimate(shape, params, is_from_scratch=False)]
 
 

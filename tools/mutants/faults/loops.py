@@ -241,7 +241,7 @@ MODULES = [
         ),
         Fault(
             "OnlineTraining._restore",
-            '            self.critic.load_state_dict(saved["critic"])\n',
+            '            load_trained_state(self.critic, saved["critic"])\n',
             "            pass\n",
             "the critic is not restored on resume",
             METHODS,

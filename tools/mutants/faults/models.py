@@ -10,6 +10,7 @@ SAMPLING = "tests/rlhf_core/models/test_sampling.py"
 PORTABLE = "tests/rlhf_core/models/test_portable.py"
 RUNS = "tests/rlhf_core/loops/test_runs.py"
 STORE = "tests/rlhf_core/models/test_store.py"
+ADAPTERS = "tests/rlhf_core/models/test_adapters.py"
 ENSEMBLES = "tests/rlhf_core/models/test_ensembles.py"
 TEMPERED_KL = tests_of(
     "tests/tasks/stages/test_evaluate.py",
@@ -165,8 +166,8 @@ MODULES = [
         ),
         Fault(
             "load_policy",
-            "return _load(AutoModelForCausalLM, path, load_config(path))",
-            "return _load(AutoModelForCausalLM, path, load_config(path)).bfloat16()",
+            "load_config(path), dtype, attention)",
+            "load_config(path), dtype, attention).bfloat16()",
             "weights in bf16",
             RUNS,
             24,
@@ -236,5 +237,37 @@ MODULES = [
             "_check_tokenizer", "if beyond and beyond != {pad: rows}:", "if False:", "the tokenizer of another model"
         ),
         Fault("_embedding_rows", "width not in (None, shape[1])", "False", "the config of another model"),
+    ),
+    Module(
+        "rlhf_core/models/adapters.py",
+        ADAPTERS,
+        Fault("_inject", "model.requires_grad_(False)", "pass", "the frozen base is trained"),
+        Fault("_inject", "parameter.requires_grad_(True)", "pass", "nothing is trained, not even the score head"),
+        Fault("load_adapter", "own.weights_sha256 != base.weights_sha256", "False", "an adapter of another base"),
+        Fault("save_adapter", "None if _head(model) is None else [HEAD]", "None", "peft drops the score head"),
+        Fault("_is_transposed", "isinstance(module, Conv1D) for", "False for", "GPT-2's adapter is transposed"),
+    ),
+    Module(
+        "rlhf_core/models/merging.py",
+        ADAPTERS,
+        Fault("merge_layers", "plain.weight.data += adapted.get_delta_weight(NAME)", "pass", "merged equals its base"),
+        Fault("_check", "if not gap <= rounding + LOST * change:", "if False:", "a wrong merge is saved"),
+        Fault("_float", "torch.float32 if value.is_floating_point() else value.dtype", "value.dtype", "merged in bf16"),
+    ),
+    Module(
+        "rlhf_core/models/sharing.py",
+        ADAPTERS,
+        Fault("shared_copy", "[*frozen, *model.buffers()]", "model.buffers()", "a copy of the base for each model"),
+        Fault("shared_copy", "if not parameter.requires_grad", "if True", "two models train the same weights"),
+    ),
+    Module(
+        "rlhf_core/models/checkpointing.py",
+        ADAPTERS,
+        Fault(
+            "checkpoint_layers",
+            '    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})\n',
+            "",
+            "no layer is checkpointed",
+        ),
     ),
 ]
