@@ -29,8 +29,8 @@ from transformers import (
 
 from rlhf_core.common.device import AttentionName, Weights
 from rlhf_core.common.errors import UserError
-from rlhf_core.models.attention import has_layouts, use_layouts
 from rlhf_core.models.adapters import FOLDER, HEAD, has_adapter, save_adapter
+from rlhf_core.models.attention import has_layouts, use_layouts
 from rlhf_core.models.merging import merged
 
 # Masks and frequencies that older versions of transformers saved with the weights.

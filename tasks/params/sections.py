@@ -6,10 +6,9 @@ from typing import Literal
 
 from rlhf_core.algorithms.base.config import OfflineConfig
 from rlhf_core.common.device import AttentionName, Device, Precision, Weights
-from rlhf_core.common.fields import check_bounds, setting
-from rlhf_core.common.device import AttentionName, Device, Precision, Weights
 from rlhf_core.common.fields import setting
 from rlhf_core.common.lora import Lora
+from rlhf_core.scoring.answers import ANSWER_PATTERN, answer_pattern
 from tasks.files.formats import AUTO, GENERATED, ROWS
 from tasks.files.paths import SFT
 

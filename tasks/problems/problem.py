@@ -98,7 +98,7 @@ class Problem:
         return None
 
     def annotators(self, params: Params, rng: Random) -> Sequence[Any]:
-        """The simulated annotators (rlhf_core.feedback.annotator) of a task that `has_panel`; `rng` draws their noise."""
+        """The simulated annotators (rlhf_core.feedback.annotator) of a task that `has_panel`; `rng` draws noise."""
         raise NotImplementedError
 
     def panel_title(self, params: Params) -> str:
