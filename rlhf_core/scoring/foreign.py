@@ -14,7 +14,7 @@ from rlhf_core.common.errors import UserError
 from rlhf_core.models.forward import scores
 from rlhf_core.models.responses import Responses
 from rlhf_core.models.store import ScalarModel, load_scalar_model, load_tokenizer
-from rlhf_core.models.tokens import encode_conversation
+from rlhf_core.models.tokens import Messages, encode_whole
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ForeignReward:
             UserError: the template rejects a prompt, or the model's context is too short.
         """
         texts = zip(responses.prompts, responses.texts, strict=True)
-        examples = [self._example([*prompt.messages, {"role": "assistant", "content": text}]) for prompt, text in texts]
+        examples = [self._example(prompt.messages, text) for prompt, text in texts]
         device = next(self.model.parameters()).device
         parts = []
         for start in range(0, len(examples), self.rows):
@@ -48,19 +48,15 @@ class ForeignReward:
         judged = torch.cat(parts)
         return judged if self.clamp is None else judged.clamp(-self.clamp, self.clamp)
 
-    def _example(self, messages: list[Any]) -> Example:
-        try:
-            ids = encode_conversation(self.tokenizer, messages)
-        except Exception as error:  # templates raise errors of their own
+    def _example(self, messages: Messages, text: str) -> Example:
+        example = encode_whole(self.tokenizer, messages, text, f"reward model {self.name}")
+        length = len(example.prompt_ids) + len(example.response_ids)
+        if self.context is not None and length > self.context:
             raise UserError(
-                f"reward model {self.name}: its chat template rejects a prompt ({error}). Use another reward model."
-            ) from error
-        if self.context is not None and len(ids) > self.context:
-            raise UserError(
-                f"reward model {self.name} takes {self.context} tokens, but a prompt with its response has {len(ids)}. "
+                f"reward model {self.name} takes {self.context} tokens, but a prompt with its response has {length}. "
                 "Use another reward model, or lower prepare.max_response_tokens."
             )
-        return Example(ids[:1], ids[1:])
+        return example
 
 
 def load_foreign(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from torch import nn
 
+    from rlhf_core.scoring.rewards import Reward
+
 
 class Need(Enum):
     """What the data must have for a term; the value is its name in messages."""
@@ -26,15 +28,15 @@ class Need(Enum):
 class Offer:
     """What a run offers to the terms that it makes. Models are loaded only if a term asks for one.
 
-    rows: responses of one forward pass. prepare: puts a model on the run's device. reward_model: loads the run's own
-    reward model. checkpoint: finds the folder of a model by path or hub id. longest: the length limit of responses, in
+    rows: responses of one forward pass. prepare: puts a model on the run's device. reward_model: makes the reward of one
+    of the run's own reward models, by its name (None: the one on all feedback) and its clamp. checkpoint: finds the folder of a model by path or hub id. longest: the length limit of responses, in
     tokens. answer_pattern: prepare.answer_pattern. constraints: given whether a response must also be an answer, the
     share of a prompt's constraints that a response meets.
     """
 
     rows: int
     prepare: Callable[["nn.Module"], "nn.Module"]
-    reward_model: Callable[[], "nn.Module"]
+    reward_model: Callable[[str | None, float | None], "Reward"]
     checkpoint: Callable[[str | None, str | None], Path]
     longest: int
     answer_pattern: str

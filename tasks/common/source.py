@@ -88,6 +88,18 @@ def _from_hub(hub: str) -> ModelSource:
     return ModelSource(folder=folder, name=name, revision=revision)
 
 
+def reward_base(base: str, root: Path = Path()) -> ModelSource:
+    """Resolve `reward.base`, a folder (relative to `root`) or a pinned hub id, which is downloaded.
+
+    Raises:
+        UserError: it is not a valid checkpoint folder of a language model with a tokenizer.
+    """
+    name, _, revision = base.partition("@")
+    folder = download(base, "reward.base") if revision else root / base
+    check_checkpoint(folder, f"reward.base {base}")
+    return ModelSource(folder=folder, name=name if revision else folder.name, revision=revision or None)
+
+
 def start_checkpoint(params: ModelParams) -> Path:
     """Return the folder that supervised fine-tuning starts from: the base stage's output, or the user's own model."""
     source = model_source(params)

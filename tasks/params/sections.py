@@ -1,6 +1,8 @@
 """The sections of params.yaml, one per stage, with the meaning and bounds of every key."""
 
+import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from typing import Literal
 
@@ -12,6 +14,7 @@ from rlhf_core.scoring.answers import ANSWER_PATTERN, answer_pattern
 from tasks.files.formats import AUTO, GENERATED, ROWS
 from tasks.files.paths import SFT
 
+RESERVED = ("model", "reward", "judge", "sft")  # names of other models of a run
 Format = Literal[(*GENERATED, AUTO, *ROWS)]  # type: ignore[valid-type]
 
 
@@ -81,6 +84,10 @@ class PrepareParams(Section):
         "meaning of 0 and 1 in `preference` if no row has 2. 0: 0 is the first response, 1 the second; "
         "1: 0 is a tie, 1 the first response",
     )
+    file_sources: bool = setting(
+        False,
+        "true: a row without `source` gets the name of its file, or of its folder in prepare.path, as its source",
+    )
     demonstrations: int = setting(2000, "helpdesk: number of demonstrations to generate", ge=1)
     prompts: int = setting(
         3000,
@@ -128,6 +135,40 @@ class SampleParams(Section):
         for path in self.checkpoints:
             if path != str(SFT) and not re.fullmatch(r"inputs/checkpoints/[\w.-]*\w", path):
                 raise ValueError(f"checkpoints contains {path}; use models/sft or a folder in inputs/checkpoints")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelsParams(Section):
+    """Several reward models, each trained on some sources of the feedback with the options of section `reward`."""
+
+    names: list[str] = setting(
+        MISSING, "names of the models, for policy.rewards; [] trains one model on all feedback", title="Reward models"
+    )
+    sources: dict[str, list[str]] = setting(
+        {}, "for each name the sources (`source` of the rows) that it learns from; by default the source of that name"
+    )
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"names has duplicates: {', '.join(self.names)}; name each model once")
+        for name in self.names:
+            if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII) or name in RESERVED:
+                raise ValueError(f"names contains {name}; use letters, digits, - and _, but not {', '.join(RESERVED)}")
+        for name, sources in self.sources.items():
+            if name not in self.names:
+                raise ValueError(f"sources has {name}, which is not in names; {nearest(name, self.names)}")
+            if not sources:
+                raise ValueError(f"sources of {name} is empty; name at least one source")
+
+    def of(self, name: str) -> list[str]:
+        """The sources that a model learns from."""
+        return self.sources.get(name, [name])
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Suggest the most similar of the known names, or list them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"choose from: {', '.join(known) or 'none'}"
 
 
 @dataclass(frozen=True, kw_only=True)
