@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.common.batch import Example, collate
 from rlhf_core.common.errors import UserError
+from rlhf_core.models.ensembles import ScalarEnsemble
 from rlhf_core.models.forward import scores
 from rlhf_core.models.responses import Responses
 from rlhf_core.models.store import ScalarModel, load_scalar_model, load_tokenizer
 from rlhf_core.models.tokens import Messages, encode_whole
+from rlhf_core.scoring.rewards import ModelReward
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,20 @@ class ForeignReward:
                 "Use another reward model, or lower prepare.max_response_tokens."
             )
         return example
+
+
+def reward_of(
+    model: ScalarModel | ScalarEnsemble,
+    own: PreTrainedTokenizerBase | None,
+    name: str,
+    rows: int,
+    clamp: float | None = None,
+) -> ModelReward | ForeignReward:
+    """The reward of a model of the run: of the policy's token ids, or of texts if the model has its `own` tokenizer."""
+    if own is None:
+        return ModelReward(model, rows, clamp)
+    first = model.models[0] if isinstance(model, ScalarEnsemble) else model
+    return ForeignReward(name, model, own, rows, clamp, getattr(first.model.config, "max_position_embeddings", None))
 
 
 def load_foreign(

@@ -30,11 +30,13 @@ class OwnTokenizer:
 Reader = PreTrainedTokenizerBase | OwnTokenizer
 
 
-def _example(reader: Reader, prompt: Any, text: str, tokens: list[int] | None) -> Example:
-    """A prompt and a response, whose token ids are known if the policy's model sampled it."""
+def _examples(reader: Reader, messages: Any, texts: Sequence[str], tokens: Sequence[list[int] | None]) -> list[Example]:
+    """A prompt with each of its responses, whose token ids are known if the policy's model sampled them."""
     if isinstance(reader, OwnTokenizer):
-        return encode_whole(reader.tokenizer, prompt, text, reader.name)
-    return Example(encode_prompt(reader, prompt), tokens or encode_response(reader, text))
+        return [encode_whole(reader.tokenizer, messages, text, reader.name) for text in texts]
+    prompt = encode_prompt(reader, messages)
+    given = zip(texts, tokens, strict=True)
+    return [Example(prompt, ids or encode_response(reader, text)) for text, ids in given]
 
 
 def demonstration_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
@@ -62,9 +64,8 @@ def preference_units(path: Path, tokenizer: Reader, limit: int | None = None) ->
     """
     units: list[Unit] = []
     for row in read_jsonl(path, limit):
-        chosen, rejected = (
-            _example(tokenizer, row["prompt"], row[side], row.get(f"{side}_tokens")) for side in ("chosen", "rejected")
-        )
+        texts, tokens = [row["chosen"], row["rejected"]], [row.get("chosen_tokens"), row.get("rejected_tokens")]
+        chosen, rejected = _examples(tokenizer, row["prompt"], texts, tokens)
         label, margin = row.get("label", 1.0), row.get("margin", math.nan)
         chosen = replace(chosen, preference=label, margin=margin)
         units.append((chosen, replace(rejected, preference=1.0 - label, margin=margin)))
@@ -98,12 +99,9 @@ def ranking_units(path: Path, tokenizer: Reader) -> list[Unit]:
     units: list[Unit] = []
     for row in read_jsonl(path):
         tokens = row.get("responses_tokens") or [None] * len(row["responses"])
-        ranked = zip(row["responses"], tokens, row["ranks"], strict=True)
-        units.append(
-            tuple(
-                replace(_example(tokenizer, row["prompt"], text, ids), rank=float(place)) for text, ids, place in ranked
-            )
-        )
+        examples = _examples(tokenizer, row["prompt"], row["responses"], tokens)
+        ranked = zip(examples, row["ranks"], strict=True)
+        units.append(tuple(replace(example, rank=float(place)) for example, place in ranked))
     return units
 
 
@@ -170,7 +168,7 @@ def mismatched(examples: Sequence[Example]) -> list[Example] | None:
 
 
 def _response(row: Row, tokenizer: Reader, *, rating: float = math.nan, desirable: float = math.nan) -> Example:
-    example = _example(tokenizer, row["prompt"], row["response"], row.get("response_tokens"))
+    (example,) = _examples(tokenizer, row["prompt"], [row["response"]], [row.get("response_tokens")])
     return replace(example, rating=rating, desirable=desirable)
 
 

@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from tasks.files import declared, paths
 from tasks.files.jsonl import rows_if_any
-from tasks.reporting.comparison import COLUMNS, page_columns
+from tasks.reporting import reward_models
+from tasks.reporting.comparison import COLUMNS, markdown_table, page_columns
 from tasks.reporting.explanations import glossary, reward_sentence, sampling_sentences
 from tasks.reporting.findings import label, ranked, summary, title
 from tasks.reporting.formats import duration, number
@@ -46,6 +47,7 @@ def render(report: Report, folder: Path) -> list[Path]:
             "duration": duration,
             "label": label,
             "learnt_from": learnt_from,
+            "markdown_table": markdown_table,
         }
         partial_file = folder / f".{name}"
         partial_file.write_text(environment.get_template(f"{name}.jinja").render(shown), encoding="utf-8")
@@ -67,6 +69,7 @@ def _content(report: Report) -> dict[str, Any]:
         "summary": summary(report),
         "sampling": sampling_sentences(report),
         "reward": reward_sentence(report),
+        "reward_tables": reward_models.tables(report),
         "glossary": glossary(report),
         "columns": COLUMNS,
         "page_columns": page_columns(),
@@ -89,7 +92,7 @@ def _content(report: Report) -> dict[str, Any]:
 def _row(name: str, figures: Report, report: Report, runs: Mapping[str, StageRun]) -> dict[str, Any]:
     """A policy's figures, with the steps and seconds of its training; its reward's terms as policy.rewards has them."""
     steps = len(rows_if_any(paths.policy(name) / paths.CURVE)) or None
-    made = next((run for stage, run in runs.items() if stage.endswith(f"@{name}")), None)
+    made = next((run for stage, run in runs.items() if stage in (f"online@{name}", f"offline@{name}")), None)
     means = figures["reward_terms"]
     terms = {term["name"]: means[term["name"]] for term in report["rewards"] if term["name"] in means}
     return {**figures, "reward_terms": terms, "steps": steps, "seconds": made.seconds if made else None}

@@ -10,6 +10,7 @@ from tasks.common.source import download
 from tasks.files import paths
 from tasks.params.schema import Params
 from tasks.problems.table import prepared_problem
+from tasks.rewards.trained import trained_reward
 
 
 def make_reward(params: Params, models: StageModels, rows: int) -> WeightedSum:
@@ -28,7 +29,7 @@ def make_reward(params: Params, models: StageModels, rows: int) -> WeightedSum:
     offer = Offer(
         rows=rows,
         prepare=lambda model: models.accelerator.prepare_model(model, evaluation_mode=True),
-        reward_model=lambda: models.reward_model(paths.REWARD),
+        reward_model=lambda name, clamp: trained_reward(paths.reward_model(name), models, rows, clamp),
         checkpoint=_checkpoint,
         longest=params.prepare.max_response_tokens,
         answer_pattern=params.prepare.answer_pattern,

@@ -42,6 +42,8 @@ def evaluate() -> None:
             rate = result["win_rate_vs_sft"]
             won = {} if rate is None else {f"win_rate_vs_sft/{name}": rate["value"]}
             stage.log({**won, f"kl/{name}": result["kl"]["value"]})
+            scores = result.get("reward_model_scores", {})
+            stage.log({f"reward_model_score/{model}/{name}": score["value"] for model, score in scores.items()})
 
 
 def drop_unlisted(listed: Sequence[str]) -> None:
