@@ -16,7 +16,7 @@ from markupsafe import Markup
 from tasks.files import declared, paths
 from tasks.files.jsonl import rows_if_any
 from tasks.reporting import reward_models
-from tasks.reporting.comparison import COLUMNS, markdown_table, page_columns
+from tasks.reporting.comparison import COLUMNS, page_columns
 from tasks.reporting.explanations import glossary, reward_sentence, sampling_sentences
 from tasks.reporting.findings import label, ranked, summary, title
 from tasks.reporting.formats import duration, number
@@ -47,7 +47,6 @@ def render(report: Report, folder: Path) -> list[Path]:
             "duration": duration,
             "label": label,
             "learnt_from": learnt_from,
-            "markdown_table": markdown_table,
         }
         partial_file = folder / f".{name}"
         partial_file.write_text(environment.get_template(f"{name}.jinja").render(shown), encoding="utf-8")

@@ -32,7 +32,7 @@ def _accuracy(figures: Report | None, is_own: bool) -> str:
 
 
 def score_table(report: Report) -> list[list[str]]:
-    """Headings, then one row per policy: its mean score, with interval, by each reward model, before clamp and weight."""
+    """Headings, then one row per policy: its mean by each model, with interval, before clamp and weight."""
     names = list(report["reward_models"])
     rows = [["policy", *names]]
     for policy, figures in {"sft": report["sft"], **report["policies"]}.items():
