@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from torch import nn
 
-    from rlhf_core.scoring.rewards import Reward
-
 
 class Need(Enum):
     """What the data must have for a term; the value is its name in messages."""
@@ -37,7 +35,7 @@ class Offer:
 
     rows: int
     prepare: Callable[["nn.Module"], "nn.Module"]
-    reward_model: Callable[[str | None, float | None], "Reward"]
+    reward_model: Callable[[str | None, float | None], Any]
     checkpoint: Callable[[str | None, str | None], Path]
     longest: int
     answer_pattern: str

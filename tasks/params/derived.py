@@ -9,7 +9,7 @@ from rlhf_core.algorithms.base.config import OfflineConfig, OnlineConfig, Optimi
 from rlhf_core.algorithms.base.table import policy_algorithms, reward_losses
 from rlhf_core.common.fields import setting
 from rlhf_core.feedback.table import forms, make_form
-from rlhf_core.scoring.terms.model import FOLDER, require_place
+from rlhf_core.scoring.place import FOLDER, require_place
 from tasks.params.explain import Where
 from tasks.params.options import Member, changed_without_effect, described, make_section, options_of
 from tasks.params.reward_terms import RewardTerm

@@ -165,6 +165,13 @@ class Problem:
             UserError: the data lacks something; the message names the parameter that needs it.
         """
         self.check_model(from_scratch=from_scratch)
+        if params.reward_models.names:
+            self._need_feedback("reward_models names models")
+            if self.has_panel:
+                raise UserError(
+                    "reward_models.names needs feedback with sources, but that of the simulated annotators has none. "
+                    "Set reward_models.names to [], or prepare.path to data of your own."
+                )
         is_rewarded = False
         for name in params.policy.methods:
             algorithm = algorithm_of(params, name)
@@ -175,13 +182,6 @@ class Problem:
             has_critic = isinstance(algorithm, Algorithm) and algorithm.needs.critic
             if has_critic and params.policy.critic != SFT_CRITIC:
                 self._need_feedback(f"policy.online names {name}, whose critic starts from the reward model")
-        if params.reward_models.names:
-            self._need_feedback("reward_models names models")
-            if self.has_panel:
-                raise UserError(
-                    "reward_models.names needs feedback with sources, but that of the simulated annotators has none. "
-                    "Set reward_models.names to [], or prepare.path to data of your own."
-                )
         if is_rewarded:
             self.check_rewards(params)
 

@@ -1,16 +1,14 @@
 """The score of a reward model: the run's own, or an existing one."""
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlhf_core.common.fields import setting
+from rlhf_core.scoring.place import FOLDER, require_place
 from rlhf_core.scoring.term import Need, Offer, Term
 
 if TYPE_CHECKING:
     from rlhf_core.scoring.rewards import Reward
-
-FOLDER = "inputs/rewards"  # an input of the stages that score responses
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,3 @@ class Model(Term):
         from rlhf_core.scoring.foreign import load_foreign
 
         return load_foreign(offer.checkpoint(self.path, self.hub), offer.prepare, offer.rows, self.clamp)
-
-
-def require_place(path: str | None, hub: str | None, what: str) -> None:
-    """Check the place of a model that a run takes as it is, `what` in messages.
-
-    Raises:
-        ValueError: the path is not a folder in FOLDER, or the hub id is not pinned.
-    """
-    if path is not None and not re.fullmatch(rf"{FOLDER}/[\w.-]*\w", path):
-        raise ValueError(f"path of {what} is {path}; copy the model to a folder in {FOLDER}")
-    if hub is not None and not re.fullmatch(r"[^@]+@[^@]+", hub):
-        raise ValueError(f"hub of {what} is {hub}, which is not pinned; write org/name@revision")

@@ -163,7 +163,7 @@ def test_sources_that_cannot_be_used_are_named(feedback, tokenizer):
     with pytest.raises(UserError, match="has no pair of harmless to measure reward model one on"):
         check_sources("one", ["harmless"], "preferences", [()])  # its only held-out pair is a tie
     write_jsonl(paths.rows(paths.FEEDBACK, "preferences", "train"), [pair("x")])
-    with pytest.raises(UserError, match="set prepare.file_sources to true"):
+    with pytest.raises(UserError, match=r"set prepare\.file_sources to true"):
         check_sources("one", ["helpful"], "preferences", [()])
 
 
