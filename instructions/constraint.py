@@ -34,6 +34,10 @@ class Constraint:
         """The sentence of the prompt that states the constraint."""
         raise NotImplementedError
 
+    def allows(self, text: str) -> bool:
+        """Whether a text that the topic or another constraint asks for can be part of the response."""
+        return True
+
     def check(self, response: str) -> bool:
         """Whether a response, not empty, meets the constraint."""
         raise NotImplementedError

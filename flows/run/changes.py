@@ -115,6 +115,7 @@ def require_inputs(params: Params, root: Path) -> None:
         pinned(prepare.hub)
     elif generated := generated_problem(prepare.format):
         generated.look(prepare, root)
+        generated.check(params, from_scratch=from_scratch)
     else:
         path, base = root / prepare.path, prepare.preference_base
         rows = first_rows(path, prepare.format, prepare.answer_pattern, preference_base=base)

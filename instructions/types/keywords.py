@@ -88,6 +88,10 @@ class ForbiddenWords(Constraint):
             f"Do not use the word{'s' if len(self.forbidden_words) > 1 else ''} {_quoted(self.forbidden_words, 'or')}."
         )
 
+    def allows(self, text: str) -> bool:
+        """Only a text that meets this constraint."""
+        return self.check(text)
+
     def check(self, response: str) -> bool:
         """Search every word as a whole word."""
         return not any(re.search(rf"\b{re.escape(word)}\b", response, re.IGNORECASE) for word in self.forbidden_words)

@@ -17,6 +17,10 @@ class NoComma(Constraint):
         """The sentence in the prompt."""
         return "Do not use commas."
 
+    def allows(self, text: str) -> bool:
+        """Only a text that meets this constraint."""
+        return self.check(text)
+
     def check(self, response: str) -> bool:
         """Search a comma."""
         return "," not in response

@@ -62,12 +62,9 @@ class Term:
         """The name under which the term is logged."""
         return self.name
 
-    def check(self, longest: int) -> None:
-        """Check the options against `longest`, the length limit of responses, in tokens.
-
-        Raises:
-            UserError: an option does not fit.
-        """
+    def unfit(self, longest: int) -> str:
+        """What is wrong with the options if responses have at most `longest` tokens, and the fix; '' if nothing."""
+        return ""
 
     def make(self, offer: Offer) -> Any:
         """Return the rlhf_core.scoring.rewards.Reward that scores responses; by default the term itself.

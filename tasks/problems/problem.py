@@ -98,7 +98,10 @@ class Problem:
         return None
 
     def annotators(self, params: Params, rng: Random) -> Sequence[Any]:
-        """The simulated annotators (rlhf_core.feedback.annotator) of a task that `has_panel`; `rng` draws noise."""
+        """The simulated annotators (rlhf_core.feedback.annotator) of a task that `has_panel`.
+
+        rng: the source of their noise.
+        """
         raise NotImplementedError
 
     def panel_title(self, params: Params) -> str:
@@ -204,7 +207,6 @@ class Problem:
             UserError: a term cannot be computed; the message names it.
         """
         for entry in params.policy.rewards:
-            entry.term.check(params.prepare.max_response_tokens)
             need = entry.term.needs
             if need is Need.FEEDBACK:
                 self._need_feedback(f"policy.rewards names {entry.name}")
@@ -212,6 +214,8 @@ class Problem:
                 raise UserError(
                     f"policy.rewards names {entry.name}, but the data has no {need.value}. Remove {entry.name}."
                 )
+            if wrong := entry.term.unfit(params.prepare.max_response_tokens):
+                raise UserError(wrong)
 
     def _has(self, need: Need) -> bool:
         return {

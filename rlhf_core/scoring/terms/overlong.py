@@ -1,9 +1,11 @@
-"""Soft overlong punishment."""
+"""A penalty that grows as a response approaches the length limit.
+
+Soft overlong punishment of DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 13.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlhf_core.common.errors import UserError
 from rlhf_core.common.fields import setting
 from rlhf_core.scoring.term import Offer, Term, require
 
@@ -16,11 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Overlong(Term):
-    """A penalty that grows over the last `cache` tokens before the length limit."""
+    """0 to -1 over the last `cache` tokens before the length limit."""
 
-    cache: int | None = setting(
-        None, "tokens before the limit over which the penalty grows (arXiv:2503.14476, eq. 13)", ge=1
-    )
+    cache: int | None = setting(None, "tokens before the limit over which it grows (arXiv:2503.14476, eq. 13)", ge=1)
 
     name = "overlong"
     meaning = "0, and −1 at the token limit: a penalty that grows over the last tokens"
@@ -28,22 +28,23 @@ class Overlong(Term):
     def __post_init__(self) -> None:
         require(self.name, "cache", self.cache)
 
-    def check(self, longest: int) -> None:
-        """Check that the penalty starts at 0 tokens or later."""
-        if (self.cache or 0) > longest:
-            raise UserError(
-                f"The cache of overlong in policy.rewards exceeds prepare.max_response_tokens, {longest}. "
-                f"Set it to {longest} or less."
-            )
+    def unfit(self, longest: int) -> str:
+        """Say that the cache is longer than a response can be."""
+        if (self.cache or 0) <= longest:
+            return ""
+        return (
+            f"The cache of overlong in policy.rewards exceeds prepare.max_response_tokens, {longest}. "
+            f"Set it to {longest} or less."
+        )
 
     def make(self, offer: Offer) -> "Reward":
-        """Punish up to the run's limit."""
-        return OverlongReward(offer.longest, self.cache or 0)
+        """The punishment for the run's length limit."""
+        return OverlongPunishment(offer.longest, self.cache or 0)
 
 
 @dataclass(frozen=True)
-class OverlongReward:
-    """Soft overlong punishment of DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 13.
+class OverlongPunishment:
+    """Eq. 13.
 
     longest: L_max, the length limit of responses, in tokens. cache: L_cache, the number of tokens before it over which
     the punishment grows from 0 to 1. A response that was cut off has L_max tokens.

@@ -13,7 +13,7 @@ from rlhf_core.scoring.rewards import ExactMatch, ModelReward, WeightedSum
 from rlhf_core.scoring.terms.format import Format
 from rlhf_core.scoring.terms.length import Length
 from rlhf_core.scoring.terms.missing_end import MissingEnd
-from rlhf_core.scoring.terms.overlong import OverlongReward
+from rlhf_core.scoring.terms.overlong import OverlongPunishment
 from rlhf_core.scoring.terms.python import PythonReward
 from tiny import END, PAD, responses_of
 
@@ -46,7 +46,7 @@ def test_overlong_grows_over_the_cache():
     """L_max = 10, L_cache = 4: 0 up to 6 tokens, -¼ with 7, -¾ with 9 and -1 with 10."""
     lengths = (3, 6, 7, 9, 10)
     responses = responses_of([[6]] * 5, [[7] * length for length in lengths])
-    assert OverlongReward(longest=10, cache=4)(responses).tolist() == [0, 0, -0.25, -0.75, -1]
+    assert OverlongPunishment(longest=10, cache=4)(responses).tolist() == [0, 0, -0.25, -0.75, -1]
 
 
 def test_scores_of_the_reward_model_are_clamped(monkeypatch):

@@ -57,16 +57,42 @@ MODULES = [
     Module(
         "rlhf_core/scoring/terms/overlong.py",
         "tests/rlhf_core/scoring/test_rewards.py",
-        Fault("OverlongReward.__call__", ".clamp(0, 1)", "", "short responses rewarded"),
+        Fault("OverlongPunishment.__call__", ".clamp(0, 1)", "", "short responses rewarded"),
     ),
     Module(
         "rlhf_core/scoring/terms/format.py",
         "tests/rlhf_core/scoring/test_rewards.py",
         Fault(
             "Format.__call__",
-            "matches_whole(self.pattern, text.strip())",
-            "format_pattern(self.pattern).search(text)",
+            'matches_whole(self.pattern or "", text.strip())',
+            'format_pattern(self.pattern or "").search(text)',
             "a match of part of the response suffices",
+        ),
+    ),
+    Module(
+        "rlhf_core/scoring/terms/model.py",
+        "tests/tasks/rewards/test_reward_terms.py",
+        Fault("Model.make", "offer.rows, self.clamp)", "offer.rows)", "the clamp ignored"),
+    ),
+    Module(
+        "rlhf_core/scoring/foreign.py",
+        "tests/rlhf_core/scoring/test_foreign.py",
+        Fault(
+            "ForeignReward.__call__",
+            '[*prompt.messages, {"role": "assistant", "content": text}]',
+            "list(prompt.messages)",
+            "an existing reward model does not see the response",
+        ),
+        Fault("load_foreign", "config.num_labels != 1", "False", "the first of several scores taken"),
+        Fault("load_foreign", "largest >= embedding", "largest > embedding", "one token beyond the embedding accepted"),
+    ),
+    Module(
+        "rlhf_core/feedback/opinion.py",
+        "tests/rlhf_core/feedback/test_exact_annotator.py",
+        Fault("ExactOpinion.verdict", '"tie" if first == second else ', "", "equal responses get a preference"),
+        Fault("ExactOpinion.ranks", "reverse=True", "reverse=False", "the worst response ranked first"),
+        Fault(
+            "ExactOpinion.scores", "min(1 + int(worth * highest), highest)", "1 + int(worth * highest)", "off the scale"
         ),
     ),
     Module(

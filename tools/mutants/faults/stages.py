@@ -65,8 +65,7 @@ MODULES = [
     Module(
         "tasks/rewards/terms.py",
         "tests/tasks/rewards/test_reward_terms.py",
-        Fault("make_reward", "(term.label, term.weight,", "(term.label, 1.0,", "weights of policy.rewards ignored"),
-        Fault("_model", "ModelReward(model, rows, term.clamp)", "ModelReward(model, rows)", "the clamp ignored"),
+        Fault("make_reward", "(entry.label, entry.weight,", "(entry.label, 1.0,", "weights of policy.rewards ignored"),
     ),
     Module(
         "tasks/common/preflight.py",
@@ -198,7 +197,9 @@ MODULES = [
     Module(
         "tasks/reward_models/fit.py",
         REWARD,
-        Fault("fit_model", "on_sft.std(correction=0).item() if params.unit_scale else 1.0", "1.0", "unit_scale ignored"),
+        Fault(
+            "fit_model", "on_sft.std(correction=0).item() if params.unit_scale else 1.0", "1.0", "unit_scale ignored"
+        ),
         Fault(
             "fit_model",
             "model.set_normalisation(on_sft.mean().item(),",
