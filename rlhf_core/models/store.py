@@ -254,13 +254,13 @@ def _load(
     if wrong:
         more = f" ({len(wrong) - 1} more tensors are wrong)" if len(wrong) > 1 else ""
         raise UserError(f"{path}: {wrong[0]}{more}. Use a checkpoint with matching weights and config.json.")
-    if attention == "sdpa":
-        use_layouts(model)
     if dtype != "fp32":
         model.get_input_embeddings().register_forward_hook(_float_output)
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):  # needs weights of the type of its input
                 module.float()
+    if attention == "sdpa":
+        use_layouts(model)
     return model
 
 

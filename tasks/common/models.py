@@ -14,7 +14,7 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrai
 
 from rlhf_core.common.seeding import seed_everything
 from rlhf_core.models.adapters import FOLDER, Base, add_adapter, belongs, load_adapter
-from rlhf_core.models.attention import use_layouts
+from rlhf_core.models.attention import has_layouts, use_layouts
 from rlhf_core.models.checkpoint import weights_digest
 from rlhf_core.models.checkpointing import checkpoint_layers
 from rlhf_core.models.ensembles import ScalarEnsemble, load_reward_model
@@ -158,9 +158,11 @@ def for_training(params: Params, model: Any) -> Any:
 
 def _ready(params: Params, model: Any) -> Any:
     transformer = _transformer(model)
-    for part in {id(part): part for part in (model, transformer)}.values():
-        set_compute(part, params.run.precision)
-    if params.model.fast and (why := _why_not_fast(params, transformer)):
+    set_compute(model, params.run.precision)
+    if not params.model.fast:
+        if has_layouts(transformer):
+            transformer.set_attn_implementation("sdpa")
+    elif why := _why_not_fast(params, transformer):
         _say_plain(why)
     return model
 

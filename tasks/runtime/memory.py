@@ -6,9 +6,10 @@ frozen base, and only their adapters are trained; saving merges a float32 copy i
 float32 weight that the backward pass reads has a bf16 copy, 2 bytes.
 
 Until the backward pass, a layer keeps for each token about 32 values per unit of width, and one value per head and
-attended token; with gradient checkpointing only its float32 input, and one layer at a time keeps the rest. Logits are
-added. The constants are fitted to Llama-style models on a CPU: what is measured is 0.5 to 1.6 times the estimate
-without PROCESS, and the larger factors are small models, for which the allocator's own memory counts.
+attended token; with gradient checkpointing only its float32 input, and one layer at a time keeps the rest. Logits, of
+which the fast path holds a chunk, are added. The constants are fitted to Llama-style models on a CPU: what is measured
+is 0.5 to 1.6 times the estimate without PROCESS. The larger factors are small models, for which the allocator's own
+memory counts.
 """
 
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def _loads(method: Method) -> Loads:
     needs, data = method.needs, method.data
     return Loads(
         trained=1 + needs.critic,
-        frozen=1 + data.is_rewarded + needs.trust_region,  # a trust region also needs π_old
+        frozen=needs.any_reference + data.is_rewarded + needs.trust_region,  # a trust region also needs π_old
         is_sampling=data.is_rewarded,
         rows=data.unit_rows,
     )
@@ -129,6 +130,8 @@ def _need(stage: str, loads: Loads, section: Any, shape: ModelShape, params: Par
     batch = 0.0
     if loads.trained:
         rows = loads.rows * section.micro_batch_size
+        if section.micro_batch_tokens is not None:
+            rows = max(loads.rows, min(rows, section.micro_batch_tokens // _tokens(params)))
         batch = loads.trained * _training(shape, params, rows, logits=loads.has_logits)
         if lora is not None and not on_gpu(params):
             batch = max(batch, 4 * shape.weights)  # the merged copy, when the batch is freed
@@ -172,7 +175,12 @@ def _training(shape: ModelShape, params: Params, rows: int, *, logits: bool = Tr
     tokens = _tokens(params)
     value = 2 if params.run.precision == "bf16" else 4  # bytes
     layer = tokens * rows * (WIDTHS_KEPT * shape.width + shape.heads * tokens) * value
-    head = LOGIT_COPIES * rows * params.prepare.max_response_tokens * shape.vocabulary * 4 if logits else 0
+    count = rows * params.prepare.max_response_tokens * shape.vocabulary if logits else 0
+    if params.model.fast and params.model.attn_implementation == "sdpa":
+        from rlhf_core.models.head import CHUNK  # imports torch
+
+        count = min(count, CHUNK)
+    head = LOGIT_COPIES * count * 4
     if params.model.gradient_checkpointing:
         return layer + shape.layers * tokens * rows * shape.width * 4 + head
     return shape.layers * layer + head

@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_core.common.batch import Example, Unit
 from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
-from rlhf_core.common.seeding import seed_everything
+from rlhf_core.common.seeding import row_seeds, seed_everything
 from rlhf_core.loops.common import preflight
 from rlhf_core.loops.online import Critic, Models, OnlineTraining
 from rlhf_core.models.merging import require_trained
@@ -73,7 +73,8 @@ def _sampled_checks(params: Params, learning_rate: float, temperature: float) ->
     pad, rounding = pad_token(tokenizer), tolerance(params)
     prompts = as_prompts(read_jsonl(PROMPTS, ROWS), tokenizer)
     sampler = make_sampler(model, tokenizer, params.prepare.max_response_tokens, temperature)
-    sampled = sampler.responses(model, tokenizer, prompts)
+    seeds = row_seeds(len(prompts), params.run.seed, "checks")
+    sampled = sampler.responses(model, tokenizer, prompts, seeds)
     units = [(Example(prompt.ids, response.ids),) for prompt, response in zip(prompts, sampled, strict=True)]
     batch = Responses(prompts, sampled, pad).batch
     yield "ratio 1", partial(preflight.check_ratio, model, batch, temperature, rounding)

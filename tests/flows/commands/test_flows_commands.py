@@ -62,6 +62,24 @@ def test_chat_answers_once_and_reproducibly(checkpoints: Path, capsys: pytest.Ca
     assert "<|" not in answers[0]
 
 
+def test_chat_truncates_if_asked(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With one possible token per step, temperature 1 answers as 0 does. A stop string ends the answer."""
+    options: list[tuple[float, dict[str, Any]]] = [
+        (0.0, {}),
+        (1.0, {"top_k": 1}),
+        (1.0, {"top_p": 1e-6, "top_k": None}),
+    ]
+    answers = []
+    for temperature, truncation in options:
+        talk(checkpoints / "policy", "the oven", 8, temperature, 0, console()[0], truncation)
+        answers.append(capsys.readouterr().out.strip())
+    assert answers[0] == answers[1] == answers[2]
+    assert len(answers[0]) > 2
+    part = answers[0][1]
+    talk(checkpoints / "policy", "the oven", 8, 0.0, 0, console()[0], {"stop_strings": [part]})
+    assert len(capsys.readouterr().out.strip()) < len(answers[0])
+
+
 def test_chat_keeps_the_conversation_until_an_empty_line(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = iter(["the oven", "is late", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
