@@ -10,8 +10,9 @@ import yaml
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.responses import Response, Responses
 from rlhf_core.models.tokens import Prompt
+from rlhf_core.scoring.terms.python import import_function
 from tasks.params.load import validate, with_values
-from tasks.rewards.terms import import_function, make_reward
+from tasks.rewards.terms import make_reward
 from tiny import END, PAD
 from tools.closure import ROOT
 
