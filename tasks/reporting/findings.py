@@ -176,5 +176,5 @@ def _learnt_from(report: Report) -> str:
         return f"There is no reward model: {report['no_reward_model']}."
     ceiling = report["feedback"].get("agreement_with_gold")
     beside = "" if ceiling is None else f"; the verdicts it learned from agree with gold on {percent(ceiling)}"
-    right = percent(model["accuracy"])
-    return f"The reward model is right on {right} of {model['held_out_pairs']} held-out pairs{beside}."
+    share = percent(model["accuracy"])
+    return f"The reward model is right on {share} of {model['held_out_pairs']} held-out pairs{beside}."
