@@ -31,13 +31,16 @@ def run(
     assignments: Assignments = None,
     only: Annotated[str | None, typer.Option(help="Run this stage and the stages it needs, e.g. sft.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the DVC experiment that the run becomes.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Run once for each of these seeds, e.g. 0,1,2, and compare over seeds.")
+    ] = None,
 ) -> None:
     """Run the pipeline. A run with changed parameters works in a separate clone and becomes a DVC experiment."""
     with stoppable():
         root = _enter()
         from flows.commands.run import run_pipeline
 
-        run_pipeline(root, profile, assignments or [], only, name, out)
+        run_pipeline(root, profile, assignments or [], only, name, seeds, out)
 
 
 @app.command()
