@@ -97,18 +97,22 @@ def run_pipeline(
     if not state.is_completed():
         raise UserError(str(state.message))
     result = state.result()
-    if planned is not None:
-        _say_over_seeds(planned, out)
-    _say_where(Path(result["reports"]), result["experiment"], services is not None, out)
+    reports = Path(result["reports"])
+    if planned is None:
+        _say_where(reports, result["experiment"], services is not None, out)
+    else:
+        _say_over_seeds(planned, reports, out)
 
 
-def _say_over_seeds(planned: SeedPlan, out: Console) -> None:
-    """Print the figures over seeds, the table of `rlhf compare`."""
+def _say_over_seeds(planned: SeedPlan, reports: Path, out: Console) -> None:
+    """Print the figures over seeds, as `rlhf compare` does, and the newest report."""
     from flows.commands.compare import finished_runs, print_over_seeds
 
     names = {run.name for run in planned.runs}
     if not print_over_seeds(out, [run for run in finished_runs() if run.name in names]) and len(names) > 1:
         out.print("No figures over seeds: the seeds' runs have no judged policies, or other code or data.")
+    if (page := reports / paths.PAGE.name).is_file():
+        out.print(f"Report of {reports.name}, with the figures over seeds: {page}")
 
 
 def _say_where(reports: Path, experiment: str | None, is_up: bool, out: Console) -> None:

@@ -128,18 +128,19 @@ def _changes(profile: str, parameters: Any, overrides: dict[str, Any]) -> Change
 def _run_seeds(planned: SeedPlan) -> dict[str, str | None]:
     """Run the pipeline once for each seed whose experiment is missing, as a flow inside this one.
 
-    Return the path of the last seed's report; the experiment is None, since there are several.
+    Return the path of the newest report, which shows all seeds; the experiment is None, since there are several.
 
     Raises:
         UserError: the run of one seed failed. Later ones were not started.
         Stopped: the user stopped the run.
     """
     logger = get_run_logger()
+    newest = planned.runs[-1].name
     for run in planned.runs:
         if run.is_stored:
             logger.info(f"seed {run.seed}: the experiment {run.name} exists")
             continue
-        wanted = run.resolved.changes
+        newest, wanted = run.name, run.resolved.changes
         with handing(run.resolved):
             state: Any = rlhf_pipeline(
                 profile=wanted.profile, overrides=dict(wanted.overrides), name=run.name, return_state=True
@@ -149,7 +150,7 @@ def _run_seeds(planned: SeedPlan) -> dict[str, str | None]:
         if not state.is_completed():
             reason, _, _ = str(state.message).partition("\n")
             raise UserError(f"seed {run.seed}: {reason}\nAfter a fix, continue with: {planned.command}")
-    return {"reports": str(find_root() / RUNS / planned.runs[-1].name), "experiment": None}
+    return {"reports": str(find_root() / RUNS / newest), "experiment": None}
 
 
 def _run(root: Path, resolved: Resolved, only: str | None, name: str | None) -> dict[str, str | None]:

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_the_command_that_continues_reads_as_the_same_changes(scratch: Path) -> 
     words = shlex.split(command)
     name = words[words.index("--name") + 1]
     assert name.startswith("policy.online-ppo") and "_" in name
-    assignments = [word for flag, word in zip(words, words[1:], strict=False) if flag == "--set"]
+    assignments = [word for flag, word in pairwise(words) if flag == "--set"]
     assert Changes.from_command_line("default", assignments) == changes
     (scratch / "dvc.yaml").write_text((scratch / "dvc.yaml").read_text() + "# an edit\n")
     assert [run.name for run in plan_seeds(scratch, changes, [1], name).runs] == [f"{name}-seed-1"]
@@ -83,7 +84,7 @@ def test_the_command_that_continues_reads_as_the_same_changes(scratch: Path) -> 
 def test_stored_seeds_are_not_run_again_unless_parameters_differ(
     scratch: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Also after a commit, with other run.parallel, and with data outside the checkout, whose path is stored absolute."""
+    """Also after a commit, with other run.parallel, and with data outside the checkout, stored by its absolute path."""
     outside = tmp_path_factory.mktemp("outside") / "rows.jsonl"
     outside.write_text("{}\n")
     own = {"prepare.path": f"../{outside.relative_to(scratch.parent)}"}

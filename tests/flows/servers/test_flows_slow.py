@@ -129,9 +129,9 @@ def test_seeds_run_one_after_the_other_and_continue_after_an_error(tmp_path: Pat
     assert "seed 0: the experiment mine-seed-0 exists" in done.stderr
     assert calls(root).count("sft") == 4 and calls(root).count("dpo") == 3
     assert re.search(
-        r"^dpo +0\.400 \(0\.152 to 0\.648\) .* 0: 0\.300, 1: 0\.400, 2: 0\.500$", done.stdout, re.MULTILINE
+        r"^dpo +0\.400 \(0\.152 to 0\.648\) .* 0: 0\.300, 1: 0\.400, 2: 0\.500 *$", done.stdout, re.MULTILINE
     )
-    assert f"Report: {root / 'runs/mine-seed-2/report.html'}" in done.stdout
+    assert f"Report of mine-seed-2, with the figures over seeds: {root / 'runs/mine-seed-2/report.html'}" in done.stdout
     compared = rlhf(root, "compare").stdout
     assert "Over seeds 0, 1, 2 (n = 3): mine-seed-0, mine-seed-1, mine-seed-2" in compared
     again = rlhf(root, *arguments)  # nothing is left to do
