@@ -107,8 +107,11 @@ STAGE_WORK: dict[str, Callable[[Params, Counts], Work]] = {
 }
 
 
-def measure(config: "PretrainedConfig", params: Params, device: str) -> Speed:
-    """Time a few steps of the model that `config` describes, in a few seconds."""
+def measure(config: "PretrainedConfig", params: Params, device: str, weights_of: int | None = None) -> Speed:
+    """Time a few steps of the model that `config` describes, in a few seconds.
+
+    weights_of: number of weights of the larger model that it stands for, if any; its times are in proportion.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -146,7 +149,7 @@ def measure(config: "PretrainedConfig", params: Params, device: str) -> Speed:
         settings = {"min_new_tokens": count, "max_new_tokens": count, "do_sample": True, "pad_token_id": 0}
         return lambda: model.generate(prompts, attention_mask=torch.ones_like(prompts), **settings)
 
-    scale = shape.weights / weights
+    scale = (weights_of or shape.weights) / weights
     train_time, read_time = _seconds(train, device), _seconds(read, device)
     sample_time = max(_seconds(sample(9), device) - _seconds(sample(1), device), 1e-9)
     return Speed(

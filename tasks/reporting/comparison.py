@@ -161,6 +161,12 @@ def comparison(report: Mapping[str, Any], *, intervals: bool = False) -> dict[st
     return {key: row for key, row in given.items() if row}
 
 
+def figures(report: Mapping[str, Any]) -> dict[str, float]:
+    """Return the compared figures by their names in MLflow: `win_rate_vs_sft/dpo`, `kl/dpo`, ..."""
+    groups = comparison(report, intervals=True)
+    return {f"{group}/{name}": float(value) for group, row in groups.items() for name, value in row.items()}
+
+
 def curve_rows(policies: Iterable[str], models: Path, snapshots: Path) -> list[dict[str, Any]]:
     """One row per policy and training step, with CURVE and, at a snapshot's step, its win rate on development prompts.
 

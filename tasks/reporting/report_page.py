@@ -16,11 +16,12 @@ from markupsafe import Markup
 from tasks.files import declared, paths
 from tasks.files.jsonl import rows_if_any
 from tasks.reporting import reward_models
-from tasks.reporting.comparison import COLUMNS, page_columns
+from tasks.reporting.comparison import COLUMNS, column, page_columns
 from tasks.reporting.explanations import glossary, reward_sentence, sampling_sentences
 from tasks.reporting.findings import label, ranked, summary, title
 from tasks.reporting.formats import duration, number
 from tasks.reporting.page_charts import learning_curves, tradeoffs
+from tasks.reporting.seeds import FIGURES, estimates, form_of, metrics_by_seed
 from tasks.reporting.sources import StageRun, find_runs, origin, stale_stages
 
 Report = Mapping[str, Any]
@@ -81,11 +82,23 @@ def _content(report: Report) -> dict[str, Any]:
         "stale": stale_stages(stages),
         "curves": learning_curves(list(policies), colours),
         "tradeoffs": tradeoffs(report),
+        "over_seeds": over_seeds(report),
         "examples": str(paths.EXAMPLES),
         "samples": rows_if_any(paths.EXAMPLES),
         "origin": partial(origin, stages),
         "task_cell": task_cell,
     }
+
+
+def over_seeds(report: Report) -> dict[str, Any] | None:
+    """The section on seeds: headings, and rows with the figures of each policy; None without runs of other seeds."""
+    if not (metrics := metrics_by_seed(report)):
+        return None
+    rows = [
+        (name, [(row[key].text(form_of(key)), row[key].each(form_of(key))) if key in row else None for key in FIGURES])
+        for name, row in estimates(metrics).items()
+    ]
+    return {"seeds": list(metrics), "headings": [column(key).heading for key in FIGURES], "rows": rows}
 
 
 def _row(name: str, figures: Report, report: Report, runs: Mapping[str, StageRun]) -> dict[str, Any]:
