@@ -91,8 +91,8 @@ class Recorder:
         return timed
 
     def once(self, name: str, seconds: float) -> None:
-        """Note work that was done once for all steps, such as the reference's pass over fixed data."""
-        self.per_step[name] = seconds / self.total
+        """Add work that is done once for all steps, such as the reference's pass over fixed data."""
+        self.per_step[name] = self.per_step.get(name, 0.0) + seconds / self.total
 
     def result(self) -> dict[str, Any]:
         """Median seconds per step, MiB of peak over the level after loading, shares of the matrix-multiply limit."""

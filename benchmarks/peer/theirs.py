@@ -92,10 +92,10 @@ def dpo(cell: Cell, folder: Path, recorder: Recorder, options: dict[str, Any]) -
     from trl import DPOConfig, DPOTrainer
 
     class Trainer(DPOTrainer):
-        def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+        def compute_ref_log_probs(self, *args: Any, **kwargs: Any) -> Any:
             recorder.is_loaded()
             began = clock()
-            found = super()._precompute_ref_logps(*args, **kwargs)
+            found = super().compute_ref_log_probs(*args, **kwargs)
             recorder.once("reference", clock() - began)
             return found
 
