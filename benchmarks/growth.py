@@ -69,7 +69,9 @@ def draw(name: str, points: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for panel, key, label in zip(panels, ("seconds", "growth_mib"), ("CPU seconds per step", "growth, MiB"), strict=True):
+    for panel, key, label in zip(
+        panels, ("seconds", "growth_mib"), ("CPU seconds per step", "growth, MiB"), strict=True
+    ):
         for side, title in (("ours", "ours"), ("trl", "TRL")):
             at = [point for point in points if side in point["sides"]]
             panel.plot([p["value"] for p in at], [p["sides"][side][key] for p in at], marker="o", label=title)
@@ -101,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for value in values[: given.points]:
             began = time.monotonic()
             found = measure(cell_of(value), given.sides, given.steps, 1, 0, ROOT / ".bench" / "models")
-            kept = {side: {key: found[side][key] for key in ("seconds", "decode_seconds", "growth_mib")} for side in found}
+            kept = {
+                side: {key: found[side][key] for key in ("seconds", "decode_seconds", "growth_mib")} for side in found
+            }
             points.append({"value": value, "sides": kept})
             took = time.monotonic() - began
             print(f"{name} {value}: {kept}, in {took:.0f} s", file=sys.stderr, flush=True)

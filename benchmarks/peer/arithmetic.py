@@ -4,40 +4,56 @@ A prompt is read once per group or pair, and log-probabilities known from sampli
 pass costs two forward passes.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from benchmarks.peer.cells import ONLINE, Cell
 
 
-def forward(cell: Cell, lengths: list[int], rows_per_prompt: int, *, head: bool) -> float:
-    """Floating-point operations of one forward pass over rows with these response lengths.
+@dataclass(frozen=True)
+class Size:
+    """What a forward pass costs: weights of the layers and of the vocabulary head, and width of attention × layers."""
 
-    A layer of width d has 4 d² weights in attention and 12 d² in the feed-forward part; a weight costs two operations
-    per token. Attention to one key costs 4 d operations per layer.
-    """
-    prompts = len(lengths) // rows_per_prompt
-    tokens = prompts * cell.prompt + sum(lengths)
-    pairs = prompts * _triangle(cell.prompt) + sum(length * cell.prompt + _triangle(length) for length in lengths)
-    layers = cell.layers * (2 * 16 * cell.hidden**2 * tokens + 4 * cell.hidden * pairs)
-    return layers + (2 * cell.vocabulary * cell.hidden * sum(lengths) if head else 0.0)
+    layers: int
+    head: int
+    attention: int
+
+    @classmethod
+    def of(cls, cell: Cell) -> "Size":
+        """A layer of width d has 4 d² weights in attention and 12 d² in the feed-forward part."""
+        return cls(16 * cell.layers * cell.hidden**2, cell.vocabulary * cell.hidden, cell.layers * cell.hidden)
+
+    def forward(self, prompt: int, lengths: Sequence[int], rows_per_prompt: int, *, head: bool) -> float:
+        """Floating-point operations of one forward pass over rows with these response lengths.
+
+        A weight costs two operations per token, and attention to one key four per unit of width and layer. With
+        `head`, the vocabulary head runs on the response tokens.
+        """
+        prompts = len(lengths) // rows_per_prompt
+        tokens = prompts * prompt + sum(lengths)
+        keys = prompts * _triangle(prompt) + sum(length * prompt + _triangle(length) for length in lengths)
+        return 2 * self.layers * tokens + 4 * self.attention * keys + (2 * self.head * sum(lengths) if head else 0)
 
 
-def decoding(cell: Cell, step: int) -> float:
+def decoding(cell: Cell, step: int, size: Size | None = None) -> float:
     """Operations to sample the responses of a step; 0 on fixed data."""
-    return forward(cell, cell.lengths(step), cell.group, head=True) if cell.method in ONLINE else 0.0
+    if cell.method not in ONLINE:
+        return 0.0
+    return (size or Size.of(cell)).forward(cell.prompt, cell.lengths(step), cell.group, head=True)
 
 
-def training(cell: Cell, step: int) -> float:
+def training(cell: Cell, step: int, size: Size | None = None) -> float:
     """Operations of everything but sampling in a step.
 
     sft: forward and backward. reward: the same without the vocabulary head. dpo: and a forward pass of the reference.
     grpo: without KL, no reference. ppo: policy and critic in each epoch, the reference and the reward model once.
     """
-    lengths = cell.lengths(step)
-    shared = cell.rows // cell.units
-    policy = forward(cell, lengths, shared, head=True)
-    scalar = forward(cell, lengths, shared, head=False)
-    passes = {"sft": (3, 0), "reward": (0, 3), "dpo": (4, 0), "grpo": (3, 0), "ppo": (3 * cell.epochs + 1, 3 * cell.epochs + 1)}
+    size, lengths, shared = size or Size.of(cell), cell.lengths(step), cell.rows // cell.units
+    each = 3 * cell.epochs + 1
+    passes = {"sft": (3, 0), "reward": (0, 3), "dpo": (4, 0), "grpo": (3, 0), "ppo": (each, each)}
     of_policy, of_scalar = passes[cell.method]
-    return of_policy * policy + of_scalar * scalar
+    policy = size.forward(cell.prompt, lengths, shared, head=True)
+    return of_policy * policy + of_scalar * size.forward(cell.prompt, lengths, shared, head=False)
 
 
 def _triangle(length: int) -> float:

@@ -113,7 +113,9 @@ class Recorder:
             "limit_gflops": limit / 1e9,
             "training_share": trained / rest / limit,
             "decoding_share": None,
-            "operations": None if self.operations is None else self.operations.shares(sum(self.step_seconds[-self.profiled :])),
+            "operations": None
+            if self.operations is None
+            else self.operations.shares(sum(self.step_seconds[-self.profiled :])),
         }
         if decode:
             found["decoding_share"] = mean(arithmetic.decoding(self.cell, step) for step in kept) / decode / limit

@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import LlamaForCausalLM, LlamaForSequenceClassification, LogitsProcessorList, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LogitsProcessorList,
+    TrainerCallback,
+)
 
 from benchmarks.peer.cells import Cell, new_tokenizer, text_of
 from benchmarks.peer.lengths import ForcedLengths
@@ -140,7 +146,9 @@ def grpo(cell: Cell, folder: Path, recorder: Recorder, options: dict[str, Any]) 
         model=_policy(folder),
         reward_funcs=odd,
         processing_class=new_tokenizer(cell.vocabulary),
-        train_dataset=_dataset([{"prompt": text_of(ids)} for step in range(recorder.total) for ids in cell.prompts(step)]),
+        train_dataset=_dataset(
+            [{"prompt": text_of(ids)} for step in range(recorder.total) for ids in cell.prompts(step)]
+        ),
         args=GRPOConfig(
             max_steps=recorder.total,
             num_generations=cell.group,
@@ -195,13 +203,13 @@ TRAINERS: dict[str, Callable[[Cell, Path, Recorder, dict[str, Any]], Any]] = {
 
 
 def _policy(folder: Path) -> Any:
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def _scalar(folder: Path) -> Any:
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
     config.num_labels = 1
-    return LlamaForSequenceClassification.from_pretrained(folder, config=config, dtype=torch.float32)
+    return AutoModelForSequenceClassification.from_pretrained(folder, config=config, dtype=torch.float32)
 
 
 def _dataset(rows: list[dict[str, Any]]) -> Any:
