@@ -155,6 +155,7 @@ class Clock:
         flop = arithmetic.training(cell, 0, shape.size)
         tokens = cell.rows * (cell.prompt + cell.longest) * cell.epochs
         rest = seconds - decode
+        read = decoded_bytes(cell, shape) / decode if decode else None
         peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
         return {
             "step, s": seconds,
@@ -162,10 +163,8 @@ class Clock:
             "share of peak": limits.share(flop / rest, limits.peak_flops),
             "share of matmul": flop / rest / limits.matmul,
             "decoded tokens/s": cell.rows * cell.longest / decode if decode else None,
-            "share of bandwidth": limits.share(decoded_bytes(cell, shape) / decode, limits.peak_bytes)
-            if decode
-            else None,
-            "share of copy": decoded_bytes(cell, shape) / decode / limits.copy if decode else None,
+            "share of bandwidth": None if read is None else limits.share(read, limits.peak_bytes),
+            "share of copy": None if read is None else read / limits.copy,
             "peak, GiB": peak,
         }
 
@@ -282,8 +281,8 @@ def measure(
     return {"method": method, "weights": weights, **row}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the chosen models and methods; return 1 without a GPU, unless the run is tiny."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the chosen models and methods; without a GPU, print a message."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["0.5B", "1.5B"], choices=list(SHAPES))
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
@@ -294,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if not given.tiny and not torch.cuda.is_available():
         print("No CUDA device found; nothing was run. Try the script with --tiny.")
-        return 1
+        return
     device = "cpu" if given.tiny else "cuda"
     limits = Limits.measure(torch.device(device), 128 if given.tiny else 8192)
     for model in ["tiny"] if given.tiny else given.models:
@@ -312,7 +311,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add(given.out, model, {"about": about, "limits": asdict(limits), "rows": rows})
     if given.out == OUT:
         page.write()
-    return 0
 
 
 def parameter_count_of(shape: Shape) -> int:
@@ -322,4 +320,4 @@ def parameter_count_of(shape: Shape) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

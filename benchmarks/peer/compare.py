@@ -39,7 +39,7 @@ ONE_THREAD = {
 }
 
 
-class SideFailed(Exception):
+class SideError(Exception):
     """A side ended without a result."""
 
 
@@ -77,12 +77,12 @@ class Side:
         """What the side has measured.
 
         Raises:
-            SideFailed: it ended with an error; quotes the end of its log.
+            SideError: it ended with an error; quotes the end of its log.
         """
         self.process.communicate()
         if self.process.returncode or not self.out.is_file():
             last = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-            raise SideFailed(f"{self.name} ended with code {self.process.returncode}:\n{last}")
+            raise SideError(f"{self.name} ended with code {self.process.returncode}:\n{last}")
         return json.loads(self.out.read_text(encoding="utf-8"))
 
     def stop(self) -> None:
@@ -102,7 +102,7 @@ def measure(
     """Run all sides of a cell in turn; return the result of each.
 
     Raises:
-        SideFailed: a side ended with an error.
+        SideError: a side ended with an error.
     """
     spec = {
         "cell": asdict(cell),
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             cell = Cell.named(name)
             found = measure(cell, given.sides, given.steps, given.warmup, given.profiled, ROOT / ".bench" / "models")
-        except (SideFailed, ValueError) as error:
+        except (SideError, ValueError) as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             failed = True
             continue

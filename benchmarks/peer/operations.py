@@ -10,8 +10,8 @@ KINDS = {
     "attention": r"scaled_dot_product|flash_attention",
     "matrix products": r"::(addmm|mm|bmm|baddbmm|matmul|linear|mkldnn_linear|_linear_pointwise|_mkl_linear|einsum)",
     "optimiser and clipping": r"adam|Optimizer|_foreach|clip_grad|linalg_vector_norm",
-    "softmax, logits, drawing": r"softmax|logsumexp|multinomial|exponential|nll_loss|cross_entropy|::exp_?$|amax|_Logprobs"
-    r"|cumsum|searchsorted|argmax|::sort|xlogy|gather|scatter|masked_fill|::where|isin",
+    "softmax, logits, drawing": r"softmax|logsumexp|multinomial|exponential|nll_loss|cross_entropy|::exp_?$|amax"
+    r"|_Logprobs|cumsum|searchsorted|argmax|::sort|xlogy|gather|scatter|masked_fill|::where|isin",
     "copies": r"::(copy_|cat|clone|contiguous|_to_copy|to|index|index_select|index_copy_|index_put_|embedding"
     r"|embedding_dense_backward|fill_|zero_|zeros|zeros_like|new_zeros|empty|empty_like|empty_strided|repeat|expand|stack"
     r"|reshape|view|transpose|t|slice|select|split|narrow|as_strided|permute|unsqueeze|squeeze)$|_Spread|_Gather",

@@ -113,13 +113,14 @@ class Recorder:
             "limit_gflops": limit / 1e9,
             "training_share": trained / rest / limit,
             "decoding_share": None,
-            "operations": None
-            if self.operations is None
-            else self.operations.shares(sum(self.step_seconds[-self.profiled :])),
+            "operations": self._shares(),
         }
         if decode:
             found["decoding_share"] = mean(arithmetic.decoding(self.cell, step) for step in kept) / decode / limit
         return found
+
+    def _shares(self) -> dict[str, float] | None:
+        return self.operations and self.operations.shares(sum(self.step_seconds[-self.profiled :]))
 
     def _wait(self) -> None:
         print(READY, flush=True)

@@ -1,4 +1,4 @@
-"""The peer's side: TRL's trainers. `python -m benchmarks.peer.theirs SPEC` is started by compare.py in TRL's environment.
+"""The peer's side: TRL's trainers. compare.py starts `python -m benchmarks.peer.theirs SPEC` in TRL's environment.
 
 TRL's defaults, except for what the comparison sets equal: fp32, no gradient checkpointing (it costs about 20 % of the
 speed), lengths, learning rate, batch, order of the rows. PPO left TRL after 1.12; that release lies in the folder `ppo`
