@@ -90,7 +90,7 @@ bench-gpu: install
 compare-algorithms: install
 	python benchmarks/compare_algorithms.py
 
-# Writes docs/parameters.md: every parameter with its meaning and bounds.
+# Writes docs/parameters.md: every parameter with its meaning and bounds; and docs/names.md: names of other libraries.
 parameters: install
 	python -m tools.make_parameters
 

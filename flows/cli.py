@@ -125,11 +125,18 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens per answer.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the most likely token.")] = 0.7,
     seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Sample from the k most likely tokens; 0: all.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens with this total probability."),
+    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End an answer at this text; can be repeated.")] = None,
 ) -> None:
     """Chat with a checkpoint."""
     from flows.commands.chat import talk
 
-    talk(checkpoint, prompt, max_new_tokens, temperature, seed, out)
+    truncation = {"top_k": top_k, "top_p": top_p, "stop_strings": stop or None}
+    talk(checkpoint, prompt, max_new_tokens, temperature, seed, out, truncation)
 
 
 @app.command()

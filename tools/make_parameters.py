@@ -1,4 +1,7 @@
-"""Write docs/parameters.md from the dataclasses that validate params.yaml: python -m tools.make_parameters"""
+"""Write docs/parameters.md from the dataclasses that validate params.yaml, and docs/names.md.
+
+python -m tools.make_parameters
+"""
 
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
@@ -7,8 +10,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rlhf_core.algorithms.base.table import policy_algorithms
 from tasks.params.derived import LOOPS
+from tasks.params.explain import section_of
 from tasks.params.load import load_params
 from tasks.params.schema import Params
+from tools import names_page
 
 ROOT = Path(__file__).resolve().parent.parent
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -16,7 +21,7 @@ HEAD = """\
 # params.yaml, key by key
 
 Made by `python -m tools.make_parameters`. The built-in run uses the value in params.yaml, or else the default.
-Profiles and `--set` can change it.
+Profiles and `--set` can change it. [names.md](names.md) lists the names of TRL, verl and OpenRLHF for these keys.
 
 A method has every option of its loop. Values that methods share are set once, in `policy.online_loop` or
 `policy.offline_loop`. The rows of a method list its own options, and the loop options whose values it overrides.
@@ -33,6 +38,9 @@ def rows(values: Any, prefix: str = "") -> Iterator[str]:
         value = getattr(values, item.name)
         if not is_dataclass(value):
             yield row(f"{prefix}{item.name}", value, item, kinds[item.name])
+            inner: Any = section_of(kinds[item.name])
+            if inner is not kinds[item.name]:  # an optional section that is null
+                yield from rows(inner(), f"{prefix}{item.name}.")
         elif item.name in policy_algorithms() and prefix == "policy.":
             yield from method_rows(item.name, values)
         else:
@@ -99,3 +107,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     (ROOT / "docs" / "parameters.md").write_text(page(), encoding="utf-8")
+    (ROOT / "docs" / "names.md").write_text(names_page.page(), encoding="utf-8")

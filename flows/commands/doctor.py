@@ -9,13 +9,11 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-import psutil
 from rich.console import Console
 from rich.text import Text
 
 from flows.commands.durations import Span, measure, seconds, span_text, together, work
 from flows.commands.installation import Finding, look, packages, python
-from flows.commands.memory import FROZEN, TRAINED, ModelShape, Need, estimate, model_shape
 from flows.commands.screen import plain_table
 from flows.run.changes import Changes, require_data
 from flows.run.graph import read_graph
@@ -30,13 +28,16 @@ from tasks.params.schema import Params
 from tasks.problems.problem import Counts
 from tasks.problems.table import generated_problem, problem_of
 from tasks.runtime.git import head
+from tasks.runtime.memory import GB, ModelShape, Need, estimate, free_memory, model_shape, on_gpu
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from tasks.common.preflight import Check
 
-GB = 1e9
+
+# Bytes per weight on disk: a checkpoint; and a resume state with AdamW's moments, with the one that replaces it.
+SAVED, RESUMED = 4, 2 * (4 + 8)
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,12 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console) -> b
             findings.append(_time(spans, params))
     except UserError as error:
         findings.append(Finding("model", False, str(error)))
-    return _show(findings, needs, _free_memory(params), out, spans)
+    return _show(findings, needs, free_memory(params), out, spans)
 
 
 def _spans(params: Params, counts: Counts, config: "PretrainedConfig", is_from_scratch: bool) -> dict[str, Span]:
     """Return the shortest and longest duration of each stage in seconds, from a short measurement on this device."""
-    speed = measure(config, params, "cuda" if _on_gpu(params) else "cpu")
+    speed = measure(config, params, "cuda" if on_gpu(params) else "cpu")
     stages = work(params, counts, is_from_scratch)
     return {stage: seconds(item, speed, params) for stage, item in stages.items()}
 
@@ -159,19 +160,13 @@ def _devices(params: Params) -> Iterator[Finding]:
     cores = os.cpu_count() or 1
     if params.run.device == "cuda" and not torch.cuda.is_available():
         yield Finding("device", False, "run.device is cuda, but torch finds no GPU. Set run.device to auto or cpu.")
-    elif _on_gpu(params):
+    elif on_gpu(params):
         yield Finding("device", True, f"CUDA: {torch.cuda.get_device_name()}")
     else:
         yield Finding("device", True, f"CPU, {cores} cores")
     busy = params.run.threads * params.run.parallel
     if busy > cores:
         yield Finding("threads", None, f"run.threads × run.parallel is {busy} on {cores} cores. Lower one of them.")
-
-
-def _on_gpu(params: Params) -> bool:
-    import torch
-
-    return params.run.device != "cpu" and torch.cuda.is_available()
 
 
 def _model(params: Params) -> "tuple[PretrainedConfig, bool]":
@@ -194,13 +189,6 @@ def _model(params: Params) -> "tuple[PretrainedConfig, bool]":
     return config, source.config is not None
 
 
-def _free_memory(params: Params) -> float:
-    """Return the free bytes on the device that the stages will use."""
-    import torch
-
-    return float(torch.cuda.mem_get_info()[0]) if _on_gpu(params) else float(psutil.virtual_memory().available)
-
-
 def _memory(needs: list[Need], params: Params) -> Finding:
     """Check that the largest stage fits, and that policies that run at the same time fit together."""
     policies = sorted((need for need in needs if "@" in need.stage), key=lambda need: -need.total)
@@ -210,7 +198,7 @@ def _memory(needs: list[Need], params: Params) -> Finding:
         (largest.total, largest.stage),
         (sum(policy.total for policy in together), " and ".join(policy.stage for policy in together)),
     )
-    free = _free_memory(params)
+    free = free_memory(params)
     if need <= free:
         return Finding("memory", True, f"about {need / GB:.1f} GB for {who}; {free / GB:.1f} GB free")
     fix = "Lower run.parallel, a micro_batch_size or prepare.max_response_tokens, or choose a smaller model."
@@ -221,7 +209,8 @@ def _disk(root: Path, shape: ModelShape, params: Params) -> Finding:
     """Check that checkpoints, snapshots and resume states fit."""
     policies = sum(1 + params.policy.snapshots(name) for name in params.policy.methods)
     checkpoints = len(declared.checkpoints()) + policies
-    need = (FROZEN * checkpoints + TRAINED * params.run.parallel) * shape.weights + GB
+    resumed = RESUMED * params.run.parallel if params.model.lora is None else 0  # an adapter's state is small
+    need = (SAVED * checkpoints + resumed) * shape.weights + GB
     free = shutil.disk_usage(root).free
     text = f"about {need / GB:.1f} GB for {checkpoints} checkpoints and other files, {free / GB:.1f} GB free"
     fix = "Free some space, or lower policy.*.snapshots."

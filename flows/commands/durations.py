@@ -12,12 +12,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flows.commands.memory import model_shape
 from rlhf_core.algorithms.base.algorithm import Work
 from tasks.files import declared
 from tasks.params.derived import stage_of
 from tasks.params.schema import Params, algorithm_of
 from tasks.problems.problem import Counts
+from tasks.runtime.memory import model_shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -5,31 +5,34 @@ the response share it, so no critic is needed. The KL to the reference is a term
 expected gradient of the paper's k3 per token is that of KL(π_ref‖π_θ) at each state, so the optimum is not exactly
 π_ref exp(r/β).
 
-Variants: `std` none with `averaging` fixed_length is Dr. GRPO (arXiv:2503.20783); `averaging` token is the average of
-DAPO (arXiv:2503.14476); `ratio` response treats a whole response as one action, as RLOO does.
+Variants: `std` none with `averaging` fixed_length is Dr. GRPO (arXiv:2503.20783); `averaging` token, `clip_high`,
+`dynamic_sampling` and kl_coef 0 are DAPO (arXiv:2503.14476); `ratio` sequence is GSPO (arXiv:2507.18071, eq. 5);
+`surrogate` cispo with `averaging` token is CISPO (arXiv:2506.13585); `ratio` response treats a whole response as one
+action, as RLOO does.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.groups import DynamicSampling
 from rlhf_core.algorithms.base.kl_penalty import KLPenalty
+from rlhf_core.algorithms.base.ratio import RATIO_OPTIONS, ClippedRatio
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
 from rlhf_core.maths.advantages import group_standardize, no_advantage
 from rlhf_core.maths.kl import k3
-from rlhf_core.maths.losses import clipped_surrogate
 from rlhf_core.maths.reductions import at_last_token, fixed_length, sequence_mean, sequence_sum, token_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPO(KLPenalty, OnPolicyAlgorithm):
+class GRPO(KLPenalty, ClippedRatio, DynamicSampling, OnPolicyAlgorithm):
     """Group-standardised scores, a clipped surrogate and k3 in the loss; mean over tokens, then over responses."""
 
     name = "grpo"
     title = "GRPO"
-    reuse_options = ("clip", "ratio")
+    reuse_options = (*RATIO_OPTIONS, "ratio")
 
     group_size: int = setting(64, "G, responses sampled per prompt (sec. 4.2)", ge=2)
     kl_coef: float = setting(0.04, "β, weight of the KL to the reference (sec. 4.2)", title="KL weight", ge=0)
@@ -37,8 +40,18 @@ class GRPO(KLPenalty, OnPolicyAlgorithm):
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = setting(
         "k3", "k1, k2 or k3 (eq. 4) on the sampled tokens, or exact: the sum over the vocabulary; only k1 in the reward"
     )
-    clip: float = setting(0.2, "ε of the clipped surrogate; the paper gives none, 0.2 is usual for PPO", gt=0, lt=1)
-    ratio: Literal["token", "response"] = setting("token", "π_θ/π_old per token (eq. 3) or per response")
+    clip: float = setting(
+        0.2,
+        "ε of the clipped ratio; the paper gives none, 0.2 is usual for PPO; 1 for no lower bound; must be set for "
+        "ratio sequence",
+        gt=0,
+        le=1,
+    )
+    ratio: Literal["token", "response", "sequence"] = setting(
+        "token",
+        "π_θ/π_old per token (eq. 3), of the whole response, or of the sequence: to the power 1/|y| "
+        "(arXiv:2507.18071, eq. 7)",
+    )
     std: Literal["group", "batch", "none"] = setting("group", "std that divides the advantages: group, batch or none")
     std_eps: float = setting(1e-4, "ε added to the std; a very small value amplifies rounding errors", gt=0)
     unbiased_std: bool = setting(False, "use n - 1 instead of n in the variance, as some implementations do")
@@ -51,6 +64,7 @@ class GRPO(KLPenalty, OnPolicyAlgorithm):
     def __post_init__(self) -> None:
         check_bounds(self)
         self.check_kl()
+        self.check_ratio()
         if (self.length is None) == (self.averaging == "fixed_length"):
             raise ValueError("length is only for averaging fixed_length, which requires it; set both or neither")
         if self.std == "none" and (self.std_eps != type(self).std_eps or self.unbiased_std):
@@ -58,8 +72,12 @@ class GRPO(KLPenalty, OnPolicyAlgorithm):
 
     @property
     def needs(self) -> Needs:
-        """What the KL penalty needs."""
-        return Needs(reference=self.kl_coef > 0, exact_kl=self.uses_exact_kl)
+        """What the KL penalty and `importance_cap` need."""
+        return Needs(
+            reference=self.kl_coef > 0,
+            exact_kl=self.uses_exact_kl,
+            sampler_logprobs=self.importance_cap is not None,
+        )
 
     def without_gradient(self, batch: Rollout) -> Tensor | None:
         """Rows without advantage, such as those of a group with equal scores, unless the KL is a term of the loss."""
@@ -82,7 +100,12 @@ class GRPO(KLPenalty, OnPolicyAlgorithm):
 
     def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
         """Eq. 3: clipped surrogate plus KL penalty, (B, R)."""
-        return self._surrogate(outputs, batch) + self.kl_losses(outputs, batch)
+        surrogate = self.surrogate_losses(outputs, batch)
+        if self.ratio == "response":  # its gradient is a sum over tokens, as if each had its own loss
+            surrogate = at_last_token(surrogate, batch.response_mask)
+        elif self.ratio == "sequence":  # its gradient is a mean over tokens, which the token weights turn into a sum
+            surrogate = surrogate[:, None] * batch.response_mask
+        return surrogate + self.kl_losses(outputs, batch)
 
     def weights(self, batch: Rollout) -> Tensor:
         """1/G Σ_i 1/|y_i| Σ_t, or another average selected by `averaging`, (B, R)."""
@@ -94,22 +117,11 @@ class GRPO(KLPenalty, OnPolicyAlgorithm):
     def statistics(self, outputs: Outputs, batch: Rollout) -> dict[str, Tensor]:
         """Size of the update, fraction of clipped ratios, and KL term, (B, R)."""
         logratio = (outputs.logprobs - batch.old_logprobs).detach()
-        whole = sequence_sum(logratio, batch.response_mask)[:, None].expand_as(logratio)
-        ratio = (logratio if self.ratio == "token" else whole).exp()
+        clipped = self.clip_statistics(outputs, batch)
+        if self.ratio != "token":
+            clipped = {name: value[:, None].expand_as(logratio) for name, value in clipped.items()}
         return {
-            "clip_fraction": ((ratio - 1).abs() > self.clip).float(),
+            **clipped,
             "update_kl": k3(logratio),
             "kl_term": self.kl_losses(outputs, batch).detach(),
         }
-
-    def _surrogate(self, outputs: Outputs, batch: Rollout) -> Tensor:
-        if self.ratio == "token":
-            return clipped_surrogate(outputs.logprobs, batch.old_logprobs, batch.advantages, self.clip)
-        mask = batch.response_mask
-        whole = clipped_surrogate(
-            sequence_sum(outputs.logprobs, mask),
-            sequence_sum(batch.old_logprobs, mask),
-            batch.advantages[:, 0],
-            self.clip,
-        )
-        return at_last_token(whole, mask)

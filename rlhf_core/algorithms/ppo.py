@@ -7,27 +7,29 @@ and critic are trained on each rollout with clipped minibatch steps over one or 
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Self
 
 from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State
 from rlhf_core.algorithms.base.config import OnlineConfig
 from rlhf_core.algorithms.base.kl_penalty import KLPenalty
+from rlhf_core.algorithms.base.ratio import RATIO_OPTIONS, ClippedRatio
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
 from rlhf_core.maths.advantages import with_gae
 from rlhf_core.maths.kl import adapted_kl_coef, k3
-from rlhf_core.maths.losses import clipped_surrogate, value_loss
+from rlhf_core.maths.losses import value_loss
 from rlhf_core.maths.reductions import token_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPO(KLPenalty, OnPolicyAlgorithm):
+class PPO(KLPenalty, ClippedRatio, OnPolicyAlgorithm):
     """PPO-clip with a critic and a fixed or adaptive KL coefficient."""
 
     name = "ppo"
     title = "PPO"
-    reuse_options = ("clip", "value_clip")
+    reuse_options = (*RATIO_OPTIONS, "value_clip")
+    ratio = "token"
 
     group_size: int = setting(1, "responses sampled per prompt", ge=1)
     kl_coef: float = setting(
@@ -37,7 +39,9 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
         None, "target KL in nats per response; if set, kl_coef adapts to it (Ziegler et al. sec. 2.2)", gt=0
     )
     kl_horizon: int = setting(10_000, "time constant of an adaptive kl_coef, in responses (Ziegler et al.)", ge=1)
-    clip: float = setting(0.2, "ε of the clipped surrogate (Schulman et al. 2017, table 3)", gt=0, lt=1)
+    clip: float = setting(
+        0.2, "ε of the clipped ratio (Schulman et al. 2017, table 3); 1 for no lower bound", gt=0, le=1
+    )
     value_clip: float | None = setting(0.2, "ε of the clipped value loss; null for no clipping", gt=0)
     critic_learning_rate: float = setting(1e-5, "peak learning rate of the critic", gt=0)
     entropy_coef: float = setting(0.0, "c_e, weight of the entropy bonus", ge=0)
@@ -48,6 +52,7 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
     def __post_init__(self) -> None:
         check_bounds(self)
         self.check_kl()
+        self.check_ratio()
         if self.kl_target is None and self.kl_horizon != type(self).kl_horizon:
             raise ValueError("kl_horizon has no effect while kl_target is null; set kl_target or leave kl_horizon out")
         if self.kl_target is not None and self.kl_coef == 0:
@@ -55,9 +60,14 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
 
     @property
     def needs(self) -> Needs:
-        """A critic, entropies (for the log, if not for the loss), and what the KL penalty needs."""
-        entropies: Literal["value", "gradient"] = "gradient" if self.entropy_coef > 0 else "value"
-        return Needs(critic=True, entropies=entropies, reference=self.kl_coef > 0, exact_kl=self.uses_exact_kl)
+        """A critic, entropies (for the log, if not for the loss), and what the KL penalty and `importance_cap` need."""
+        return Needs(
+            critic=True,
+            entropies="gradient" if self.entropy_coef > 0 else "value",
+            reference=self.kl_coef > 0,
+            exact_kl=self.uses_exact_kl,
+            sampler_logprobs=self.importance_cap is not None,
+        )
 
     def critic_rate(self, config: OnlineConfig) -> float:
         """The critic has its own learning rate."""
@@ -89,7 +99,7 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
 
         The coefficient c_1 of eq. 9 is omitted, because policy and critic share no weights (see `GradientStep`).
         """
-        surrogate = clipped_surrogate(outputs.logprobs, batch.old_logprobs, batch.advantages, self.clip)
+        surrogate = self.surrogate_losses(outputs, batch)
         critic = value_loss(outputs.values, batch.old_values, batch.returns, self.value_clip)
         bonus = self.entropy_coef * outputs.entropies
         return surrogate + self.kl_losses(outputs, batch) + critic - bonus
@@ -102,7 +112,7 @@ class PPO(KLPenalty, OnPolicyAlgorithm):
         """Size of the update, fraction of clipped tokens, value error, and entropy, (B, R)."""
         logratio = (outputs.logprobs - batch.old_logprobs).detach()
         return {
-            "clip_fraction": ((logratio.exp() - 1).abs() > self.clip).float(),
+            **self.clip_statistics(outputs, batch),
             "update_kl": k3(logratio),
             "value_loss": (outputs.values - batch.returns).detach().square(),
             "entropy": outputs.entropies.detach(),

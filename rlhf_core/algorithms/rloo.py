@@ -6,46 +6,51 @@ whole responses to the policy that sampled is clipped as in PPO (arXiv:1707.0634
 ratio is 1, and the gradient equals theirs.
 
 A response is one action. Its advantage is its return, which includes the KL to the reference, minus the mean return of
-the other responses to the prompt.
+the other responses to the prompt. Its ratio is therefore the product over its tokens.
 """
 
 from dataclasses import dataclass
 
 from rlhf_core.algorithms.base.algorithm import Needs, OnPolicyAlgorithm, State
+from rlhf_core.algorithms.base.groups import DynamicSampling
+from rlhf_core.algorithms.base.ratio import RATIO_OPTIONS, ClippedRatio
 from rlhf_core.common.batch import Outputs, Rollout
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.common.lazy import Tensor
 from rlhf_core.maths.advantages import leave_one_out, no_advantage, token_rewards, whiten
 from rlhf_core.maths.kl import k3, kl_k1
-from rlhf_core.maths.losses import clipped_surrogate
 from rlhf_core.maths.reductions import sequence_sum
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLOO(OnPolicyAlgorithm):
+class RLOO(ClippedRatio, DynamicSampling, OnPolicyAlgorithm):
     """A clipped surrogate per response with a leave-one-out advantage."""
 
     name = "rloo"
     title = "RLOO"
-    reuse_options = ("clip",)
+    reuse_options = RATIO_OPTIONS
+    ratio = "response"
 
     group_size: int = setting(4, "k, responses sampled per prompt (sec. 4)", ge=2)
     kl_coef: float = setting(
         0.03, "β, weight of the KL to the reference in the return (appendix B)", title="KL weight", ge=0
     )
-    clip: float = setting(0.2, "ε of the clipped ratio of whole responses; PPO's usual value", gt=0, lt=1)
+    clip: float = setting(
+        0.2, "ε of the clipped ratio of whole responses; PPO's usual value; 1 for no lower bound", gt=0, le=1
+    )
     normalize_advantages: bool = setting(False, "subtract the mean and divide by std + ε, over the rollout")
     std_eps: float = setting(1e-4, "ε added to the std of normalize_advantages", gt=0)
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        self.check_ratio()
         if not self.normalize_advantages and self.std_eps != type(self).std_eps:
             raise ValueError("std_eps has no effect while normalize_advantages is false; leave it out")
 
     @property
     def needs(self) -> Needs:
-        """The reference, for the KL in the return."""
-        return Needs(reference=self.kl_coef > 0)
+        """The reference, for the KL in the return, and what `importance_cap` needs."""
+        return Needs(reference=self.kl_coef > 0, sampler_logprobs=self.importance_cap is not None)
 
     def without_gradient(self, batch: Rollout) -> Tensor:
         """Rows without advantage."""
@@ -64,9 +69,7 @@ class RLOO(OnPolicyAlgorithm):
 
     def losses(self, outputs: Outputs, batch: Rollout) -> Tensor:
         """-min(ρ Â, clip(ρ) Â) with ρ = π_θ(y|x)/π_old(y|x), (B,)."""
-        mask = batch.response_mask
-        logprobs, old_logprobs = sequence_sum(outputs.logprobs, mask), sequence_sum(batch.old_logprobs, mask)
-        return clipped_surrogate(logprobs, old_logprobs, batch.advantages[:, 0], self.clip)
+        return self.surrogate_losses(outputs, batch)
 
     def weights(self, batch: Rollout) -> Tensor:
         """Equal weight for every response, (B,)."""
@@ -75,7 +78,4 @@ class RLOO(OnPolicyAlgorithm):
     def statistics(self, outputs: Outputs, batch: Rollout) -> dict[str, Tensor]:
         """Size of the update in nats per response, and fraction of clipped responses, (B,)."""
         logratio = sequence_sum(outputs.logprobs - batch.old_logprobs, batch.response_mask).detach()
-        return {
-            "clip_fraction": ((logratio.exp() - 1).abs() > self.clip).float(),
-            "update_kl": k3(logratio),
-        }
+        return {**self.clip_statistics(outputs, batch), "update_kl": k3(logratio)}

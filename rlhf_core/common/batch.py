@@ -107,6 +107,7 @@ class Rollout(Batch):
     """A batch sampled from the policy, with values computed at sampling; no gradients.
 
     old_logprobs, old_values, rewards, advantages, returns: (B, R). scores: (B,), one score per response.
+    sampler_logprobs: (B, R), as the sampler computed them; NaN if it does not give them.
     ended: (B,), True if the response has an end token, False if it was cut off at the length limit.
     row_weights: (B,), the weight of each row, with mean 1: 1 for sampled rows; B times the probability of each row if
     all responses are enumerated.
@@ -114,6 +115,7 @@ class Rollout(Batch):
     """
 
     old_logprobs: Tensor
+    sampler_logprobs: Tensor
     old_values: Tensor
     scores: Tensor
     ended: Tensor

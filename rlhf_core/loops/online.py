@@ -18,9 +18,11 @@ from rlhf_core.algorithms.base.check import check_loop
 from rlhf_core.algorithms.base.config import OnlineConfig, learning_rate_factor
 from rlhf_core.common.batch import Batch, Outputs, Rollout
 from rlhf_core.common.errors import UserError
-from rlhf_core.common.seeding import seed_everything, stream_seed
+from rlhf_core.common.seeding import row_seeds, seed_everything, stream_seed
+from rlhf_core.loops.common.resume import load_trained_state, trained_state
 from rlhf_core.loops.common.run import Metrics, Run, is_mark, minibatch_indices, stream_indices
 from rlhf_core.loops.common.update import GradientStep, forward_in_parts, micro_size, unit_slices
+from rlhf_core.loops.dynamic_sampling import Scored, other_prompts, replace_dropped
 from rlhf_core.loops.trust_region import TrustRegion, TrustRegionAlgorithm
 from rlhf_core.maths.advantages import equal_groups
 from rlhf_core.maths.kl import kl_k3
@@ -87,6 +89,7 @@ class OnlineTraining:
         if models.critic is not None:
             self.critic = accelerator.prepare(models.critic.model)
             trained["critic"] = (self.critic, models.critic.learning_rate)
+        self.makes_one_step = config.makes_one_step and self.trust_region is None
         self.micro_size = micro_size(config, algorithm.rows_per_unit)
         self.step_on: GradientStep[Rollout] = GradientStep(
             accelerator, algorithm, self._forward, trained, config, self.micro_size, self._complete
@@ -116,23 +119,46 @@ class OnlineTraining:
         self.policy.eval()
         size = self.config.rollout_size // self.algorithm.group_size
         indices = stream_indices(step, len(self.prompts), size, self.run.seed, self.run.name)
-        responses, row_weights = self.draw([self.prompts[index] for index in indices])
-        scores, terms = self.reward(responses)
-        rollout = self._record(responses, scores, row_weights.to(scores))
+        scored, extra = self._scored(indices, step), Metrics()
+        if self.algorithm.extra_rounds:
+            scored, extra = self._replace_dropped(scored, indices, step)
+        rollout = self._record(scored.responses, scored.scores, scored.row_weights)
         self.policy.train()
-        return rollout, _rollout_metrics(rollout, terms, self.algorithm, self.config.epochs)
+        metrics = _rollout_metrics(rollout, scored.terms, self.algorithm, self.config.epochs)
+        extra["sampled_tokens"] = metrics["sampled_tokens"] + extra.get("sampled_tokens", 0)
+        return rollout, metrics | extra
 
-    def draw(self, prompts: Sequence[Prompt]) -> tuple[Responses, Tensor]:
+    def _scored(self, indices: Sequence[int], *stream: str | int) -> Scored:
+        """Sample and score the responses to the prompts with these indices, from the stream of this name."""
+        return Scored.by(self.reward, *self.draw([self.prompts[index] for index in indices], *stream))
+
+    def _replace_dropped(self, first: Scored, indices: Sequence[int], step: int) -> tuple[Scored, Metrics]:
+        """Run the extra rounds of dynamic sampling; each has its own random streams, named by step and round."""
+        used = list(indices)
+
+        def sample(number: int, groups: int) -> Scored:
+            process = self.accelerator.process_index
+            seed_everything(self.run.seed, self.run.name, process, step, "dynamic_sampling", number)
+            stream = f"{self.run.name}/dynamic_sampling/{step}/{number}"
+            chosen = other_prompts(len(self.prompts), groups, used, self.run.seed, stream)
+            used.extend(chosen)
+            return self._scored(chosen, step, "dynamic_sampling", number)
+
+        return replace_dropped(first, self.algorithm, sample)
+
+    def draw(self, prompts: Sequence[Prompt], *stream: str | int) -> tuple[Responses, Tensor]:
         """Sample group_size adjacent responses per prompt; return them and the weight of each row, (B,)."""
         repeated = [prompt for prompt in prompts for _ in range(self.algorithm.group_size)]
-        responses = self.sampler.responses(self.policy, self.tokenizer, repeated)
+        seeds = row_seeds(len(repeated), self.run.seed, self.run.name, "rollout", *stream)
+        responses = self.sampler.responses(self.policy, self.tokenizer, repeated, seeds)
         rows = Responses(repeated, responses, self.tokenizer.pad_token_id, self.accelerator.device)
         return rows, torch.ones(len(repeated))
 
     def _record(self, responses: Responses, scores: Tensor, row_weights: Tensor) -> Rollout:
         """Return the rollout before targets are computed."""
         batch = responses.batch
-        known = {"old_logprobs": self._old_logprobs(responses)}
+        sampled = responses.sampler_logprobs
+        known = {"old_logprobs": self._old_logprobs(batch, sampled), "sampler_logprobs": sampled}
         if self.reference is not None and self.algorithm.needs.reference:
             known["ref_logprobs"] = self._in_parts(batch, partial(self._logprobs, self.reference))
         if self.critic is not None:
@@ -146,20 +172,28 @@ class OnlineTraining:
             **known,
         )
 
-    def _old_logprobs(self, responses: Responses) -> Tensor:
-        """The sampler's log-probabilities where they equal those of the training forward pass up to rounding.
+    def _old_logprobs(self, batch: Batch, sampled: Tensor) -> Tensor:
+        """The log-probabilities under the policy before the first step, (B, R).
 
-        With one step per rollout, the training forward pass gives its own (`_complete`).
+        Those of a local sampler equal the training forward pass up to rounding, unless it computes in bf16. With one
+        step per rollout, the training forward pass gives its own (`_complete`), and they are only for targets.
+
+        Raises:
+            UserError: the algorithm needs log-probabilities that the sampler does not give.
         """
-        if responses.logprobs is not None and (is_exact(self.policy) or self.config.makes_one_step):
-            return responses.logprobs
-        return self._in_parts(responses.batch, partial(self._logprobs, self.policy))
+        is_known = not bool(sampled.isnan().any())
+        if self.algorithm.needs.sampler_logprobs and not is_known:
+            raise UserError(
+                "importance_cap needs log-probabilities from the sampler, and this sampler does not give them. "
+                "Leave importance_cap out."
+            )
+        if is_known and self.sampler.is_local and (is_exact(self.policy) or self.makes_one_step):
+            return sampled
+        return self._in_parts(batch, partial(self._logprobs, self.policy))
 
     def _complete(self, outputs: Outputs, batch: Rollout) -> Rollout:
         """In the only step on a rollout, the policy is the one that sampled, and the ratio is exactly 1."""
-        if not self.config.makes_one_step or self.trust_region is not None:
-            return batch
-        return replace(batch, old_logprobs=outputs.logprobs.detach())
+        return replace(batch, old_logprobs=outputs.logprobs.detach()) if self.makes_one_step else batch
 
     def _logprobs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return response_logprobs(model, batch, temperature=self.config.temperature)
@@ -223,22 +257,22 @@ class OnlineTraining:
 
     def _save(self) -> None:
         state = {
-            "policy": self.policy.state_dict(),
+            "policy": trained_state(self.policy),
             "optimizer": self.step_on.state_dict(),
             "state": self.state,
             "history": self.history,
         }
         if self.critic is not None:
-            state["critic"] = self.critic.state_dict()
+            state["critic"] = trained_state(self.critic)
         self.run.resume.save(state)
 
     def _restore(self) -> None:
         saved = self.run.resume.load()
         if saved is None:
             return
-        self.policy.load_state_dict(saved["policy"])
+        load_trained_state(self.policy, saved["policy"])
         if self.critic is not None:
-            self.critic.load_state_dict(saved["critic"])
+            load_trained_state(self.critic, saved["critic"])
         self.step_on.load_state_dict(saved["optimizer"])
         self.state, self.history = saved["state"], saved["history"]
 
@@ -253,6 +287,8 @@ def _check(algorithm: OnPolicyAlgorithm, prompts: Sequence[Prompt], sampler: Sam
         )
     if sampler.temperature != config.temperature:
         raise ValueError(f"the sampler has temperature {sampler.temperature}, the loop {config.temperature}")
+    if sampler.truncates:
+        raise ValueError("the sampler truncates the policy's distribution (docs/pitfalls.md, 29)")
 
 
 def _rollout_metrics(
@@ -274,4 +310,9 @@ def _rollout_metrics(
         metrics["kl"] = rollout.row_mean(logratios)
     if algorithm.group_size > 1:
         metrics["equal_group_fraction"] = equal_groups(rollout.scores, algorithm.group_size).float().mean().item()
+    reused = rollout.old_logprobs is rollout.sampler_logprobs
+    if not reused and not bool(rollout.sampler_logprobs.isnan().any()):
+        gap = (rollout.old_logprobs - rollout.sampler_logprobs).abs() * rollout.response_mask
+        metrics["sampler_gap"] = ((gap * rollout.row_weights[:, None]).sum() / rollout.token_weights.sum()).item()
+        metrics["sampler_gap_max"] = gap.max().item()
     return metrics | {f"reward_{name}": rollout.row_mean(value) for name, value in terms.items()}

@@ -110,13 +110,45 @@ def surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> Ten
     return -(logprobs - old_logprobs).exp() * advantages
 
 
-def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float) -> Tensor:
-    """-min(ρ Â, clip(ρ, 1-ε, 1+ε) Â) with ρ = π_θ/π_old, per token, (B, R).
+def clipped_surrogate(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip: float,
+    clip_high: float | None = None,
+    *,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """-min(ρ Â, clip(ρ, 1-ε, 1+ε_high) Â) with ρ = π_θ/π_old, (B, R) or (B,).
 
-    Schulman et al. 2017, arXiv:1707.06347, eq. 7, negated because losses are minimised.
+    Schulman et al. 2017, arXiv:1707.06347, eq. 7, negated because losses are minimised. ε_high is ε unless given
+    (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 8). With `dual_clip` c > 1, the minimum is at least c Â where Â < 0
+    (Ye et al. 2020, arXiv:1912.09729, eq. 5).
     """
     ratio = (logprobs - old_logprobs).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    upper = clip if clip_high is None else clip_high
+    bound = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + upper) * advantages)
+    if dual_clip is not None:
+        bound = torch.where(advantages < 0, torch.maximum(bound, dual_clip * advantages), bound)
+    return -bound
+
+
+def cispo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float, clip_high: float) -> Tensor:
+    """-sg(clip(ρ, 1-ε, 1+ε_high)) Â log π with ρ = π_θ/π_old; sg stops the gradient, (B, R) or (B,).
+
+    MiniMax-M1 2025, arXiv:2506.13585, eq. 4 and 5: every token keeps a gradient, whatever its ratio.
+    """
+    weight = (logprobs - old_logprobs).exp().clamp(1 - clip, 1 + clip_high).detach()
+    return policy_gradient(logprobs, weight * advantages)
+
+
+def truncated_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
+    """min(π_old/π_sampler, C) without gradient, (B, R) or (B,): for samples of another policy than the trainer's π_old.
+
+    Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"; the truncation is ρ̄ of
+    V-trace, Espeholt et al. 2018, arXiv:1802.01561, eq. 1. Without a cap the weights are unbiased.
+    """
+    return (old_logprobs - sampler_logprobs).exp().clamp(max=cap).detach()
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> Tensor:

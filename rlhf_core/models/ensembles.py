@@ -89,14 +89,16 @@ def save_reward_model(model: ScalarModel | ScalarEnsemble, tokenizer: PreTrained
     save_scalar_model(model, tokenizer, path)
 
 
-def load_reward_model(path: str | Path) -> ScalarModel | ScalarEnsemble:
-    """Load a reward model saved by `save_reward_model`, including centring and scale."""
-    first = load_scalar_model(path)
+def load_reward_model(
+    path: str | Path, load: Callable[[Path], ScalarModel] = load_scalar_model
+) -> ScalarModel | ScalarEnsemble:
+    """Load a reward model saved by `save_reward_model`, including centring and scale. `load` loads each member."""
+    first = load(Path(path))
     config = first.model.config
     count = getattr(config, "reward_members", 1)
     if count == 1:
         return first
-    others = [load_scalar_model(member_folder(Path(path), number)) for number in range(2, count + 1)]
+    others = [load(member_folder(Path(path), number)) for number in range(2, count + 1)]
     return ScalarEnsemble([first, *others], config.reward_aggregate, config.reward_std_coef)
 
 

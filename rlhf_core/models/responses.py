@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rlhf_core.common.batch import Batch, Example, collate
+from rlhf_core.common.batch import Batch, Example, collate, not_computed
 from rlhf_core.common.responses import Response
 from rlhf_core.models.tokens import Prompt
 
@@ -44,13 +44,15 @@ class Responses:
         """Whether each response ended, bool, (B,)."""
         return torch.tensor([response.ended for response in self.responses], device=self.device)
 
-    @property
-    def logprobs(self) -> Tensor | None:
-        """The sampler's log-probabilities, (B, R), 0 outside the response mask; None if a response has none."""
-        given = [response.logprobs for response in self.responses]
-        width = self.batch.response_length
-        rows = [[*row, *[0.0] * (width - len(row))] for row in given if row is not None]
-        return torch.tensor(rows, device=self.device) if len(rows) == len(given) else None
+    @cached_property
+    def sampler_logprobs(self) -> Tensor:
+        """The log-probabilities of the sampler, (B, R), 0 after the end; NaN in rows for which it gave none."""
+        logprobs = not_computed(len(self), self.batch.response_length)
+        for row, response in enumerate(self.responses):
+            if response.logprobs is not None:
+                logprobs[row] = 0.0
+                logprobs[row, : len(response.logprobs)] = torch.tensor(response.logprobs)
+        return logprobs.to(self.device)
 
     @property
     def texts(self) -> list[str]:

@@ -77,6 +77,23 @@ class MissingEnd:
         return -self.penalty * (~responses.ended).float()
 
 
+@dataclass(frozen=True)
+class Overlong:
+    """Soft overlong punishment of DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 13.
+
+    longest: L_max, the length limit of responses, in tokens. cache: L_cache, the number of tokens before it over which
+    the punishment grows from 0 to 1. A response that was cut off has L_max tokens.
+    """
+
+    longest: int
+    cache: int
+
+    def __call__(self, responses: Responses) -> Tensor:
+        """0 up to L_max - L_cache tokens, then (L_max - L_cache - |y|)/L_cache, which is -1 at L_max, (B,)."""
+        excess = responses.batch.lengths - (self.longest - self.cache)
+        return -(excess / self.cache).clamp(0, 1)
+
+
 class Length:
     """The number of response tokens, including the end token; a negative weight penalises length."""
 

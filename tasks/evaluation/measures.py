@@ -5,14 +5,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from rlhf_core.common.seeding import stream_seed
 from rlhf_core.maths.metrics import bootstrap_mean, distinct_n
-from rlhf_core.models.ensembles import load_reward_model
 from rlhf_core.models.responses import Responses
 from rlhf_core.scoring.judges import Judge, ScoreJudge, win_rate
 from rlhf_core.scoring.rewards import ModelReward, WeightedSum
+from tasks.common.models import StageModels
 from tasks.evaluation.policy_samples import ROWS, PolicySample
 from tasks.files import paths
 from tasks.params.schema import Params
@@ -22,10 +20,10 @@ from tasks.rewards.terms import make_reward
 class Measures:
     """The measures of one evaluation. `judge` is None if the task has no judge."""
 
-    def __init__(self, params: Params, accelerator: Accelerator, judge: Judge | None) -> None:
+    def __init__(self, params: Params, models: StageModels, judge: Judge | None) -> None:
         self.params, self.judge = params, judge
-        self.reward = _optimised_reward(params, accelerator)
-        self.reward_model = _proxy(self.reward, accelerator)
+        self.reward = _optimised_reward(params, models)
+        self.reward_model = _proxy(self.reward, models)
 
     def describe(self, sample: PolicySample) -> dict[str, Any]:
         """Return rewards, KL, length and diversity of one policy; `judge_score` is None unless the judge scores."""
@@ -66,25 +64,25 @@ class Measures:
         return {"value": value, "low": low, "high": high}
 
 
-def reward_model(folder: Path, accelerator: Accelerator) -> ModelReward | None:
+def reward_model(folder: Path, models: StageModels) -> ModelReward | None:
     """Load the reward model of a folder, without a clamp; None if none was trained."""
     if not paths.has_model(folder):
         return None
-    return ModelReward(accelerator.prepare_model(load_reward_model(folder), evaluation_mode=True), ROWS)
+    return ModelReward(models.accelerator.prepare_model(models.reward_model(folder), evaluation_mode=True), ROWS)
 
 
-def _optimised_reward(params: Params, accelerator: Accelerator) -> WeightedSum | None:
+def _optimised_reward(params: Params, models: StageModels) -> WeightedSum | None:
     """Return the reward function of policy.rewards; None if it is empty or needs a reward model that does not exist."""
     terms = params.policy.rewards
     has_model = paths.has_model(paths.REWARD)
     if not terms or (not has_model and any(term.name == "model" for term in terms)):
         return None
-    return make_reward(params, accelerator, ROWS)
+    return make_reward(params, models, ROWS)
 
 
-def _proxy(reward: WeightedSum | None, accelerator: Accelerator) -> ModelReward | None:
+def _proxy(reward: WeightedSum | None, models: StageModels) -> ModelReward | None:
     """Return the reward model without a clamp. If policy.rewards uses it, that copy is reused, not loaded again."""
     for _, _, part in reward.parts if reward is not None else ():
         if isinstance(part, ModelReward):
             return replace(part, clamp=None)
-    return reward_model(paths.REWARD, accelerator)
+    return reward_model(paths.REWARD, models)

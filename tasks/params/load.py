@@ -15,7 +15,17 @@ from rlhf_core.algorithms.base.table import policy_algorithms
 from rlhf_core.common.errors import UserError
 from tasks.files.paths import EFFECTIVE_PARAMS
 from tasks.params.derived import LOOPS, hint_on_method
-from tasks.params.explain import Where, coerced, dotted, explain, nearest_key, shorten, wrong_value
+from tasks.params.explain import (
+    Where,
+    coerced,
+    dotted,
+    explain,
+    is_optional,
+    nearest_key,
+    shorten,
+    without_options,
+    wrong_value,
+)
 from tasks.params.plain_yaml import load_yaml, require_plain
 from tasks.params.schema import Params, all_keys
 
@@ -110,7 +120,8 @@ def require_key(key: str, where: str = "") -> None:
     """Raise UserError unless `key` names a single value; the message begins with `where`."""
     if key not in all_keys():
         raise UserError(f"{where}unknown key '{shorten(key)}'. {nearest_key(tuple(key.split('.')), Params)}")
-    if inside := [other for other in all_keys() if other.startswith(f"{key}.")]:
+    inside = [other for other in all_keys() if other.startswith(f"{key}.")]
+    if inside and not is_optional(tuple(key.split(".")), Params):
         raise UserError(f"{where}'{key}' is a section. Set a key of it, such as {inside[0]}.")
 
 
@@ -127,9 +138,13 @@ def validate(raw: Mapping[str, Any], source: str = PARAMS, written: Mapping[str,
         problems = [(where, wrong_value(where, value, Params)) for where, value in coerced(complete, asdict(params))]
     except ValidationError as error:
         problems = [
-            (problem["loc"], explain(problem, Params) + hint_on_method(problem["loc"], problem["input"]))
+            (
+                without_options(problem["loc"], Params),
+                explain(problem, Params) + hint_on_method(problem["loc"], problem["input"]),
+            )
             for problem in error.errors()
         ]
+        problems = list(dict.fromkeys(problems))
     problems = [(where, text) for where, text in problems if not _is_inherited(where, raw)] or _loop_problems(params)
     if not problems:
         return params

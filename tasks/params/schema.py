@@ -34,6 +34,10 @@ class Params(Section):
     policy: PolicyParams
     evaluate: EvaluateParams = field(default_factory=EvaluateParams)
 
+    def __post_init__(self) -> None:
+        if self.model.dtype != "fp32" and self.run.precision == "fp32":
+            raise ValueError(f"model.dtype {self.model.dtype} computes in bf16; set run.precision to bf16")
+
 
 def all_keys() -> list[str]:
     """Return every dotted key of params.yaml."""

@@ -5,8 +5,9 @@ from dataclasses import MISSING, dataclass
 from typing import Literal
 
 from rlhf_core.algorithms.base.config import OfflineConfig
-from rlhf_core.common.device import Device, Precision
+from rlhf_core.common.device import AttentionName, Device, Precision, Weights
 from rlhf_core.common.fields import check_bounds, setting
+from rlhf_core.common.lora import Lora
 from rlhf_core.scoring.answers import ANSWER_PATTERN, answer_pattern, format_pattern
 from tasks.files.formats import AUTO, GENERATED, ROWS
 from tasks.files.paths import SFT
@@ -30,8 +31,13 @@ class RunParams(Section):
     seed: int = setting(0, "seed of every random stream", ge=0)
     threads: int = setting(1, "CPU threads of each stage; results are reproducible only for the same number", ge=1)
     device: Device = setting("auto", "where models run")
-    precision: Precision = setting("fp32", "compute precision; weights are always float32")
+    precision: Precision = setting("fp32", "compute precision; weights that are trained are always float32")
     parallel: int = setting(2, "largest number of stages that run at the same time; does not change results", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraParams(Lora, Section):
+    """A LoRA adapter, with peft's names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,19 @@ class ModelParams(Section):
     path: str = setting(MISSING, "a Hugging Face model folder, or a config file to train a model from scratch")
     hub: str = setting("", "a Hub model id with its revision, org/name@revision; replaces path", title="Hub id")
     vocabulary: int = setting(512, "size of the tokenizer's vocabulary; only for a model trained from scratch", ge=64)
+    dtype: Weights = setting("fp32", "type of frozen weights; bf16 and 4bit need run.precision bf16, 4bit needs lora")
+    lora: LoraParams | None = setting(
+        None, "adapter that every stage but base trains instead of the whole model; null trains all weights"
+    )
+    gradient_checkpointing: bool = setting(
+        False, "compute each layer again in the backward pass: less memory, a third more arithmetic"
+    )
+    attn_implementation: AttentionName = setting("sdpa", "attention of transformers; only sdpa has the fast paths")
+    fast: bool = setting(True, "false: use transformers' own forward pass and generate everywhere")
+
+    def __post_init__(self) -> None:
+        if self.dtype == "4bit" and self.lora is None:
+            raise ValueError("dtype 4bit cannot be trained; set lora, or dtype to bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +127,17 @@ class SampleParams(Section):
 class RewardTerm(Section):
     """One term of the reward for sampled responses. The weighted terms are summed; each is logged separately."""
 
-    name: Literal["model", "exact_answer", "missing_end", "length", "format", "python"] = setting(
+    name: Literal["model", "exact_answer", "missing_end", "length", "overlong", "format", "python"] = setting(
         "model",
         "model: the reward model's score; exact_answer: 1 for the right answer; missing_end: -1 without an end token; "
-        "length: response tokens; format: 1 if the pattern matches; python: your own function",
+        "length: response tokens; overlong: 0 to -1 over the last `cache` tokens before the length limit; "
+        "format: 1 if the pattern matches; python: your own function",
     )
     weight: float = setting(1.0, "factor of the term")
     clamp: float | None = setting(None, "model: scores are clamped to ± this value; null for no limit", gt=0)
+    cache: int | None = setting(
+        None, "overlong: tokens before the limit over which it grows (arXiv:2503.14476, eq. 13)", ge=1
+    )
     pattern: str | None = setting(None, "format: regular expression that must match the whole response")
     function: str | None = setting(None, "python: module:function, called with prompts, responses and answers")
 
@@ -124,6 +147,7 @@ class RewardTerm(Section):
             raise ValueError(f"reward {self.name} has weight 0 and so no effect; remove it from the list")
         for option, term, needed in (
             ("clamp", "model", False),
+            ("cache", "overlong", True),
             ("pattern", "format", True),
             ("function", "python", True),
         ):

@@ -160,6 +160,12 @@ class Problem:
             self._need_feedback("policy.rewards names model")
         if "exact_answer" in names and not self.has_answers:
             raise UserError("policy.rewards names exact_answer, but the data has no answers. Remove exact_answer.")
+        longest = params.prepare.max_response_tokens
+        if any(term.cache is not None and term.cache > longest for term in params.policy.rewards):
+            raise UserError(
+                f"The cache of overlong in policy.rewards exceeds prepare.max_response_tokens, {longest}. "
+                f"Set it to {longest} or less."
+            )
 
     def _need_feedback(self, who: str) -> None:
         if not self.has_feedback:

@@ -71,6 +71,7 @@ def glossary(report: Report) -> list[tuple[str, str]]:
         ("judge", "scores each response; a win is a higher score on the same prompt", True),
         ("gold", "the exact score of a response by the rubric of the built-in data", has_gold),
         ("missing_end", "−1 for a response that was cut off before its end token, otherwise 0", "missing_end" in terms),
+        ("overlong", "0, and −1 at the token limit: a penalty that grows over the last tokens", "overlong" in terms),
         ("exact_answer", "1 for a correct answer, otherwise 0", "exact_answer" in terms),
         ("KL", "divergence from the SFT model: how far a policy has moved", True),
         ("length", "mean tokens of a response", True),

@@ -1,9 +1,13 @@
-"""Progress of one training: a bar or lines on the terminal, and every step's metrics in MLflow."""
+"""Progress of one training: a bar or lines on the terminal, and every step's metrics in MLflow.
+
+Metrics that TRL or verl have too are also logged under their names, as `trl/NAME` and `verl/NAME` (docs/names.md).
+"""
 
 import sys
 import time
 from collections.abc import Mapping
 
+from tasks.params.peers import peer_metrics
 from tasks.runtime.progress import Shown, show
 from tasks.runtime.tracking import StageRun
 
@@ -21,7 +25,9 @@ class TrainingProgress:
         """Report one step."""
         self.tokens += tokens
         speed = self.tokens / max(time.monotonic() - self.began, 1e-9)
+        method = self.name.partition("@")[2]
         logged = {self.prefix + tracked_name(key): value for key, value in metrics.items()}
+        logged |= {peer: value for key, value in metrics.items() for peer in peer_metrics(method, key)}
         self.tracker.log_metrics({**logged, f"{self.prefix}train/tokens_per_second": speed}, step)
         if self.shown is None:
             if step > 1:

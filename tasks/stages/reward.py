@@ -25,16 +25,18 @@ from rlhf_core.loops.offline import train_offline
 from rlhf_core.maths.metrics import correlation, pair_metrics, root_mean_square
 from rlhf_core.models.ensembles import ScalarEnsemble, member_folder, save_reward_model
 from rlhf_core.models.forward import score_outputs
+from rlhf_core.models.merging import require_trained
 from rlhf_core.models.responses import Responses
-from rlhf_core.models.store import ScalarModel, load_policy, load_tokenizer, new_scalar_model
+from rlhf_core.models.store import ScalarModel, load_tokenizer
 from rlhf_core.scoring.rewards import ModelReward
 from tasks.common.accelerator import accelerator_of
+from tasks.common.models import StageModels
 from tasks.common.preflight import ROWS, Check, pad_token, prepared, require, row_checks, run_checks, tolerance
 from tasks.common.rows import READERS, as_prompts, pair_sources, preference_units, rating_scale
 from tasks.common.sampling import make_sampler, sample_responses
 from tasks.common.train import write_curve
 from tasks.files.jsonl import read_jsonl
-from tasks.files.paths import FEEDBACK, JUDGE, NO_MODEL, PREPARED, REWARD, SFT, SUMMARY, TOKENIZER, rows
+from tasks.files.paths import FEEDBACK, JUDGE, NO_MODEL, PREPARED, REWARD, SUMMARY, TOKENIZER, rows
 from tasks.params.schema import Params
 from tasks.problems.problem import Problem
 from tasks.problems.table import prepared_problem
@@ -61,15 +63,16 @@ def reward() -> None:
         held_out, judge_train = (
             preference_units(rows(FEEDBACK, PREFERENCES, split), tokenizer) for split in ("development", "judge")
         )
+        models = StageModels(stage.params)
         present = [form for form in stored_forms() if _count(form.file)]
         if present:
             _check(problem, held_out, judge_train)
             run_checks("reward", checks(stage.params))
-            _fit(stage, REWARD, _configured(stage, problem, present))
+            _fit(stage, models, REWARD, _configured(stage, problem, present))
         else:
             write_json(stage.out(str(REWARD)) / NO_MODEL, {"why": f"no preferences: {problem.no_feedback}"})
         if judge_train:
-            _fit(stage, JUDGE, Fit("judge", BradleyTerry(), judge_train, held_out))
+            _fit(stage, models, JUDGE, Fit("judge", BradleyTerry(), judge_train, held_out))
         else:
             write_json(stage.out(str(JUDGE)) / NO_MODEL, {"why": problem.why_no_judge_model()})
 
@@ -87,7 +90,7 @@ def checks(params: Params) -> Iterator[Check]:
     pairs = preference_units(rows(FEEDBACK, PREFERENCES, "development"), tokenizer, ROWS)
     examples = [example for pair in pairs for example in pair]
     if examples:
-        model = prepared(params, new_scalar_model(SFT))
+        model = prepared(params, StageModels(params).new_reward_model())
         pad, rounding = pad_token(tokenizer), tolerance(params)
         yield from row_checks(examples, tokenizer, is_sampled=True)
         yield "scores in any batch", partial(preflight.check_scores, model, examples, pad, rounding)
@@ -129,13 +132,13 @@ def _configured(stage: Stage, problem: Problem, present: list[Form]) -> Fit:
     return Fit("reward", algorithm, train, held_out, scale, section.members)
 
 
-def _fit(stage: Stage, out: Path, fit: Fit) -> None:
+def _fit(stage: Stage, models: StageModels, out: Path, fit: Fit) -> None:
     """Train one reward model or ensemble, centre it on the SFT policy, measure it on held-out feedback, and save it."""
     params = stage.params.reward
     tokenizer = load_tokenizer(TOKENIZER)
     folder = stage.out(str(out))
-    members = [_train(stage, fit, number, folder) for number in range(1, fit.members + 1)]
-    sampled = _sft_responses(stage, fit.name)
+    members = [_train(stage, models, fit, number, folder) for number in range(1, fit.members + 1)]
+    sampled = _sft_responses(stage, models, fit.name)
     model: ScalarModel | ScalarEnsemble = members[0]
     if fit.members > 1:
         for member in members:  # each is known up to a constant, which would dominate the minimum and the spread
@@ -159,12 +162,12 @@ def _fit(stage: Stage, out: Path, fit: Fit) -> None:
     save_reward_model(model, tokenizer, folder)
 
 
-def _train(stage: Stage, fit: Fit, number: int, folder: Path) -> ScalarModel:
+def _train(stage: Stage, models: StageModels, fit: Fit, number: int, folder: Path) -> ScalarModel:
     """Train member `number` of the ensemble; its learning curve is written into the output folder."""
     tokenizer = load_tokenizer(TOKENIZER)
     name = fit.name if number == 1 else f"{fit.name}-{number}"
     seed_everything(stage.params.run.seed, "reward", name, "weights")
-    model = new_scalar_model(SFT)
+    model = models.new_reward_model()
     history = train_offline(
         accelerator_of(stage.params),
         model,
@@ -176,6 +179,7 @@ def _train(stage: Stage, fit: Fit, number: int, folder: Path) -> ScalarModel:
         stage.training_run(name),
         tokenizer.pad_token_id,
     )
+    require_trained(model.model)
     if fit.rating_scale is not None:
         model.set_rating_scale(*fit.rating_scale)
     own = member_folder(folder, number)
@@ -229,12 +233,12 @@ def _scores(stage: Stage, model: ScalarModel | ScalarEnsemble, units: list[Unit]
     return torch.cat([score_outputs(model, part.to(device)).scores for part in parts]) * model.scale
 
 
-def _sft_responses(stage: Stage, name: str) -> Responses:
+def _sft_responses(stage: Stage, models: StageModels, name: str) -> Responses:
     """Responses of the SFT policy on training prompts, whose mean reward is set to 0."""
     params = stage.params
     tokenizer = load_tokenizer(TOKENIZER)
-    accelerator = accelerator_of(stage.params)
-    policy = accelerator.prepare_model(load_policy(SFT), evaluation_mode=True)
+    accelerator = models.accelerator
+    policy = accelerator.prepare_model(models.reference(), evaluation_mode=True)
     given = read_jsonl(rows(PREPARED, "prompts", "train"))[: params.reward.centre_prompts]
     prompts = as_prompts(given, tokenizer)
     sampler = make_sampler(policy, tokenizer, params.prepare.max_response_tokens, 1.0)

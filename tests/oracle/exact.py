@@ -61,15 +61,25 @@ class Enumerated(OnlineTraining):
     """The loop with all groups of responses instead of sampled ones, each weighted with its probability."""
 
     problem: Problem
+    sampler_temperature: float
 
-    def draw(self, prompts):
-        """All groups of G responses to each prompt; one group represents all its orders."""
+    def draw(self, prompts, *stream):
+        """All groups of G responses to each prompt; one group represents all its orders.
+
+        The sampler divides the logits by its own temperature. If that is not 1, it gives its log-probabilities.
+        """
         size, responses = self.algorithm.group_size, self.problem.sampled()
         if isinstance(self.critic, ExactCritic):
             self.critic.refresh(self.policy, self.reference)
         repeated, drawn, weights = [], [], []
         for prompt in prompts:
-            logprobs = response_logprobs(self.policy, self.problem.batch(prompt.ids[0])).sum(-1)
+            tokens = response_logprobs(
+                self.policy, self.problem.batch(prompt.ids[0]), temperature=self.sampler_temperature
+            )
+            logprobs = tokens.sum(-1)
+            if self.sampler_temperature != 1.0:
+                given = zip(responses, tokens, strict=True)
+                responses = [replace(each, logprobs=row[: len(each.ids)].tolist()) for each, row in given]
             for group in itertools.combinations_with_replacement(range(len(responses)), size):
                 repeated += [prompt] * size
                 drawn += [responses[member] for member in group]
@@ -87,19 +97,26 @@ class SampledTraining(OnlineTraining):
 
     problem: Problem
 
-    def draw(self, prompts):
+    def draw(self, prompts, *stream):
         """Refresh the exact critic, then sample as the loop does."""
         if isinstance(self.critic, ExactCritic):
             self.critic.refresh(self.policy, self.reference)
-        return super().draw(prompts)
+        return super().draw(prompts, *stream)
 
 
 def make_training(
-    problem: Problem, algorithm: OnPolicyAlgorithm, *, sampled: bool, seed: int = 0, **settings
+    problem: Problem,
+    algorithm: OnPolicyAlgorithm,
+    *,
+    sampled: bool,
+    seed: int = 0,
+    sampler_temperature: float = 1.0,
+    **settings,
 ) -> OnlineTraining:
     """A training with the project's loop, enumerated or sampled, that starts from the reference policy.
 
-    An enumerated training takes `steps` steps, each on all groups of both prompts: more rows than `rollout_size`.
+    An enumerated training takes `steps` steps, each on all groups of both prompts: more rows than `rollout_size`. Its
+    groups are weighted with their probabilities under a sampler with `sampler_temperature`.
     """
     if not sampled:
         size = algorithm.group_size * problem.prompts
@@ -120,6 +137,7 @@ def make_training(
     )
     training.problem = problem
     if not sampled:
+        training.sampler_temperature = sampler_temperature
         training.config = replace(config, minibatch_size=WHOLE)
     return training
 

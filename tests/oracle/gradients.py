@@ -38,11 +38,11 @@ def gradient(training, step: int = 0) -> Tensor:
     return torch.cat([p.grad.flatten() for p in training.policy.parameters() if p.grad is not None])
 
 
-def enumerated_gradient(algorithm) -> Tensor:
+def enumerated_gradient(algorithm, **settings) -> Tensor:
     """The exact expected gradient at a policy other than the reference; soft labels are the mean of sampled ones."""
     if getattr(algorithm, "labels", "soft") == "sampled":
         algorithm = replace(algorithm, labels="soft")
-    return gradient(moved(make_training(PROBLEM, algorithm, sampled=False, steps=1)))
+    return gradient(moved(make_training(PROBLEM, algorithm, sampled=False, steps=1, **settings)))
 
 
 def moved(training):

@@ -11,7 +11,7 @@ from torch import Tensor
 from oracle.exact import make_training
 from oracle.formulas import each_state, reversed_kl, standardised, tilted, whole_responses
 from oracle.problem import PROBLEM, Problem, all_pairs, drawn_pairs, kl
-from oracle.tabular import Table, cdpo_pair, grpo_update, kto_loss, pair_loss
+from oracle.tabular import Table, capped_update, cdpo_pair, grpo_update, kto_loss, pair_loss
 from rlhf_core.algorithms.cdpo import CDPO
 from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.algorithms.grpo import GRPO
@@ -130,6 +130,10 @@ G2 = {"group_size": 2, "kl_coef": B}
 FIXED = {"averaging": "fixed_length", "length": 1}
 DECAYING = {"epochs": 2}
 GENTLE = {"learning_rate": 2e-3}
+IN_REWARD = {"kl_in": "reward", "kl_estimator": "k1", "std": "none"}
+WIDE = {"clip_high": 0.28, "dual_clip": 3.0}
+GSPO = {"ratio": "sequence", "clip": 3e-4, "clip_high": 4e-4}  # Zheng et al. 2025, arXiv:2507.18071, sec. 5.1
+FLATTER = {"sampler_temperature": 1.5}
 SLOW = {"learning_rate": 6e-4}  # with two responses the std makes every advantage ±1, even near the optimum
 
 EXACT = [
@@ -151,6 +155,17 @@ EXACT = [
         "GRPO, std, KL in the reward", GRPO(**G2, kl_in="reward", kl_estimator="k1", **FIXED), 800, 1e-3, settings=SLOW
     ),
     Case("PPO-clip, whitened, 2 epochs", PPO(kl_coef=B), 450, 1e-3, settings=DECAYING),
+    Case("PPO-clip, upper and dual clip, 2 epochs", PPO(kl_coef=B, **WIDE), 450, 1e-3, settings=DECAYING),
+    Case("PPO, CISPO, 2 epochs", PPO(kl_coef=B, surrogate="cispo"), 450, 1e-3, settings=DECAYING),
+    Case("RLOO, upper and dual clip, 2 epochs", RLOO(**G2, **WIDE), 350, 1e-3, settings=DECAYING),
+    Case("RLOO, CISPO, 2 epochs", RLOO(**G2, surrogate="cispo"), 450, 1e-3, settings=DECAYING),
+    Case(
+        "GRPO, no std, KL in the reward, GSPO, 2 epochs",
+        GRPO(**G2, **IN_REWARD, **FIXED, **GSPO),
+        450,
+        1e-3,
+        settings=DECAYING,
+    ),
     Case("PPO-penalty, whitened, 2 epochs", PPOPenalty(kl_coef=B), 450, 1e-3, settings=DECAYING),
     Case("TRPO, whitened, δ → 0", TRPO(kl_coef=B, fisher_fraction=1.0), 200, 1e-3),
 ]
@@ -225,6 +240,33 @@ SWITCHES = [
         grpo_fixed_point(),
         DECAYING,
     ),
+    Case(
+        "std, k3 per token, token mean, upper clip (DAPO's), 2 epochs",
+        GRPO(**G2, averaging="token", clip_high=0.28),
+        500,
+        1e-3,
+        grpo_fixed_point(per_length=False),
+        DECAYING,
+    ),
+    Case(
+        "std, k3 per token, 1/|y|, ratio of the sequence (GSPO's), clip 0.03, 2 epochs",
+        GRPO(**G2, ratio="sequence", clip=0.03, clip_high=0.04),
+        500,
+        1e-3,
+        grpo_fixed_point(),
+        DECAYING,
+    ),
+    *(
+        Case(
+            f"no std, k2 whole, fixed length, another sampler, importance_cap {cap:g}",
+            GRPO(**G2, std="none", **K2_WHOLE, **FIXED, importance_cap=cap),
+            500,
+            1e-5,
+            minimiser(lambda table, cap=cap: capped_update(table, 1.5, cap)),
+            FLATTER,
+        )
+        for cap in (1.0, 10.0)
+    ),
 ]
 
 OFFLINE = [
@@ -257,6 +299,9 @@ SAMPLED = [
     ),
     Case("REINFORCE, Ψ = δ_t", Reinforce(weight="td_residual", baseline="critic", kl_coef=B, length=1), 250, 0.01),
     Case("RLOO, G = 4", RLOO(group_size=4, kl_coef=B), 350, 0.01, settings=GENTLE),
+    Case(
+        "RLOO, G = 2, dynamic sampling", RLOO(group_size=2, kl_coef=B, dynamic_sampling=3), 350, 0.01, settings=GENTLE
+    ),
     Case(
         "GRPO, no std, KL in the reward, G = 4",
         GRPO(group_size=4, kl_coef=B, kl_in="reward", kl_estimator="k1", std="none", **FIXED),

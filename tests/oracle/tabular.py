@@ -84,6 +84,28 @@ def grpo_update(table: Table, group_size: int, *, eps: float, k3_per_token: bool
     return loss
 
 
+def capped_update(table: Table, temperature: float, cap: float):
+    """GRPO's expected update with samples of another policy, μ, and truncated weights, G = 2 and no std.
+
+    E_μ [β ½ (Σ_t d_t)² − Â Σ_t min(π_t/μ_t, C) log π_t], where μ divides the logits by `temperature`. Only the
+    surrogate has the weights.
+    """
+    problem = table.problem
+    ref = table.token_logprobs(table.reference)
+
+    def loss(logits: Tensor) -> Tensor:
+        tokens = table.token_logprobs(logits)
+        sampler = table.token_logprobs(logits / temperature).detach()
+        sampled = sampler.sum(-1).exp()
+        rewards = problem.rewards()
+        advantage = (rewards - (sampled * rewards).sum(-1, keepdim=True)) / 2
+        weights = (tokens.detach() - sampler).exp().clamp(max=cap)
+        penalty = problem.beta * (tokens - ref).sum(-1).square() / 2
+        return (sampled * (penalty - advantage * (weights * tokens).sum(-1))).sum()
+
+    return loss
+
+
 def pair_loss(table: Table, per_pair: Callable[[Tensor, Tensor], Tensor]):
     """Mean of `per_pair`(difference of log-ratios, label) over all pairs, with exact Bradley–Terry labels."""
     rewards = table.problem.rewards()

@@ -16,6 +16,7 @@ from oracle.reward_models import orders as ranked
 from oracle.tabular import Table
 
 from rlhf_core.algorithms.ppo import PPO
+from rlhf_core.algorithms.rloo import RLOO
 from rlhf_core.algorithms.trpo import TRPO
 from tools.closure import ROOT
 
@@ -94,6 +95,19 @@ def test_k1_in_the_loss_has_no_expected_gradient():
 @pytest.mark.parametrize("name", ["RLOO, G = 2", "online DPO, soft labels"])
 def test_sampled_gradients_agree_with_the_enumerated_one(name):
     assert largest_z(METHODS[name]) < 4
+
+
+def test_importance_weights_remove_the_bias_of_another_sampler():
+    """RLOO with samples of π^(1/1.5): without weights, or with C = 1, the expected gradient is another one."""
+    own = enumerated_gradient(RLOO(group_size=2, kl_coef=PROBLEM.beta))
+    caps = {"weighted": 1e9, "capped": 1.0, "without": None}
+    found = {
+        name: enumerated_gradient(RLOO(group_size=2, kl_coef=PROBLEM.beta, importance_cap=cap), sampler_temperature=1.5)
+        for name, cap in caps.items()
+    }
+    torch.testing.assert_close(found["weighted"], own, atol=1e-6 * own.norm().item(), rtol=0)
+    for name in ("capped", "without"):
+        assert (found[name] - own).norm() > 0.05 * own.norm(), name
 
 
 def test_what_baselines_do_to_the_gradient():

@@ -37,6 +37,7 @@ class Needs:
     exact_kl: bool = False
     trust_region: bool = False  # the natural-gradient step, and a copy of the policy
     final_kl: bool = False  # the KL to the policy that sampled, after the last update on a rollout
+    sampler_logprobs: bool = False  # those of the sampler, beside old_logprobs, which the trainer computes
 
     @property
     def any_reference(self) -> bool:
@@ -129,6 +130,15 @@ class OnPolicyAlgorithm(Algorithm[Rollout]):
         responses, critic = config.steps * config.rollout_size, self.needs.critic
         trained = config.epochs * responses * (1 + critic)
         return Work(trained=trained, read=(3 + critic) * responses, sampled=responses)
+
+    @property
+    def extra_rounds(self) -> int:
+        """The largest number of extra sampling rounds per rollout that replace the groups which `keeps` drops."""
+        return 0
+
+    def keeps(self, scores: Tensor) -> Tensor:
+        """Whether to keep each group, scores (B,) -> bool, (B/G,); only asked if there are extra rounds."""
+        raise NotImplementedError
 
     def critic_rate(self, config: OnlineConfig) -> float:
         """The critic's peak learning rate; without an option of the method, the loop's."""

@@ -30,6 +30,9 @@ METHODS = {
     "ppo_penalty": PPOPenalty(),
     "grpo": GRPO(group_size=4),
     "grpo_token": GRPO(group_size=4, averaging="token", ratio="response", kl_per="response"),
+    "grpo_sequence": GRPO(group_size=4, ratio="sequence", clip=3e-2, clip_high=4e-2, dynamic_sampling=2),
+    "ppo_cispo": PPO(surrogate="cispo", clip_high=0.28),
+    "rloo_dual": RLOO(group_size=2, dual_clip=3.0, dynamic_sampling=1),
     "online_dpo": OnlineDPO(),
 }
 ONE_STEP = {"minibatch_size": 16, "epochs": 1}  # what REINFORCE needs

@@ -15,6 +15,7 @@ from rlhf_core.scoring.rewards import (
     Length,
     MissingEnd,
     ModelReward,
+    Overlong,
     PythonReward,
     WeightedSum,
 )
@@ -43,6 +44,13 @@ def test_each_term_alone():
     assert MissingEnd(1.0)(sampled()).tolist() == [0, -1]
     assert ExactMatch(r"####\s*(.+)$")(sampled()).tolist() == [1, 0]
     assert Format(r"<think>.*</think>.*")(sampled()).tolist() == [1, 0]
+
+
+def test_overlong_grows_over_the_cache():
+    """L_max = 10, L_cache = 4: 0 up to 6 tokens, -¼ with 7, -¾ with 9 and -1 with 10."""
+    lengths = (3, 6, 7, 9, 10)
+    responses = responses_of([[6]] * 5, [[7] * length for length in lengths])
+    assert Overlong(longest=10, cache=4)(responses).tolist() == [0, 0, -0.25, -0.75, -1]
 
 
 def test_scores_of_the_reward_model_are_clamped(monkeypatch):

@@ -226,7 +226,7 @@ def test_stages_read_every_value_except_the_number_of_parallel_stages(tmp_path):
     effective_params(tmp_path)
     text = (tmp_path / "params.effective.yaml").read_text()
     content = yaml.safe_load(text)
-    shared = tuple(f"policy.{loop}" for loop in LOOPS.values())
+    shared = (*(f"policy.{loop}" for loop in LOOPS.values()), "model.lora.")  # model.lora is null
     sections = (
         "run",
         "model",
@@ -290,7 +290,7 @@ def test_option_without_effect_raises():
         ("policy.dpo.beta='1'", "'policy.dpo.beta' is '1'; it must be a finite number, above 0."),
         ("policy.dpo.beta=", "'policy.dpo.beta' is null; it must be a finite number, above 0."),
         ("sft.learning_rate=.inf", "'sft.learning_rate' is inf; it must be a finite number, above 0."),
-        ("policy.ppo.clip=.nan", "'policy.ppo.clip' is nan; it must be a finite number, above 0 and below 1."),
+        ("policy.ppo.clip=.nan", "'policy.ppo.clip' is nan; it must be a finite number, above 0 and at most 1."),
         (
             "evaluate.temperature=-.inf",
             "'evaluate.temperature' is -inf; it must be a finite number, at least 0, or null.",

@@ -1,6 +1,7 @@
 """The list policy.rewards: its terms are checked with the parameters, and made for the data."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +47,8 @@ def test_terms_are_checked_with_the_parameters():
     assert "policy.rewards.0" in error([{"name": "beauty"}])
     assert "weight 0 and so no effect" in error([{"name": "length", "weight": 0.0}])
     assert "clamp has no effect on reward length" in error([{"name": "length", "clamp": 1.0}])
+    assert "cache has no effect on reward length" in error([{"name": "length", "cache": 1}])
+    assert "reward overlong needs cache" in error([{"name": "overlong"}])
     assert "reward format needs pattern" in error([{"name": "format"}])
     assert "reward python needs function" in error([{"name": "python"}])
     assert "pattern '(' is not a regular expression" in error([{"name": "format", "pattern": "("}])
@@ -64,11 +67,20 @@ def test_patterns_are_checked_with_the_parameters():
             validate(with_values(RAW, {"prepare.answer_pattern": pattern}))
 
 
-def make(rewards, kind, folder, monkeypatch, accelerator=None):
+def make(rewards, kind, folder, monkeypatch, models=None):
     monkeypatch.chdir(folder)
     (folder / "data" / "prepared").mkdir(parents=True, exist_ok=True)
     (folder / "data" / "prepared" / "card.json").write_text(json.dumps({"kind": kind}))
-    return make_reward(validate(with_values(RAW, {"policy.rewards": rewards})), accelerator, 8)
+    return make_reward(validate(with_values(RAW, {"policy.rewards": rewards})), models, 8)
+
+
+def test_overlong_ends_at_the_length_limit(tmp_path, monkeypatch):
+    """The limit of params.yaml is 64: with a cache of 62, three tokens are 1/62 too long and two tokens are not."""
+    terms = [{"name": "overlong", "weight": 2.0, "cache": 62}]
+    total, _ = make(terms, "helpdesk", tmp_path, monkeypatch)(sampled())
+    assert total.tolist() == pytest.approx([-2 / 62, 0.0])
+    with pytest.raises(UserError, match=r"cache of overlong in policy.rewards exceeds prepare.max_response_tokens, 64"):
+        make([{"name": "overlong", "cache": 65}], "helpdesk", tmp_path, monkeypatch)
 
 
 def test_the_list_as_a_whole(tmp_path, monkeypatch):
@@ -80,9 +92,9 @@ def test_the_list_as_a_whole(tmp_path, monkeypatch):
 
 def test_the_clamp_in_the_parameters_applies_to_the_reward_model(accelerator, tmp_path, monkeypatch):
     """Twice the score, which is clamped to ±1.5."""
-    monkeypatch.setattr("tasks.rewards.terms.load_reward_model", lambda path: torch.nn.Linear(1, 1))
+    models = SimpleNamespace(accelerator=accelerator, reward_model=lambda path: torch.nn.Linear(1, 1))
     monkeypatch.setattr("rlhf_core.scoring.rewards.scores", lambda model, batch: torch.tensor([-2.0, 1.0]))
-    reward = make([{"name": "model", "weight": 2.0, "clamp": 1.5}], "helpdesk", tmp_path, monkeypatch, accelerator)
+    reward = make([{"name": "model", "weight": 2.0, "clamp": 1.5}], "helpdesk", tmp_path, monkeypatch, models)
     assert reward(sampled())[0].tolist() == [-3, 2]
 
 

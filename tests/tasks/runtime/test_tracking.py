@@ -24,6 +24,7 @@ run = StageRun("sft", "key", Path("key")).__enter__()
 print(run.run_id, flush=True)
 signal.pause()
 """
+DEVELOPMENT = "trl/eval_rewards/margins"
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,28 @@ def test_every_metric_is_logged_at_its_step(folder, capsys):
     history = run.client.get_metric_history(run.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(1, 4.0), (2, 3.0), (3, 2.5)]
     assert [point.step for point in run.client.get_metric_history(run.run_id, "rows")] == [0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "metrics", "expected"),
+    [
+        ("offline@dpo", {"margin": 0.5, "development_margin": 0.25}, {"trl/rewards/margins", DEVELOPMENT}),
+        ("online@grpo", {"score": 0.5, "kl": 0.25}, {"trl/reward", "verl/critic/score/mean"}),
+        ("reward", {"margin": 0.5}, set()),
+    ],
+)
+def test_metrics_are_also_logged_under_the_peers_names(folder, stage, metrics, expected):
+    """The first metric is 0.5 and the second 0.25, whatever its name; without a method, there is only ours."""
+    with StageRun(stage, "key", folder / "key") as run:
+        report = Stage(stage, load_params(ROOT / "params.yaml"), {}, {}, "key", run).training_run().report
+        report(metrics, 1, 2, 10)
+        report(metrics, 2, 2, 10)
+    logged = run.client.get_run(run.run_id).data.metrics
+    assert {name for name in logged if name.startswith(("trl/", "verl/"))} == expected
+    assert all(logged[name] == (0.25 if "eval" in name else 0.5) for name in expected)
+    assert logged[f"train/{next(iter(metrics))}"] == 0.5
+    for name in expected:
+        assert [point.step for point in run.client.get_metric_history(run.run_id, name)] == [1, 2]
 
 
 def test_a_resumed_training_prints_where_it_continues(folder, capsys):

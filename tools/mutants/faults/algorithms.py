@@ -6,6 +6,7 @@ OFFLINE = "tests/rlhf_core/algorithms/test_algorithms_offline.py"
 ON_POLICY = "tests/rlhf_core/algorithms/test_algorithms_onpolicy.py"
 METHODS = "tests/rlhf_core/loops/test_every_method.py"
 CREDIT = "tests/rlhf_core/algorithms/test_credit.py"
+OPTIONS = "tests/rlhf_core/algorithms/test_ratio_options.py"
 REWARD_LOSSES = "tests/rlhf_core/algorithms/test_reward_losses.py"
 
 MODULES = [
@@ -80,6 +81,37 @@ MODULES = [
             ON_POLICY,
             28,
         ),
+    ),
+    Module(
+        "rlhf_core/algorithms/base/ratio.py",
+        OPTIONS,
+        Fault(
+            "ClippedRatio._of_ratio",
+            "sequence_sum(values, batch.response_mask)",
+            "values[:, 0]",
+            "the ratio of the first token",
+            f"{OPTIONS} {ON_POLICY}",
+        ),
+        Fault("ClippedRatio._of_ratio", "whole / batch.lengths", "whole", "GSPO's ratio without its root"),
+        Fault(
+            "ClippedRatio.surrogate_losses",
+            "old_logprobs, sampler_logprobs, self.importance_cap",
+            "logprobs, sampler_logprobs, self.importance_cap",
+            "the ratio to the sampler counts twice",
+        ),
+        Fault(
+            "ClippedRatio.check_ratio",
+            'self.ratio == "sequence" and',
+            "False and",
+            "GSPO with a clip that never binds",
+            OPTIONS,
+            28,
+        ),
+    ),
+    Module(
+        "rlhf_core/algorithms/base/groups.py",
+        OPTIONS,
+        Fault("DynamicSampling.keeps", "~equal_groups", "equal_groups", "the groups to learn from are dropped"),
     ),
     Module(
         "rlhf_core/algorithms/base/pairs.py",
@@ -267,12 +299,6 @@ MODULES = [
             "one baseline for all prompts",
         ),
         Fault("RLOO.targets", "self.kl_coef, mask", "0.0, mask", "KL left out of the return"),
-        Fault(
-            "RLOO.losses",
-            "sequence_sum(outputs.logprobs, mask), sequence_sum(batch.old_logprobs, mask)",
-            "outputs.logprobs[:, 0], batch.old_logprobs[:, 0]",
-            "the ratio of the first token",
-        ),
     ),
     Module(
         "rlhf_core/algorithms/trpo.py",

@@ -165,6 +165,16 @@ MODULES = [
         Fault("Section", '"extra": "forbid"', '"extra": "ignore"', "misspelt parameters ignored", "", 28),
     ),
     Module(
+        "tasks/params/peers.py",
+        "tests/tasks/params/test_peers.py",
+        Fault(
+            "peer_hint", 'f".{key}".endswith(f".{row.theirs}")', "key.endswith(row.theirs)", "part of a word is enough"
+        ),
+        Fault("peer_hint", "rows = beside or rows", "rows = rows", "ours of another section"),
+        Fault("peer_metrics", "method in row.methods", "True", "another number under a peer's name"),
+        Fault("peer_metrics", "trl/eval_{row.theirs}", "trl/{row.theirs}", "development metrics shown as training"),
+    ),
+    Module(
         "tasks/params/load.py",
         PARAMS,
         Fault("merged", "for layer in layers", "for layer in layers[-1:]", "a profile replaces everything"),

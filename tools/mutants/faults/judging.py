@@ -40,6 +40,7 @@ MODULES = [
             "scores are clamped on one side only",
         ),
         Fault("MissingEnd.__call__", "(~responses.ended)", "responses.ended", "the end token punished"),
+        Fault("Overlong.__call__", ".clamp(0, 1)", "", "short responses rewarded"),
         Fault("WeightedSum.__call__", "total + weight * value", "total + value", "weights ignored"),
         Fault(
             "WeightedSum.__call__",

@@ -6,6 +6,7 @@ CREDIT = "tests/rlhf_core/algorithms/test_credit.py"
 RATIOS = "tests/rlhf_core/loops/test_ratios.py"
 METHODS = "tests/rlhf_core/loops/test_every_method.py"
 LOOPS = "tests/rlhf_core/loops/test_loops.py"
+DYNAMIC = "tests/rlhf_core/loops/test_dynamic_sampling.py"
 ONLINE = "tests/rlhf_core/loops/test_online_loop.py"
 RUNS = "tests/rlhf_core/loops/test_runs.py"
 PREFLIGHT = "tests/rlhf_core/loops/test_preflight.py"
@@ -147,8 +148,43 @@ MODULES = [
         ),
     ),
     Module(
+        "rlhf_core/loops/dynamic_sampling.py",
+        DYNAMIC,
+        Fault(
+            "replace_dropped",
+            "missing = missing[~algorithm.keeps(new.scores)]",
+            "missing = missing[:0]",
+            "one round whatever it gives",
+        ),
+        Fault("replace_dropped", "        tokens += sum(", "        tokens = sum(", "only the last round counted"),
+        Fault("Scored.with_rows", "index_copy(0, rows, other.scores)", "clone()", "new responses with old scores"),
+        Fault("other_prompts", "index in used", "0", "a prompt twice in a rollout"),
+    ),
+    Module(
         "rlhf_core/loops/online.py",
         ONLINE,
+        Fault(
+            "OnlineTraining._replace_dropped",
+            'chosen, step, "dynamic_sampling", number)',
+            'chosen, step, "dynamic_sampling")',
+            "every extra round draws the same numbers",
+            DYNAMIC,
+        ),
+        Fault(
+            "OnlineTraining.rollout",
+            ' + extra.get("sampled_tokens", 0)',
+            "",
+            "tokens of dropped groups not counted",
+            DYNAMIC,
+        ),
+        Fault(
+            "OnlineTraining._old_logprobs",
+            "if self.algorithm.needs.sampler_logprobs and not is_known:",
+            "if False:",
+            "importance_cap without log-probabilities of the sampler",
+            DYNAMIC,
+            28,
+        ),
         Fault(
             "OnlineTraining._learn",
             "self.step_on.algorithm = self.algorithm.at(self.state)",
@@ -205,7 +241,7 @@ MODULES = [
         ),
         Fault(
             "OnlineTraining._restore",
-            '            self.critic.load_state_dict(saved["critic"])\n',
+            '            load_trained_state(self.critic, saved["critic"])\n',
             "            pass\n",
             "the critic is not restored on resume",
             METHODS,
@@ -217,6 +253,9 @@ MODULES = [
             "for _ in range(self.algorithm.group_size) for prompt in prompts",
             "groups of different prompts",
             LOOPS,
+        ),
+        Fault(
+            "OnlineTraining.draw", '"rollout", *stream)', '"rollout")', "every rollout draws the same numbers", ONLINE
         ),
         Fault(
             "_rollout_metrics",

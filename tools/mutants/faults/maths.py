@@ -12,6 +12,7 @@ ON_POLICY = "tests/rlhf_core/algorithms/test_algorithms_onpolicy.py"
 METHODS = "tests/rlhf_core/loops/test_every_method.py"
 LOOPS = "tests/rlhf_core/loops/test_loops.py"
 ONLINE = "tests/rlhf_core/loops/test_online_loop.py"
+OPTIONS = "tests/rlhf_core/algorithms/test_ratio_options.py"
 
 MODULES = [
     Module(
@@ -80,7 +81,13 @@ MODULES = [
             REWARD_LOSSES,
         ),
         Fault("clipped_surrogate", "torch.minimum", "torch.maximum", "optimistic bound instead of the pessimistic one"),
-        Fault("clipped_surrogate", "1 + clip", "1 + 2 * clip", "upper clip at twice its distance"),
+        Fault("clipped_surrogate", "1 + upper", "1 + 2 * upper", "upper clip at twice its distance"),
+        Fault(
+            "clipped_surrogate", "clip if clip_high is None else clip_high", "clip", "the upper clip ignored", OPTIONS
+        ),
+        Fault("clipped_surrogate", "advantages < 0", "advantages > 0", "the dual clip on good tokens", OPTIONS),
+        Fault("cispo", ".detach()", "", "the weight of log π has a gradient of its own", OPTIONS),
+        Fault("truncated_weights", ".clamp(max=cap)", "", "importance weights without a cap", OPTIONS),
         Fault("value_loss", "torch.maximum", "torch.minimum", "the clip hides the larger value error"),
     ),
     Module(

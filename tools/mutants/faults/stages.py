@@ -56,9 +56,9 @@ MODULES = [
         "tests/tasks/common/test_stage_sampling.py",
         Fault(
             "sample_responses",
-            "    seed_everything(*stream)\n",
-            "",
-            "samples depend on earlier draws",
+            "row_seeds(len(prompts), *stream)",
+            "row_seeds(len(prompts), 0)",
+            "streams have the same samples",
         ),
     ),
     Module(
