@@ -147,12 +147,12 @@ class Clock:
         """Add work that is done once for all steps."""
         self.per_step += seconds / self.total
 
-    def row(self, cell: Cell, shape: Shape, limits: "Limits") -> dict[str, float | None]:
+    def row(self, cell: Cell, shape: Shape, weights: str, limits: "Limits") -> dict[str, float | None]:
         """Tokens per second and shares of the limits, medians over the steps after the first; memory in GiB."""
         kept = self.steps[1:]
         seconds = median(step for step, _ in kept) + self.per_step
         decode = median(decoding for _, decoding in kept)
-        flop = arithmetic.training(cell, 0, shape.size)
+        flop = arithmetic.training(cell, 0, shape.size, trained=2 if weights == "lora" else 3)
         tokens = cell.rows * (cell.prompt + cell.longest) * cell.epochs
         rest = seconds - decode
         read = decoded_bytes(cell, shape) / decode if decode else None
@@ -272,7 +272,7 @@ def measure(
     cell, clock = cell_of(method, shape, tiny=tiny), Clock(accelerator.device, steps)
     try:
         train(cell, setup_of(shape, weights, accelerator, micro=max(1, cell.units // 4)), clock)
-        row = clock.row(cell, shape, limits)
+        row = clock.row(cell, shape, weights, limits)
     except torch.cuda.OutOfMemoryError:
         row = {"step, s": None}
     gc.collect()

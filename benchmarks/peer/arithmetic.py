@@ -42,15 +42,21 @@ def decoding(cell: Cell, step: int, size: Size | None = None) -> float:
     return (size or Size.of(cell)).forward(cell.prompt, cell.lengths(step), cell.group, head=True)
 
 
-def training(cell: Cell, step: int, size: Size | None = None) -> float:
-    """Operations of everything but sampling in a step.
+def training(cell: Cell, step: int, size: Size | None = None, trained: int = 3) -> float:
+    """Operations of everything but sampling in a step. trained: passes per trained row; 2 if the weights are frozen.
 
     sft: forward and backward. reward: the same without the vocabulary head. dpo: and a forward pass of the reference.
     grpo: without KL, no reference. ppo: policy and critic in each epoch, the reference and the reward model once.
     """
     size, lengths, shared = size or Size.of(cell), cell.lengths(step), cell.rows // cell.units
-    each = 3 * cell.epochs + 1
-    passes = {"sft": (3, 0), "reward": (0, 3), "dpo": (4, 0), "grpo": (3, 0), "ppo": (each, each)}
+    each = trained * cell.epochs + 1
+    passes = {
+        "sft": (trained, 0),
+        "reward": (0, trained),
+        "dpo": (trained + 1, 0),
+        "grpo": (trained, 0),
+        "ppo": (each, each),
+    }
     of_policy, of_scalar = passes[cell.method]
     policy = size.forward(cell.prompt, lengths, shared, head=True)
     return of_policy * policy + of_scalar * size.forward(cell.prompt, lengths, shared, head=False)

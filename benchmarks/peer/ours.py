@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -146,13 +146,9 @@ class TimedSampler:
     temperature = 1.0
     truncates = False
 
-    def __init__(self, cell: Cell, policy: PreTrainedModel, recorder: Steps) -> None:
-        forced: Any = LogitsProcessorList([ForcedLengths(cell)])
-        takes = "logits_processors" in {item.name for item in fields(LocalSampler)}
-        inner = LocalSampler(cell.longest, (END,), PAD, **({"logits_processors": forced} if takes else {}))
-        if not takes:
-            generate: Any = policy.generate
-            policy.generate = lambda *args, **kwargs: generate(*args, logits_processor=forced, **kwargs)
+    def __init__(self, cell: Cell, recorder: Steps) -> None:
+        forced = LogitsProcessorList([ForcedLengths(cell)])
+        inner = LocalSampler(cell.longest, (END,), PAD, rows=max(128, cell.rows), logits_processors=forced)
         self.responses = recorder.timing_decode(inner.responses)
 
 
@@ -179,7 +175,7 @@ def _train_online(
     reference = setup.reference() if algorithm.needs.any_reference else None
     prompts = [Prompt([], ids) for step in range(recorder.total) for ids in cell.prompts(step)]
     models = Models(policy, reference, critic, new_tokenizer(cell.vocabulary))
-    sampler = TimedSampler(cell, policy, recorder)
+    sampler = TimedSampler(cell, recorder)
     training = OnlineTraining(setup.accelerator, models, algorithm, reward, prompts, sampler, config, run)
     recorder.begin()
     training.train()

@@ -78,6 +78,7 @@ def test_passes_of_each_method():
     for method, of_policy, of_scalar in (("sft", 3, 0), ("dpo", 4, 0), ("reward", 0, 3), ("ppo", 13, 13)):
         total, whole, scalar = passes(method)
         assert total == of_policy * whole + of_scalar * scalar
+    assert arithmetic.training(toy("dpo"), 0, trained=2) == 3 / 4 * arithmetic.training(toy("dpo"), 0)
     total, whole, _ = passes("grpo", group=2)
     assert total == 3 * whole
     assert arithmetic.decoding(toy("grpo", group=2), 0) == whole
