@@ -24,6 +24,7 @@ from typing import IO, Any
 from benchmarks import page
 from benchmarks.peer.cells import CELLS, Cell, write_model
 from benchmarks.peer.recorder import READY
+from benchmarks.peer.theirs import BEST
 from benchmarks.stored import RESULTS, ROOT, add
 
 OUT = RESULTS / "peer.json"
@@ -115,6 +116,8 @@ def measure(
         running: list[Side] = []
         try:
             for name in sides:  # loaded one after the other
+                if name == "trl_best" and cell.method not in BEST:
+                    continue  # it has no option that helps
                 running.append(Side(name, spec, Path(folder)))
                 if not running[-1].waits():
                     running[-1].result()

@@ -21,6 +21,7 @@ from rlhf_core.algorithms.grpo import GRPO
 from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
 from rlhf_core.common.batch import Example, Unit
+from rlhf_core.common.responses import Response
 from rlhf_core.loops.common.resume import ResumeStore
 from rlhf_core.loops.common.run import Run, shuffled
 from rlhf_core.loops.offline import train_offline, with_ref_logprobs
@@ -140,16 +141,27 @@ METHODS: dict[str, Callable[[Cell, Setup, Steps, Run], None]] = {
 }
 
 
-class TimedSampler:
-    """A sampler that forces the cell's lengths and counts its time as decoding."""
+@dataclass(frozen=True, kw_only=True)
+class TimedSampler(LocalSampler):
+    """A sampler whose time counts as decoding."""
 
-    temperature = 1.0
-    truncates = False
+    recorder: Steps
 
-    def __init__(self, cell: Cell, recorder: Steps) -> None:
-        forced = LogitsProcessorList([ForcedLengths(cell)])
-        inner = LocalSampler(cell.longest, (END,), PAD, rows=max(128, cell.rows), logits_processors=forced)
-        self.responses = recorder.timing_decode(inner.responses)
+    def responses(self, *args: Any, **kwargs: Any) -> list[Response]:
+        """One response per prompt; see `Sampler`."""
+        return self.recorder.timing_decode(super().responses)(*args, **kwargs)
+
+
+def _sampler(cell: Cell, recorder: Steps) -> TimedSampler:
+    """A sampler of one batch that forces the cell's lengths."""
+    return TimedSampler(
+        max_new_tokens=cell.longest,
+        stop_tokens=(END,),
+        pad_token=PAD,
+        rows=cell.rows,
+        logits_processors=LogitsProcessorList([ForcedLengths(cell)]),
+        recorder=recorder,
+    )
 
 
 def _train_online(
@@ -175,7 +187,7 @@ def _train_online(
     reference = setup.reference() if algorithm.needs.any_reference else None
     prompts = [Prompt([], ids) for step in range(recorder.total) for ids in cell.prompts(step)]
     models = Models(policy, reference, critic, new_tokenizer(cell.vocabulary))
-    sampler = TimedSampler(cell, recorder)
+    sampler = _sampler(cell, recorder)
     training = OnlineTraining(setup.accelerator, models, algorithm, reward, prompts, sampler, config, run)
     recorder.begin()
     training.train()

@@ -165,6 +165,7 @@ def test_sides_alternate_and_a_failure_quotes_the_log(tmp_path, monkeypatch):
     found = compare.measure(toy("sft"), ["trl", "trl_best"], 2, 0, 0, tmp_path / "models")
     assert log.read_text().split("\n")[:-1] == ["plain 0", "best 0", "plain 1", "best 1"]
     assert found == {name: {"seconds": 1.0, "growth_mib": 2.0} for name in ("trl", "trl_best")}
+    assert list(compare.measure(toy("ppo"), ["trl", "trl_best"], 1, 0, 0, tmp_path / "models")) == ["trl"]
     with pytest.raises(compare.SideError, match=r"(?s)trl ended with code 1:.*too many steps"):
         compare.measure(toy("sft"), ["trl"], 3, 0, 0, tmp_path / "models")
 
