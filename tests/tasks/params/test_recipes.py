@@ -1,4 +1,4 @@
-"""Profiles: each one is valid, and recipes for users' models inherit nothing that params.yaml chooses for the help desk."""
+"""Profiles: each one is valid, and recipes inherit nothing that params.yaml chooses for the help desk."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
