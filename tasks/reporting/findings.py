@@ -170,8 +170,8 @@ def _others(best: str, rates: Report, figures: Report) -> str:
 def _learnt_from(report: Report) -> str:
     model = report["reward_model"]
     if several := report.get("reward_models"):
-        right = [f"{name} on {percent(one['accuracy'])} of {one['held_out_pairs']}" for name, one in several.items()]
-        return f"The reward models are right on held-out pairs of their sources: {', '.join(right)}."
+        shares = [f"{name} on {percent(one['accuracy'])} of {one['held_out_pairs']}" for name, one in several.items()]
+        return f"The reward models are right on held-out pairs of their sources: {', '.join(shares)}."
     if model is None:
         return f"There is no reward model: {report['no_reward_model']}."
     ceiling = report["feedback"].get("agreement_with_gold")
