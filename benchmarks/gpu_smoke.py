@@ -150,7 +150,7 @@ def large_model():
     result = {"parameters": parameter_count(policy)}
     prompts = [row.prompt_ids for row in examples(32, LARGE["vocab_size"], prompt=64)]
     began = time.perf_counter()
-    responses = LocalSampler(64, (END,), PAD).token_ids(policy, prompts)
+    responses = LocalSampler(64, (END,), PAD).token_ids(policy, prompts, range(len(prompts)))
     torch.cuda.synchronize()
     result["sampled_tokens_per_second"] = sum(map(len, responses)) / (time.perf_counter() - began)
     result["sampling_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30

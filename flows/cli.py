@@ -31,13 +31,16 @@ def run(
     assignments: Assignments = None,
     only: Annotated[str | None, typer.Option(help="Run this stage and the stages it needs, e.g. sft.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the DVC experiment that the run becomes.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Run once for each of these seeds, e.g. 0,1,2, and compare over seeds.")
+    ] = None,
 ) -> None:
     """Run the pipeline. A run with changed parameters works in a separate clone and becomes a DVC experiment."""
     with stoppable():
         root = _enter()
         from flows.commands.run import run_pipeline
 
-        run_pipeline(root, profile, assignments or [], only, name, out)
+        run_pipeline(root, profile, assignments or [], only, name, seeds, out)
 
 
 @app.command()
@@ -125,11 +128,18 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens per answer.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the most likely token.")] = 0.7,
     seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Sample from the k most likely tokens; 0: all.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens with this total probability."),
+    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End an answer at this text; can be repeated.")] = None,
 ) -> None:
     """Chat with a checkpoint."""
     from flows.commands.chat import talk
 
-    talk(checkpoint, prompt, max_new_tokens, temperature, seed, out)
+    truncation = {"top_k": top_k, "top_p": top_p, "stop_strings": stop or None}
+    talk(checkpoint, prompt, max_new_tokens, temperature, seed, out, truncation)
 
 
 @app.command()
@@ -153,13 +163,23 @@ def doctor(
     stage: Annotated[
         str, typer.Option(help="Run only the checks that this stage makes before it trains.", metavar="STAGE")
     ] = "",
+    size: Annotated[
+        str, typer.Option(help="Estimate for a model of this size, such as 1B or 8B, that need not be here.")
+    ] = "",
+    rows: Annotated[
+        int, typer.Option(min=10, help="With --size: number of rows to estimate for without data.")
+    ] = 10_000,
 ) -> None:
     """Check versions, devices, data, disk space and memory before a run."""
     root = _enter()
-    from flows.commands.doctor import examine, examine_stage
+    from flows.commands.doctor import Assumed, examine, examine_stage
 
     chosen = assignments or []
-    if not (examine_stage(root, stage, profile, chosen, out) if stage else examine(root, profile, chosen, out)):
+    if stage:
+        is_well = examine_stage(root, stage, profile, chosen, out)
+    else:
+        is_well = examine(root, profile, chosen, out, Assumed(size, rows) if size else None)
+    if not is_well:
         raise typer.Exit(1)
 
 

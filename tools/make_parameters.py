@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rlhf_core.algorithms.base.table import policy_algorithms
 from tasks.params.derived import LOOPS
+from tasks.params.explain import section_of
 from tasks.params.load import load_params
 from tasks.params.schema import Params
 from tools import names_page
@@ -37,6 +38,9 @@ def rows(values: Any, prefix: str = "") -> Iterator[str]:
         value = getattr(values, item.name)
         if not is_dataclass(value):
             yield row(f"{prefix}{item.name}", value, item, kinds[item.name])
+            inner: Any = section_of(kinds[item.name])
+            if inner is not kinds[item.name]:  # an optional section that is null
+                yield from rows(inner(), f"{prefix}{item.name}.")
             yield from entry_rows(f"{prefix}{item.name}", kinds[item.name])
         elif item.name in policy_algorithms() and prefix == "policy.":
             yield from method_rows(item.name, values)

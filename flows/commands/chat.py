@@ -1,6 +1,7 @@
 """`rlhf chat`: talk to a checkpoint, using only transformers and the checkpoint's tokenizer and chat template."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,18 @@ from rlhf_core.models.checkpoint import check_checkpoint
 
 
 def talk(
-    checkpoint: Path, prompt: str | None, max_new_tokens: int, temperature: float, seed: int, out: Console
+    checkpoint: Path,
+    prompt: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    out: Console,
+    truncation: Mapping[str, Any] | None = None,
 ) -> None:
     """Answer `prompt`, or lines of input until an empty line. Each answer is printed token by token.
+
+    truncation: `top_k`, `top_p` and `stop_strings` of transformers' generation config; those that are missing or None
+    are the checkpoint's own.
 
     Raises:
         UserError: the folder is not a checkpoint of a language model with a chat template, or the conversation
@@ -23,10 +33,11 @@ def talk(
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
         settings["temperature"] = temperature
+    settings |= {name: value for name, value in (truncation or {}).items() if value is not None}
 
-    import torch
+    from rlhf_core.common.seeding import seed_everything
 
-    torch.manual_seed(seed)
+    seed_everything(seed, "chat")
     if prompt is not None:
         _answer(model, tokenizer, [{"role": "user", "content": prompt}], settings)
         return
@@ -75,5 +86,7 @@ def _answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], settings
             f"of {context}.\nStart a new conversation, or lower --max-new-tokens."
         )
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    ids = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), streamer=streamer, **settings)
+    ids = model.generate(
+        input_ids=inputs, attention_mask=torch.ones_like(inputs), streamer=streamer, tokenizer=tokenizer, **settings
+    )
     return str(tokenizer.decode(ids[0, length:], skip_special_tokens=True))

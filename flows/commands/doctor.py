@@ -9,15 +9,14 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-import psutil
 from rich.console import Console
 from rich.text import Text
 
 from flows.commands.durations import Span, measure, seconds, span_text, together, work
 from flows.commands.installation import Finding, look, packages, python
-from flows.commands.memory import FROZEN, TRAINED, ModelShape, Need, estimate, model_shape
 from flows.commands.screen import plain_table
-from flows.run.changes import Changes, require_data
+from flows.commands.sizes import SIZES, config_of, described, narrow
+from flows.run.changes import Changes, require_data, require_suited_model
 from flows.run.graph import read_graph
 from flows.servers.services import find
 from rlhf_core.algorithms.base.table import policy_algorithms
@@ -25,18 +24,32 @@ from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned
 from tasks.data.readers import kind_of, read_rows
 from tasks.files import declared
+from tasks.files.formats import AUTO
 from tasks.params.derived import stage_of
 from tasks.params.schema import Params
 from tasks.problems.problem import Counts
 from tasks.problems.table import generated_problem, problem_of
 from tasks.runtime.git import head
+from tasks.runtime.memory import GB, ModelShape, Need, estimate, free_memory, model_shape, on_gpu
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from tasks.common.preflight import Check
 
-GB = 1e9
+
+WITHOUT = f"For an estimate without a model, choose the nearest size: --size, one of {', '.join(SIZES)}"
+
+# Bytes per weight on disk: a checkpoint; and a resume state with AdamW's moments, with the one that replaces it.
+SAVED, RESUMED = 4, 2 * (4 + 8)
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """A model's size (a key of SIZES) and a number of rows to estimate for."""
+
+    size: str
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -47,8 +60,11 @@ class Data:
     counts: Counts | None = None
 
 
-def examine(root: Path, profile: str, assignments: list[str], out: Console) -> bool:
-    """Print the findings for a run of this profile with these values. Return whether the run can start."""
+def examine(root: Path, profile: str, assignments: list[str], out: Console, assumed: Assumed | None = None) -> bool:
+    """Print the findings for a run of this profile with these values. Return whether the run can start.
+
+    With `assumed`, the estimates are those of a model and data that need not be here.
+    """
     findings = list(_environment(root))
     try:
         params = Changes.from_command_line(profile, assignments).resolve(root).params
@@ -61,28 +77,51 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console) -> b
         data = _data(params)
         findings.append(Finding("data", True, data.detail))
     except UserError as error:
-        findings.append(Finding("data", False, str(error)))
+        findings.append(Finding("data", None if assumed else False, str(error)))
+    if assumed and (data is None or data.counts is None):
+        data = _assumed_data(assumed, params)
+        findings.append(Finding("data", None, data.detail))
     findings += _devices(params)
     needs: list[Need] = []
     spans: dict[str, Span] = {}
     try:
-        config, is_from_scratch = _model(params)
+        config, is_from_scratch = (config_of(assumed.size), False) if assumed else _model(params)
         shape = model_shape(config)
         needs = estimate(shape, params, is_from_scratch)
         size = f"{shape.weights / 1e6:,.1f} M weights, {shape.layers} layers of width {shape.width}"
-        findings.append(Finding("model", True, f"{size}{', trained from scratch' if is_from_scratch else ''}"))
+        if assumed:
+            said = f"no model is read; the estimates are for the shape of {described(assumed.size)}: {size}"
+            findings.append(Finding("model", None, said))
+        else:
+            findings.append(Finding("model", True, f"{size}{', trained from scratch' if is_from_scratch else ''}"))
+        can_start = all(finding.is_ok is not False for finding in findings)
         findings += [_memory(needs, params), _disk(root, shape, params)]
-        if data is not None and data.counts is not None and all(finding.is_ok is not False for finding in findings):
-            spans = _spans(params, data.counts, config, is_from_scratch)
+        if assumed is None:  # an assumed run need not fit this machine
+            can_start = all(finding.is_ok is not False for finding in findings)
+        if data is not None and data.counts is not None and can_start:
+            timed = narrow(config) if assumed else config
+            spans = _spans(params, data.counts, timed, is_from_scratch, shape.weights)
             findings.append(_time(spans, params))
     except UserError as error:
         findings.append(Finding("model", False, str(error)))
-    return _show(findings, needs, _free_memory(params), out, spans)
+    return _show(findings, needs, free_memory(params), out, spans)
 
 
-def _spans(params: Params, counts: Counts, config: "PretrainedConfig", is_from_scratch: bool) -> dict[str, Span]:
-    """Return the shortest and longest duration of each stage in seconds, from a short measurement on this device."""
-    speed = measure(config, params, "cuda" if _on_gpu(params) else "cpu")
+def _assumed_data(assumed: Assumed, params: Params) -> Data:
+    """Data of the configured format with as many rows as assumed; preferences if the format is detected."""
+    kind = "preference" if params.prepare.format == AUTO else params.prepare.format
+    counts = problem_of(kind).count_rows(params, assumed.rows)
+    return Data(f"the times are for {assumed.rows:,} rows of kind {kind}; other numbers: --rows", counts)
+
+
+def _spans(
+    params: Params, counts: Counts, config: "PretrainedConfig", is_from_scratch: bool, weights: int
+) -> dict[str, Span]:
+    """Return the shortest and longest duration of each stage in seconds, from a short measurement on this device.
+
+    `config` is measured in place of a model with so many weights.
+    """
+    speed = measure(config, params, "cuda" if on_gpu(params) else "cpu", weights)
     stages = work(params, counts, is_from_scratch)
     return {stage: seconds(item, speed, params) for stage, item in stages.items()}
 
@@ -117,6 +156,7 @@ def _passed(check: Callable[[], None]) -> str:
 
 def _checks(stage: str, params: Params) -> "Iterator[Check]":
     single = [item.name for item in declared.STAGES if item.checks and not item.is_matrix]
+    single += [f"{declared.REWARDS}@{name}" for name in params.reward_models.names]
     if stage not in [*single, *map(stage_of, policy_algorithms())]:
         listed = ", ".join([*single, *map(stage_of, params.policy.methods)])
         raise UserError(f"--stage {stage} is not a training stage. Choose from: {listed}.")
@@ -159,19 +199,13 @@ def _devices(params: Params) -> Iterator[Finding]:
     cores = os.cpu_count() or 1
     if params.run.device == "cuda" and not torch.cuda.is_available():
         yield Finding("device", False, "run.device is cuda, but torch finds no GPU. Set run.device to auto or cpu.")
-    elif _on_gpu(params):
+    elif on_gpu(params):
         yield Finding("device", True, f"CUDA: {torch.cuda.get_device_name()}")
     else:
         yield Finding("device", True, f"CPU, {cores} cores")
     busy = params.run.threads * params.run.parallel
     if busy > cores:
         yield Finding("threads", None, f"run.threads × run.parallel is {busy} on {cores} cores. Lower one of them.")
-
-
-def _on_gpu(params: Params) -> bool:
-    import torch
-
-    return params.run.device != "cpu" and torch.cuda.is_available()
 
 
 def _model(params: Params) -> "tuple[PretrainedConfig, bool]":
@@ -186,19 +220,18 @@ def _model(params: Params) -> "tuple[PretrainedConfig, bool]":
             return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False), False
         except (OSError, ValueError) as error:  # not found, or an architecture with custom code
             first = str(error).strip().splitlines()[0]
-            raise UserError(f"model.hub {params.model.hub}: {first} Check the id and the network.") from error
+            raise UserError(
+                f"model.hub {params.model.hub}: {first} Check the id and the network.\n{WITHOUT}"
+            ) from error
+    try:
+        require_suited_model(params)
+    except UserError as error:
+        raise UserError(f"{error}\n{WITHOUT}") from error
     source = model_source(params.model)
     config = load_config(source.config or source.folder or Path())
     if source.config is not None:
         config.vocab_size = params.model.vocabulary
     return config, source.config is not None
-
-
-def _free_memory(params: Params) -> float:
-    """Return the free bytes on the device that the stages will use."""
-    import torch
-
-    return float(torch.cuda.mem_get_info()[0]) if _on_gpu(params) else float(psutil.virtual_memory().available)
 
 
 def _memory(needs: list[Need], params: Params) -> Finding:
@@ -210,7 +243,7 @@ def _memory(needs: list[Need], params: Params) -> Finding:
         (largest.total, largest.stage),
         (sum(policy.total for policy in together), " and ".join(policy.stage for policy in together)),
     )
-    free = _free_memory(params)
+    free = free_memory(params)
     if need <= free:
         return Finding("memory", True, f"about {need / GB:.1f} GB for {who}; {free / GB:.1f} GB free")
     fix = "Lower run.parallel, a micro_batch_size or prepare.max_response_tokens, or choose a smaller model."
@@ -221,7 +254,8 @@ def _disk(root: Path, shape: ModelShape, params: Params) -> Finding:
     """Check that checkpoints, snapshots and resume states fit."""
     policies = sum(1 + params.policy.snapshots(name) for name in params.policy.methods)
     checkpoints = len(declared.checkpoints()) + policies
-    need = (FROZEN * checkpoints + TRAINED * params.run.parallel) * shape.weights + GB
+    resumed = RESUMED * params.run.parallel if params.model.lora is None else 0  # an adapter's state is small
+    need = (SAVED * checkpoints + resumed) * shape.weights + GB
     free = shutil.disk_usage(root).free
     text = f"about {need / GB:.1f} GB for {checkpoints} checkpoints and other files, {free / GB:.1f} GB free"
     fix = "Free some space, or lower policy.*.snapshots."

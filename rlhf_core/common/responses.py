@@ -9,8 +9,8 @@ class Response:
     """One response.
 
     ids: the sampled tokens, including the end token; empty if the text was not sampled. text: only for people and for
-    judges that read text. ended: False if the response was cut off at the length limit. logprobs: those of the ids, as
-    the sampler computed them; None if it does not give them.
+    judges that read text. ended: False if the response was cut off at the length limit. logprobs: of `ids`, under the
+    policy at the temperature of sampling; None if the text was not sampled, or sampled at temperature 0.
     """
 
     ids: list[int]

@@ -17,6 +17,11 @@ def stream_seed(run_seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def row_seeds(count: int, run_seed: int, *names: str | int) -> list[int]:
+    """Return one seed per row of the stream named by (run seed, ...). A row's seed depends only on its number."""
+    return [stream_seed(run_seed, *names, row) for row in range(count)]
+
+
 def seed_everything(run_seed: int, *names: str | int) -> None:
     """Seed the global generators of Python, NumPy and torch from one named stream."""
     seed = stream_seed(run_seed, *names)

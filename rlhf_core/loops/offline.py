@@ -12,6 +12,7 @@ from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.algorithms.base.config import OfflineConfig
 from rlhf_core.common.batch import Batch, Example, Outputs, Unit, collate, collate_units
 from rlhf_core.common.seeding import seed_everything
+from rlhf_core.loops.common.resume import load_trained_state, trained_state
 from rlhf_core.loops.common.run import Metrics, Run, is_mark, minibatch_indices
 from rlhf_core.loops.common.update import GradientStep, forward_in_parts, micro_size, microbatches
 from rlhf_core.models.forward import response_logprobs
@@ -49,7 +50,7 @@ def train_offline(
     total = config.total_steps(len(units))
     history: list[Metrics] = []
     if state := run.resume.load():
-        model.load_state_dict(state["model"])
+        load_trained_state(model, state["model"])
         step_on.load_state_dict(state["optimizer"])
         history = state["history"]
     model.train()
@@ -66,7 +67,7 @@ def train_offline(
         if is_mark(step + 1, total, snapshots):
             run.snapshot(step + 1)
         if (step + 1) % config.resume_every == 0:
-            run.resume.save({"model": model.state_dict(), "optimizer": step_on.state_dict(), "history": history})
+            run.resume.save({"model": trained_state(model), "optimizer": step_on.state_dict(), "history": history})
     return history
 
 

@@ -18,7 +18,8 @@ from rlhf_core.algorithms.base.check import check_loop
 from rlhf_core.algorithms.base.config import OnlineConfig, learning_rate_factor
 from rlhf_core.common.batch import Batch, Outputs, Rollout
 from rlhf_core.common.errors import UserError
-from rlhf_core.common.seeding import seed_everything, stream_seed
+from rlhf_core.common.seeding import row_seeds, seed_everything, stream_seed
+from rlhf_core.loops.common.resume import load_trained_state, trained_state
 from rlhf_core.loops.common.run import Metrics, Run, is_mark, minibatch_indices, stream_indices
 from rlhf_core.loops.common.update import GradientStep, forward_in_parts, micro_size, unit_slices
 from rlhf_core.loops.dynamic_sampling import Scored, other_prompts, replace_dropped
@@ -118,7 +119,7 @@ class OnlineTraining:
         self.policy.eval()
         size = self.config.rollout_size // self.algorithm.group_size
         indices = stream_indices(step, len(self.prompts), size, self.run.seed, self.run.name)
-        scored, extra = self._scored(indices), Metrics()
+        scored, extra = self._scored(indices, step), Metrics()
         if self.algorithm.extra_rounds:
             scored, extra = self._replace_dropped(scored, indices, step)
         rollout = self._record(scored.responses, scored.scores, scored.row_weights)
@@ -127,9 +128,9 @@ class OnlineTraining:
         extra["sampled_tokens"] = metrics["sampled_tokens"] + extra.get("sampled_tokens", 0)
         return rollout, metrics | extra
 
-    def _scored(self, indices: Sequence[int]) -> Scored:
-        """Sample and score the responses to the prompts with these indices."""
-        return Scored.by(self.reward, *self.draw([self.prompts[index] for index in indices]))
+    def _scored(self, indices: Sequence[int], *stream: str | int) -> Scored:
+        """Sample and score the responses to the prompts with these indices, from the stream of this name."""
+        return Scored.by(self.reward, *self.draw([self.prompts[index] for index in indices], *stream))
 
     def _replace_dropped(self, first: Scored, indices: Sequence[int], step: int) -> tuple[Scored, Metrics]:
         """Run the extra rounds of dynamic sampling; each has its own random streams, named by step and round."""
@@ -141,14 +142,15 @@ class OnlineTraining:
             stream = f"{self.run.name}/dynamic_sampling/{step}/{number}"
             chosen = other_prompts(len(self.prompts), groups, used, self.run.seed, stream)
             used.extend(chosen)
-            return self._scored(chosen)
+            return self._scored(chosen, step, "dynamic_sampling", number)
 
         return replace_dropped(first, self.algorithm, sample)
 
-    def draw(self, prompts: Sequence[Prompt]) -> tuple[Responses, Tensor]:
+    def draw(self, prompts: Sequence[Prompt], *stream: str | int) -> tuple[Responses, Tensor]:
         """Sample group_size adjacent responses per prompt; return them and the weight of each row, (B,)."""
         repeated = [prompt for prompt in prompts for _ in range(self.algorithm.group_size)]
-        responses = self.sampler.responses(self.policy, self.tokenizer, repeated)
+        seeds = row_seeds(len(repeated), self.run.seed, self.run.name, "rollout", *stream)
+        responses = self.sampler.responses(self.policy, self.tokenizer, repeated, seeds)
         rows = Responses(repeated, responses, self.tokenizer.pad_token_id, self.accelerator.device)
         return rows, torch.ones(len(repeated))
 
@@ -255,22 +257,22 @@ class OnlineTraining:
 
     def _save(self) -> None:
         state = {
-            "policy": self.policy.state_dict(),
+            "policy": trained_state(self.policy),
             "optimizer": self.step_on.state_dict(),
             "state": self.state,
             "history": self.history,
         }
         if self.critic is not None:
-            state["critic"] = self.critic.state_dict()
+            state["critic"] = trained_state(self.critic)
         self.run.resume.save(state)
 
     def _restore(self) -> None:
         saved = self.run.resume.load()
         if saved is None:
             return
-        self.policy.load_state_dict(saved["policy"])
+        load_trained_state(self.policy, saved["policy"])
         if self.critic is not None:
-            self.critic.load_state_dict(saved["critic"])
+            load_trained_state(self.critic, saved["critic"])
         self.step_on.load_state_dict(saved["optimizer"])
         self.state, self.history = saved["state"], saved["history"]
 
@@ -285,6 +287,8 @@ def _check(algorithm: OnPolicyAlgorithm, prompts: Sequence[Prompt], sampler: Sam
         )
     if sampler.temperature != config.temperature:
         raise ValueError(f"the sampler has temperature {sampler.temperature}, the loop {config.temperature}")
+    if sampler.truncates:
+        raise ValueError("the sampler truncates the policy's distribution (docs/pitfalls.md, 29)")
 
 
 def _rollout_metrics(

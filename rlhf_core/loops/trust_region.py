@@ -5,7 +5,6 @@ Fisher-vector products, scale x to the trust region, and halve it until the surr
 KL and Fisher matrix are exact sums over the vocabulary at the states of the rollout, with the same weights w.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -21,6 +20,7 @@ from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common.run import Metrics
 from rlhf_core.maths.losses import exact_kl
 from rlhf_core.models.forward import policy_outputs, response_logits
+from rlhf_core.models.sharing import shared_copy
 
 # The microbatches of a rollout, each with its slice of the weights.
 Parts = list[tuple[Rollout, Tensor]]
@@ -52,7 +52,7 @@ class TrustRegion:
     ) -> None:
         self.policy, self.algorithm = policy, algorithm
         self.micro_rows, self.temperature = micro_rows, temperature
-        self.old = copy.deepcopy(policy).requires_grad_(False)
+        self.old = shared_copy(policy).requires_grad_(False)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
 
     def step(self, rollout: Rollout, scale: float) -> Metrics:

@@ -4,6 +4,7 @@ Only headers are read, so the check is as fast for large files as for small ones
 or infinite values are found when the model is loaded (`rlhf_core.models.store`).
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ WRITERS = ("CausalLM", "LMHead", "ConditionalGeneration")  # in class names of m
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings", "embedding")
 WIDTHS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model")  # names of its width in config.json
 AGAIN = "Copy or download it again."
+ADAPTER_CONFIG = "adapter_config.json"  # of peft
 
 Shapes = dict[str, list[int]]
 
@@ -42,6 +44,16 @@ def check_checkpoint(folder: Path, name: str) -> None:
     shapes = _weight_shapes(folder, name)
     rows = _embedding_rows(shapes, config, name)
     _check_tokenizer(folder, name, rows)
+
+
+def weights_digest(folder: Path) -> str:
+    """The sha256 of the names and contents of a checkpoint's weight files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        with path.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
 
 
 def check_config(path: Path, name: str) -> dict[str, Any]:
@@ -75,9 +87,9 @@ def read_json(path: Path, name: str) -> Any:
 
 def _refuse_adapter(folder: Path, name: str) -> None:
     """Refuse an adapter: without peft, transformers loads only the base model (docs/pitfalls.md, 36)."""
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         raise UserError(
-            f"{name} has adapter_config.json: adapters are not loaded. "
+            f"{name} has {ADAPTER_CONFIG}: adapters are not loaded. "
             "Merge it into its base model with PeftModel.merge_and_unload, and use the merged folder."
         )
 

@@ -56,6 +56,11 @@ class ScalarEnsemble(nn.Module):
         """The divisor of centred scores."""
         return self.models[0].scale
 
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Whether the members read texts with a tokenizer or a chat template that is not the policy's."""
+        return self.models[0].has_own_tokenizer
+
     def set_normalisation(self, offset: float, scale: float) -> None:
         """Add `offset` to every member's offset, which shifts the aggregate by the same amount, and set the scale."""
         for member in self.models:
@@ -89,14 +94,16 @@ def save_reward_model(model: ScalarModel | ScalarEnsemble, tokenizer: PreTrained
     save_scalar_model(model, tokenizer, path)
 
 
-def load_reward_model(path: str | Path) -> ScalarModel | ScalarEnsemble:
-    """Load a reward model saved by `save_reward_model`, including centring and scale."""
-    first = load_scalar_model(path)
+def load_reward_model(
+    path: str | Path, load: Callable[[Path], ScalarModel] = load_scalar_model
+) -> ScalarModel | ScalarEnsemble:
+    """Load a reward model saved by `save_reward_model`, including centring and scale. `load` loads each member."""
+    first = load(Path(path))
     config = first.model.config
     count = getattr(config, "reward_members", 1)
     if count == 1:
         return first
-    others = [load_scalar_model(member_folder(Path(path), number)) for number in range(2, count + 1)]
+    others = [load(member_folder(Path(path), number)) for number in range(2, count + 1)]
     return ScalarEnsemble([first, *others], config.reward_aggregate, config.reward_std_coef)
 
 

@@ -1,13 +1,12 @@
 """The precision in which a model computes: float32, or bf16 by autocast with float32 weights."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-Precision = Literal["fp32", "bf16"]
+from rlhf_core.common.device import Precision
 
 
 def set_compute(model: nn.Module, precision: Precision) -> None:

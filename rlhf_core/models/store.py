@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -27,8 +27,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_core.common.device import AttentionName, Weights
 from rlhf_core.common.errors import UserError
+from rlhf_core.models.adapters import FOLDER, HEAD, has_adapter, save_adapter
 from rlhf_core.models.attention import has_layouts, use_layouts
+from rlhf_core.models.merging import merged
 
 # Masks and frequencies that older versions of transformers saved with the weights.
 CONSTANTS = re.compile(r"(attn|attention)\.(masked_)?bias$|inv_freq$|position_ids$")
@@ -64,22 +67,29 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{path}: transformers cannot read the tokenizer: {_first_line(error)}") from error
 
 
-def load_policy(path: str | Path) -> PreTrainedModel:
-    """Load a causal language model with float32 weights and all dropout off.
+def load_policy(path: str | Path, dtype: Weights = "fp32", attention: AttentionName = "sdpa") -> PreTrainedModel:
+    """Load a causal language model with all dropout off.
 
-    Weights are float32 for every compute precision: a step of 1e-6 is lost in bf16 (docs/pitfalls.md, 24).
+    Weights that are trained must be float32 for every compute precision: a step of 1e-6 is lost in bf16
+    (docs/pitfalls.md, 24). Frozen weights may be bf16, or 4-bit NormalFloat with the arithmetic in bf16 (Dettmers et
+    al. 2023, arXiv:2305.14314). Both run only under bf16 autocast. Hidden states between the layers remain float32, so
+    that a bf16 model and its float32 copy compute the same.
 
     Raises:
-        UserError: `path` is not a checkpoint, has missing or unexpected tensors, or has NaN or infinite weights.
+        UserError: `path` is not a checkpoint, has missing or unexpected tensors, or has NaN or infinite weights; or the
+            model lacks the attention implementation.
     """
     _require_checkpoint(path, "config.json")
-    return _load(AutoModelForCausalLM, path, load_config(path))
+    return _load(AutoModelForCausalLM, path, load_config(path), dtype, attention)
 
 
-def new_policy(config: PretrainedConfig) -> PreTrainedModel:
+def new_policy(config: PretrainedConfig, attention: AttentionName = "sdpa") -> PreTrainedModel:
     """Return a causal language model with random weights from torch's global generator."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(without_dropout(config), dtype=torch.float32)
-    use_layouts(model)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        without_dropout(config), dtype=torch.float32, **_attention_argument(attention)
+    )
+    if attention == "sdpa":
+        use_layouts(model)
     return model
 
 
@@ -99,6 +109,15 @@ class ScalarModel(nn.Module):
     def scale(self) -> float:
         """The divisor of centred scores."""
         return float(getattr(self.model.config, "reward_scale", 1.0))
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Whether the model reads texts with a tokenizer or a chat template that is not the policy's."""
+        return bool(getattr(self.model.config, "reward_own_tokenizer", False))
+
+    def set_own_tokenizer(self) -> None:
+        """Note in the config, which is saved with the weights, that the model has its own tokenizer."""
+        self.model.config.reward_own_tokenizer = True
 
     def set_normalisation(self, offset: float, scale: float) -> None:
         """Set centring and scale in the config, which is saved with the weights."""
@@ -138,12 +157,12 @@ def plain_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
     return states
 
 
-def new_scalar_model(policy_path: str | Path) -> ScalarModel:
+def new_scalar_model(
+    policy_path: str | Path, dtype: Weights = "fp32", attention: AttentionName = "sdpa"
+) -> ScalarModel:
     """Load the policy's transformer with its vocabulary head replaced by a linear layer to one scalar.
 
-    The head is drawn from torch's global generator with a tenth of the std 1/√(d+1) of Ziegler et al. 2019
-    (arXiv:1909.08593). Their head gives scores of unit variance before training, which one epoch on few pairs must
-    first unlearn.
+    The head is drawn from torch's global generator and is float32.
 
     Raises:
         UserError: see `load_policy`; or the architecture has no sequence classification model.
@@ -156,13 +175,22 @@ def new_scalar_model(policy_path: str | Path) -> ScalarModel:
             "Use another model."
         )
     config.num_labels = 1
-    model = _load(AutoModelForSequenceClassification, policy_path, config, has_new_head=True)
-    nn.init.normal_(model.score.weight, std=0.1 * (model.score.weight.shape[1] + 1) ** -0.5)
+    model = _load(AutoModelForSequenceClassification, policy_path, config, dtype, attention, has_new_head=True)
+    model.score.float()
+    initialise_head(model)
     return ScalarModel(model)
 
 
-def load_scalar_model(path: str | Path) -> ScalarModel:
-    """Load a reward model saved by `save_scalar_model`, including centring and scale.
+def initialise_head(model: Any) -> None:
+    """Draw a score head with a tenth of the std 1/√(d+1) of Ziegler et al. 2019 (arXiv:1909.08593).
+
+    Their head gives scores of unit variance before training, which one epoch on few pairs must first unlearn.
+    """
+    nn.init.normal_(model.score.weight, std=0.1 * (model.score.weight.shape[1] + 1) ** -0.5)
+
+
+def load_scalar_model(path: str | Path, dtype: Weights = "fp32", attention: AttentionName = "sdpa") -> ScalarModel:
+    """Load a reward model saved by `save_scalar_model`, including centring and scale. Its head is float32.
 
     Raises:
         UserError: see `load_policy`; or `path` contains another type of model.
@@ -171,11 +199,32 @@ def load_scalar_model(path: str | Path) -> ScalarModel:
     config = load_config(path)
     if not any("SequenceClassification" in name for name in config.architectures or []):
         raise UserError(f"{path} contains {config.architectures}, not a reward model. Use the reward stage's folder.")
-    return ScalarModel(_load(AutoModelForSequenceClassification, path, config))
+    model = _load(AutoModelForSequenceClassification, path, config, dtype, attention)
+    if dtype != "fp32":  # scores need more than the three digits of bf16
+        model.score.float().weight.data.copy_(_tensor(Path(path), f"{HEAD}.weight"))
+    return ScalarModel(model)
 
 
-def _load(kind: Any, path: str | Path, config: PretrainedConfig, *, has_new_head: bool = False) -> Any:
-    """Load a checkpoint in float32, and check that every tensor comes from the checkpoint and is finite.
+def _tensor(folder: Path, name: str) -> Tensor:
+    """One tensor of a checkpoint, as stored."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(file), framework="pt") as tensors:
+            if name in tensors.keys():  # noqa: SIM118 - not a dict
+                found: Tensor = tensors.get_tensor(name)
+                return found
+    raise UserError(f"{folder}: {name} is missing. Restore the checkpoint.")
+
+
+def _load(
+    kind: Any,
+    path: str | Path,
+    config: PretrainedConfig,
+    dtype: Weights,
+    attention: AttentionName,
+    *,
+    has_new_head: bool = False,
+) -> Any:
+    """Load a checkpoint, and check that every tensor comes from the checkpoint and is finite.
 
     transformers initialises missing tensors randomly and ignores unexpected ones; both are errors here. With
     `has_new_head`, the score head may be missing and the vocabulary head is ignored.
@@ -184,13 +233,15 @@ def _load(kind: Any, path: str | Path, config: PretrainedConfig, *, has_new_head
         model, found = kind.from_pretrained(
             str(path),
             config=config,
-            dtype=torch.float32,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
+            **_dtype_arguments(dtype),
+            **_attention_argument(attention),
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path} could not be loaded: {_first_line(error)} Restore the checkpoint.") from error
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        fix = "Restore the checkpoint." if attention == "sdpa" else "Remove model.attn_implementation."
+        raise UserError(f"{path} could not be loaded: {_first_line(error)} {fix}") from error
     missing = set(found["missing_keys"])
     unexpected = {name for name in found["unexpected_keys"] if not CONSTANTS.search(name)}
     if has_new_head:
@@ -203,8 +254,36 @@ def _load(kind: Any, path: str | Path, config: PretrainedConfig, *, has_new_head
     if wrong:
         more = f" ({len(wrong) - 1} more tensors are wrong)" if len(wrong) > 1 else ""
         raise UserError(f"{path}: {wrong[0]}{more}. Use a checkpoint with matching weights and config.json.")
-    use_layouts(model)
+    if dtype != "fp32":
+        model.get_input_embeddings().register_forward_hook(_float_output)
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):  # needs weights of the type of its input
+                module.float()
+    if attention == "sdpa":
+        use_layouts(model)
     return model
+
+
+def _float_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """A forward hook: hidden states begin in float32, and so do all sums of them."""
+    return output.float()
+
+
+def _dtype_arguments(dtype: Weights) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for the type of the weights."""
+    if dtype == "4bit":
+        from transformers import BitsAndBytesConfig
+
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+        return {"dtype": torch.bfloat16, "quantization_config": quantisation}
+    return {"dtype": torch.float32 if dtype == "fp32" else torch.bfloat16}
+
+
+def _attention_argument(attention: AttentionName) -> dict[str, str]:
+    """The argument that chooses an attention implementation; the default is sdpa where the model has it."""
+    return {} if attention == "sdpa" else {"attn_implementation": attention}
 
 
 def _first_line(error: Exception) -> str:
@@ -221,10 +300,17 @@ def save_policy(
     max_new_tokens: int,
     temperature: float = 1.0,
 ) -> None:
-    """Save weights (safetensors), tokenizer, chat template and generation config to `path`.
+    """Save float32 weights (safetensors), tokenizer, chat template and generation config to `path`.
 
-    `temperature` is the sampling temperature that the policy was trained for; `own_temperature` reads it.
+    An adapter is merged into the weights, and also saved by itself in the subfolder `adapter`. `temperature` is the
+    sampling temperature that the policy was trained for; `own_temperature` reads it.
+
+    Raises:
+        UserError: see `rlhf_core.models.merging.merged`.
     """
+    if has_adapter(model):
+        save_adapter(model, path / FOLDER)
+        model = merged(model)
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=temperature,
@@ -247,9 +333,13 @@ def own_temperature(model: PreTrainedModel) -> float:
 
 
 def save_scalar_model(model: ScalarModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Save a reward model: weights, tokenizer, and a config with centring and scale."""
-    model.model.config.pad_token_id = tokenizer.pad_token_id
-    model.model.save_pretrained(str(path))
+    """Save a reward model: weights, tokenizer, and a config with centring and scale; an adapter as `save_policy`."""
+    plain = model.model
+    if has_adapter(plain):
+        save_adapter(plain, path / FOLDER)
+        plain = merged(plain)
+    plain.config.pad_token_id = tokenizer.pad_token_id
+    plain.save_pretrained(str(path))
     save_tokenizer(tokenizer, path)
 
 
@@ -318,6 +408,8 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         )
     model.resize_token_embeddings(known + 1, mean_resizing=False)
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if table is None:  # the head of a reward model
+            continue
         weight: Any = table.weight
         with torch.no_grad():
             weight[known:] = weight[:known].mean(0)

@@ -66,6 +66,29 @@ def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) 
     return _render(tokenizer, messages, for_response=False)
 
 
+def encode_whole(tokenizer: PreTrainedTokenizerBase, messages: Messages, response: str, name: str) -> Example:
+    """Encode a prompt and a response at once, as a reward model reads them that has a tokenizer of its own.
+
+    Raises:
+        UserError: the model's chat template rejects the prompt; states `name`, that of the model.
+    """
+    try:
+        ids = encode_conversation(tokenizer, [*messages, {"role": "assistant", "content": response}])
+    except Exception as error:  # templates raise errors of their own
+        raise UserError(f"{name}: its chat template rejects a prompt ({error}). Use another reward model.") from error
+    return Example(ids[:1], ids[1:])
+
+
+def same_tokens(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers have the same tokens, special tokens and chat template."""
+    special = [(each.bos_token_id, each.eos_token_id, each.pad_token_id) for each in (first, second)]
+    return (
+        first.get_vocab() == second.get_vocab()
+        and special[0] == special[1]
+        and first.chat_template == second.chat_template
+    )
+
+
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, for_response: bool) -> list[int]:
     """Render messages with the chat template and encode the text once.
 

@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.common.batch import Example, collate
 from rlhf_core.common.errors import UserError
+from rlhf_core.models.ensembles import ScalarEnsemble
 from rlhf_core.models.forward import scores
 from rlhf_core.models.responses import Responses
 from rlhf_core.models.store import ScalarModel, load_scalar_model, load_tokenizer
-from rlhf_core.models.tokens import encode_conversation
+from rlhf_core.models.tokens import Messages, encode_whole
+from rlhf_core.scoring.rewards import ModelReward
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ForeignReward:
             UserError: the template rejects a prompt, or the model's context is too short.
         """
         texts = zip(responses.prompts, responses.texts, strict=True)
-        examples = [self._example([*prompt.messages, {"role": "assistant", "content": text}]) for prompt, text in texts]
+        examples = [self._example(prompt.messages, text) for prompt, text in texts]
         device = next(self.model.parameters()).device
         parts = []
         for start in range(0, len(examples), self.rows):
@@ -48,19 +50,29 @@ class ForeignReward:
         judged = torch.cat(parts)
         return judged if self.clamp is None else judged.clamp(-self.clamp, self.clamp)
 
-    def _example(self, messages: list[Any]) -> Example:
-        try:
-            ids = encode_conversation(self.tokenizer, messages)
-        except Exception as error:  # templates raise errors of their own
+    def _example(self, messages: Messages, text: str) -> Example:
+        example = encode_whole(self.tokenizer, messages, text, f"reward model {self.name}")
+        length = len(example.prompt_ids) + len(example.response_ids)
+        if self.context is not None and length > self.context:
             raise UserError(
-                f"reward model {self.name}: its chat template rejects a prompt ({error}). Use another reward model."
-            ) from error
-        if self.context is not None and len(ids) > self.context:
-            raise UserError(
-                f"reward model {self.name} takes {self.context} tokens, but a prompt with its response has {len(ids)}. "
+                f"reward model {self.name} takes {self.context} tokens, but a prompt with its response has {length}. "
                 "Use another reward model, or lower prepare.max_response_tokens."
             )
-        return Example(ids[:1], ids[1:])
+        return example
+
+
+def reward_of(
+    model: ScalarModel | ScalarEnsemble,
+    own: PreTrainedTokenizerBase | None,
+    name: str,
+    rows: int,
+    clamp: float | None = None,
+) -> ModelReward | ForeignReward:
+    """The reward of a model of the run: of the policy's token ids, or of texts if the model has its `own` tokenizer."""
+    if own is None:
+        return ModelReward(model, rows, clamp)
+    first = model.models[0] if isinstance(model, ScalarEnsemble) else model
+    return ForeignReward(name, model, own, rows, clamp, getattr(first.model.config, "max_position_embeddings", None))
 
 
 def load_foreign(

@@ -26,18 +26,19 @@ class Need(Enum):
 class Offer:
     """What a run offers to the terms that it makes. Models are loaded only if a term asks for one.
 
-    rows: responses of one forward pass. prepare: puts a model on the run's device. reward_model: loads the run's own
-    reward model. checkpoint: finds the folder of a model by path or hub id. answer_pattern: prepare.answer_pattern.
-    longest: most tokens of a response. constraints: given whether a response must also be an answer, the share of a
-    prompt's constraints that a response meets.
+    rows: responses of one forward pass. prepare: puts a model on the run's device. reward_model: makes the reward of a
+    model of the run, by its name in reward_models (None: the one on all feedback) and its clamp. checkpoint: finds the
+    folder of a model by path or hub id. longest: the length limit of responses, in tokens. answer_pattern:
+    prepare.answer_pattern. constraints: given whether a response must also be an answer, the share of a prompt's
+    constraints that a response meets.
     """
 
     rows: int
     prepare: Callable[["nn.Module"], "nn.Module"]
-    reward_model: Callable[[], "nn.Module"]
+    reward_model: Callable[[str | None, float | None], Any]
     checkpoint: Callable[[str | None, str | None], Path]
-    answer_pattern: str
     longest: int
+    answer_pattern: str
     constraints: Callable[[bool], Callable[[Sequence[Mapping[str, str]], str], float]]
 
 

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.common.batch import Example, Unit
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common import preflight
-from rlhf_core.models.store import load_policy, stop_tokens
+from rlhf_core.models.store import stop_tokens
 from tasks.common.accelerator import accelerator_of
-from tasks.files import declared, paths
+from tasks.common.models import StageModels
+from tasks.files import declared
 from tasks.params.schema import Params
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
@@ -96,10 +97,11 @@ def from_sft_checks(
     tokenizer: PreTrainedTokenizerBase,
     units: Sequence[Unit],
     learning_rate: float,
+    models: StageModels,
 ) -> Iterator[Check]:
     """Yield the checks of a policy that starts from the SFT model: its rows, perhaps sampled, and its reference."""
     yield from policy_checks(params, policy, tokenizer, units, learning_rate, is_sampled=True)
-    reference = prepared(params, load_policy(paths.SFT))
+    reference = prepared(params, models.reference())
     rows = [example for unit in units for example in unit]
     pad, rounding = pad_token(tokenizer), tolerance(params)
     yield "reference", partial(preflight.check_reference, policy, reference, rows, pad, rounding)

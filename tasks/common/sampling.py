@@ -1,11 +1,11 @@
-"""Sample responses to a set of prompts in a stage, from a separate random stream."""
+"""Sample responses to a set of prompts in a stage, from a named random stream."""
 
 from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.common.responses import Response
-from rlhf_core.common.seeding import seed_everything
+from rlhf_core.common.seeding import row_seeds
 from rlhf_core.models.sampling import LocalSampler, Sampler
 from rlhf_core.models.store import stop_tokens
 from rlhf_core.models.tokens import Prompt
@@ -27,7 +27,6 @@ def sample_responses(
     stream: tuple[int, str],
 ) -> list[Response]:
     """Return one response per prompt, drawn from the stream (run seed, name)."""
-    seed_everything(*stream)
     policy.eval()
     with progress(f"sampling {stream[1]}", len(prompts)) as report:
-        return sampler.responses(policy, tokenizer, prompts, report)
+        return sampler.responses(policy, tokenizer, prompts, row_seeds(len(prompts), *stream), report)

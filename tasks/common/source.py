@@ -1,12 +1,11 @@
 """The model that training starts from: a config to train from scratch, a local folder, or a pinned Hub id."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf_core.common.errors import UserError
-from rlhf_core.models.checkpoint import check_checkpoint, check_config
+from rlhf_core.models.checkpoint import check_checkpoint, check_config, weights_digest
 from tasks.files import paths
 from tasks.params.sections import ModelParams
 
@@ -23,12 +22,7 @@ class ModelSource:
     def manifest(self) -> dict[str, Any]:
         """Identify a checkpoint by its name, revision and a hash of its weights."""
         assert self.folder is not None
-        digest = hashlib.sha256()
-        for path in sorted(self.folder.glob("*.safetensors")):
-            digest.update(path.name.encode())
-            with path.open("rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
-        return {"name": self.name, "revision": self.revision, "weights_sha256": digest.hexdigest()}
+        return {"name": self.name, "revision": self.revision, "weights_sha256": weights_digest(self.folder)}
 
 
 def model_source(params: ModelParams, root: Path = Path()) -> ModelSource:
@@ -92,6 +86,18 @@ def _from_hub(hub: str) -> ModelSource:
     check_checkpoint(folder, f"model.hub {hub}")
     name, revision = require_pinned(hub)
     return ModelSource(folder=folder, name=name, revision=revision)
+
+
+def reward_base(base: str, root: Path = Path()) -> ModelSource:
+    """Resolve `reward.base`, a folder (relative to `root`) or a pinned hub id, which is downloaded.
+
+    Raises:
+        UserError: it is not a valid checkpoint folder of a language model with a tokenizer.
+    """
+    name, _, revision = base.partition("@")
+    folder = download(base, "reward.base") if revision else root / base
+    check_checkpoint(folder, f"reward.base {base}")
+    return ModelSource(folder=folder, name=name if revision else folder.name, revision=revision or None)
 
 
 def start_checkpoint(params: ModelParams) -> Path:

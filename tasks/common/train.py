@@ -11,6 +11,7 @@ from rlhf_core.common.batch import Batch, Unit
 from rlhf_core.loops.common.run import Metrics
 from rlhf_core.loops.offline import train_offline
 from rlhf_core.models.forward import policy_outputs
+from rlhf_core.models.merging import require_trained
 from rlhf_core.models.store import save_policy
 from tasks.common.accelerator import accelerator_of
 from tasks.files import paths
@@ -68,5 +69,6 @@ def train_and_save_policy(
         tokenizer.pad_token_id,
         snapshots,
     )
+    require_trained(model)
     save_policy(model, tokenizer, folder, max_new_tokens=longest)
     write_curve(folder, history)

@@ -5,28 +5,30 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from rlhf_core.common.seeding import stream_seed
 from rlhf_core.maths.metrics import bootstrap_mean, distinct_n
-from rlhf_core.models.ensembles import load_reward_model
 from rlhf_core.models.responses import Responses
+from rlhf_core.scoring.foreign import ForeignReward
 from rlhf_core.scoring.judges import Judge, ScoreJudge, win_rate
 from rlhf_core.scoring.rewards import ModelReward, WeightedSum
-from rlhf_core.scoring.term import Need
+from tasks.common.models import StageModels
 from tasks.evaluation.policy_samples import ROWS, PolicySample
 from tasks.files import paths
 from tasks.params.schema import Params
 from tasks.rewards.terms import make_reward
+from tasks.rewards.trained import trained_reward
 
 
 class Measures:
     """The measures of one evaluation. `judge` is None if the task has no judge."""
 
-    def __init__(self, params: Params, accelerator: Accelerator, judge: Judge | None) -> None:
+    def __init__(self, params: Params, models: StageModels, judge: Judge | None) -> None:
         self.params, self.judge = params, judge
-        self.reward = _optimised_reward(params, accelerator)
-        self.reward_model = _proxy(self.reward, accelerator)
+        self.reward = _optimised_reward(params, models)
+        self.reward_model = _proxy(self.reward, "model", paths.REWARD, models)
+        names = params.reward_models.names
+        found = {name: _proxy(self.reward, name, paths.reward_model(name), models) for name in names}
+        self.reward_models = {name: model for name, model in found.items() if model is not None}
 
     def describe(self, sample: PolicySample) -> dict[str, Any]:
         """Return rewards, KL, length and diversity of one policy; `judge_score` is None unless the judge scores."""
@@ -47,7 +49,13 @@ class Measures:
             "reward": None if reward is None else self.mean(reward.tolist()),
             "reward_terms": {name: value.mean().item() for name, value in terms.items()},
             "reward_model_score": None if proxy is None else self.mean(proxy),
+            **self._each_model(responses),
         }
+
+    def _each_model(self, responses: Responses) -> dict[str, Any]:
+        """Return the mean score of each model of section reward_models; no entry if the section names none."""
+        scores = {name: self.mean(model(responses).tolist()) for name, model in self.reward_models.items()}
+        return {"reward_model_scores": scores} if scores else {}
 
     def reward_terms(self) -> list[dict[str, Any]]:
         """Return the terms of the reward: name, weight, clamp if the term has one, and what the term means."""
@@ -70,25 +78,23 @@ class Measures:
         return {"value": value, "low": low, "high": high}
 
 
-def reward_model(folder: Path, accelerator: Accelerator) -> ModelReward | None:
+def reward_model(folder: Path, models: StageModels) -> ModelReward | ForeignReward | None:
     """Load the reward model of a folder, without a clamp; None if none was trained."""
-    if not paths.has_model(folder):
-        return None
-    return ModelReward(accelerator.prepare_model(load_reward_model(folder), evaluation_mode=True), ROWS)
+    return trained_reward(folder, models, ROWS) if paths.has_model(folder) else None
 
 
-def _optimised_reward(params: Params, accelerator: Accelerator) -> WeightedSum | None:
+def _optimised_reward(params: Params, models: StageModels) -> WeightedSum | None:
     """Return the reward function of policy.rewards; None if it is empty or needs a reward model that does not exist."""
-    terms = params.policy.rewards
-    has_model = paths.has_model(paths.REWARD)
-    if not terms or (not has_model and any(entry.term.needs is Need.FEEDBACK for entry in terms)):
-        return None
-    return make_reward(params, accelerator, ROWS)
+    entries = params.policy.rewards
+    trained = [paths.reward_model(entry.model) for entry in entries if entry.is_own_model]
+    return make_reward(params, models, ROWS) if entries and all(map(paths.has_model, trained)) else None
 
 
-def _proxy(reward: WeightedSum | None, accelerator: Accelerator) -> ModelReward | None:
-    """Return the reward model without a clamp. If policy.rewards uses it, that copy is reused, not loaded again."""
-    for _, _, part in reward.parts if reward is not None else ():
-        if isinstance(part, ModelReward):
+def _proxy(
+    reward: WeightedSum | None, label: str, folder: Path, models: StageModels
+) -> ModelReward | ForeignReward | None:
+    """Return a reward model without a clamp. If policy.rewards uses it, that copy is reused, not loaded again."""
+    for name, _, part in reward.parts if reward is not None else ():
+        if name == label and isinstance(part, ModelReward | ForeignReward):
             return replace(part, clamp=None)
-    return reward_model(paths.REWARD, accelerator)
+    return reward_model(folder, models)

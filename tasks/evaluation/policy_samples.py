@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,11 +15,11 @@ from rlhf_core.maths.reductions import sequence_sum
 from rlhf_core.models.forward import response_kl, response_logprobs
 from rlhf_core.models.responses import Responses
 from rlhf_core.models.sampling import Sampler
-from rlhf_core.models.store import load_policy, own_temperature
+from rlhf_core.models.store import own_temperature
 from rlhf_core.models.tokens import Prompt
 from rlhf_core.scoring.rewards import WeightedSum
+from tasks.common.models import StageModels
 from tasks.common.sampling import make_sampler, sample_responses
-from tasks.files import paths
 from tasks.params.schema import Params
 from tasks.rewards.best_of_n import BEST_OF_N, best_of_n
 from tasks.rewards.terms import make_reward
@@ -47,11 +46,12 @@ class PolicySampler:
     """Sample the policies under evaluation, each from a separate random stream."""
 
     def __init__(
-        self, params: Params, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase, reward: WeightedSum | None
+        self, params: Params, models: StageModels, tokenizer: PreTrainedTokenizerBase, reward: WeightedSum | None
     ) -> None:
         """`reward`: policy.rewards, by which best-of-N sampling selects; None if it cannot be computed."""
-        self.params, self.accelerator, self.tokenizer, self.reward = params, accelerator, tokenizer, reward
-        self.reference = self._load(paths.SFT)
+        self.params, self.models, self.tokenizer, self.reward = params, models, tokenizer, reward
+        self.accelerator = models.accelerator
+        self.reference = self.accelerator.prepare_model(models.reference(), evaluation_mode=True)
 
     @torch.no_grad()
     def sample(self, folder: Path, prompts: Sequence[Prompt], stream: str) -> PolicySample:
@@ -64,7 +64,7 @@ class PolicySampler:
         manifest = folder / BEST_OF_N
         if manifest.is_file():
             return self._best_of_n(json.loads(manifest.read_text(encoding="utf-8")), prompts, stream)
-        policy = self._load(folder)
+        policy = self.accelerator.prepare_model(self.models.checkpoint(folder), evaluation_mode=True)
         own, temperature = own_temperature(policy), self._temperature(policy)
         responses = measured = self._sample(policy, prompts, temperature, stream)
         if temperature != own:
@@ -75,7 +75,7 @@ class PolicySampler:
         """Return the best of N samples of the SFT model, by the reward that policies are optimised for."""
         temperature = self._temperature(self.reference)
         sampler = self._sampler(self.reference, temperature)
-        reward = self.reward or make_reward(self.params, self.accelerator, ROWS)  # raises an error with the reason
+        reward = self.reward or make_reward(self.params, self.models, ROWS)  # raises an error with the reason
         best, _ = best_of_n(
             self.reference, self.tokenizer, prompts, sampler, reward, chosen["best_of"], self._stream(stream)
         )
@@ -104,10 +104,6 @@ class PolicySampler:
             total = sequence_sum(response_logprobs(self.reference, part), part.response_mask)
             found += (-total / part.lengths).exp().tolist()
         return found
-
-    def _load(self, folder: Path) -> PreTrainedModel:
-        policy: PreTrainedModel = self.accelerator.prepare_model(load_policy(folder), evaluation_mode=True)
-        return policy
 
     def _temperature(self, policy: PreTrainedModel) -> float:
         """The sampling temperature of a policy's judged responses."""

@@ -13,7 +13,14 @@ from tasks.params.peers import peer_hint
 
 LARGEST = 2**63 - 1  # the largest integer that torch, MLflow and JSON readers support
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # invalid in paths or in UTF-8
-KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", list: "a list"}
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    list: "a list",
+    dict: "a section of names",
+}
 
 Where = tuple[str | int, ...]  # the parts of a dotted key; a number is an index into a list
 
@@ -23,12 +30,14 @@ _short.maxstring = _short.maxother = 60
 
 def explain(problem: Any, section: type) -> str:
     """Explain one of pydantic's errors about a mapping that is not a valid `section`."""
-    where = problem["loc"]
+    where = without_options(problem["loc"], section)
     key = dotted(where)
     if problem["type"] in {"missing", "missing_argument", "missing_keyword_only_argument"}:
         return f"the key '{key}' is missing. Add it, or restore the file with: git checkout params.yaml"
     if problem["type"] == "value_error":  # a section with inconsistent values
-        return f"in '{key}', {problem['msg'].removeprefix('Value error, ').rstrip('.')}."
+        place = f"in '{key}', " if key else ""
+        text = problem["msg"].removeprefix("Value error, ").rstrip(".")
+        return f"{place}{text}" if text.endswith("?") else f"{place}{text}."
     return wrong_value(where, problem["input"], section)
 
 
@@ -76,7 +85,8 @@ def nearest_key(where: Where, section: type) -> str:
         return known
     *parents, name = where
     parent = _kind_at(tuple(parents), section)
-    beside = [item.name for item in fields(parent[0])] if parent and is_dataclass(parent[0]) else []
+    owner = section_of(parent[0]) if parent else None
+    beside = [item.name for item in fields(owner)] if is_dataclass(owner) else []
     if close := difflib.get_close_matches(str(name), beside, n=1):
         return f"Did you mean '{dotted((*parents, close[0]))}'?"
     if parents and beside:
@@ -90,9 +100,32 @@ def keys_of(section: Any, prefix: str = "") -> list[str]:
     keys = []
     for item in fields(section):
         keys.append(prefix + item.name)
-        if is_dataclass(item.type):
-            keys += keys_of(item.type, f"{prefix}{item.name}.")
+        if is_dataclass(section_of(item.type)):
+            keys += keys_of(section_of(item.type), f"{prefix}{item.name}.")
     return keys
+
+
+def without_options(where: Where, section: type) -> Where:
+    """A key without pydantic's names of the options of a union, such as `str` in `target_modules.str`."""
+    for place, part in enumerate(where):
+        if isinstance(part, str) and _kind_at(where[: place + 1], section) is None:
+            kind, _ = _kind_at(where[:place], section) or (None, {})
+            if get_origin(kind) in (Union, UnionType):
+                return where[:place]
+            break
+    return where
+
+
+def is_optional(where: Where, section: type) -> bool:
+    """Whether a key may be null."""
+    kind, _ = _kind_at(where, section) or (None, {})
+    return NoneType in get_args(kind)
+
+
+def section_of(kind: Any) -> Any:
+    """The section in an optional section, `LoraParams | None`; any other type as it is."""
+    sections = [option for option in get_args(kind) if is_dataclass(option)] if get_origin(kind) is UnionType else []
+    return sections[0] if sections else kind
 
 
 def _kind_at(where: Where, section: type) -> tuple[Any, Mapping[str, Any]] | None:
@@ -100,10 +133,13 @@ def _kind_at(where: Where, section: type) -> tuple[Any, Mapping[str, Any]] | Non
     kind: Any = section
     metadata: Mapping[str, Any] = {}
     for part in where:
+        kind = section_of(kind)
         if is_dataclass(kind) and part in (found := {item.name: item.metadata for item in fields(kind)}):
             kind, metadata = get_type_hints(kind)[str(part)], found[str(part)]
         elif get_origin(kind) is list and isinstance(part, int):
             kind, metadata = get_args(kind)[0], {}
+        elif get_origin(kind) is dict:
+            kind, metadata = get_args(kind)[1], {}
         else:
             return None
     return kind, metadata

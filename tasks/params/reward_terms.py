@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rlhf_core.common.fields import check_bounds, from_section, setting
-from rlhf_core.scoring.term import Term
+from rlhf_core.scoring.term import Need, Term
 from rlhf_core.scoring.terms_table import terms
 from tasks.params.options import Member, changed_without_effect, make_section, options_of
 from tasks.params.sections import Section
@@ -18,6 +18,7 @@ class Entry(Section):
     weight: float = setting(1.0, "factor of the term")
     if TYPE_CHECKING:
         clamp: ClassVar[float | None]  # options of term model
+        model: ClassVar[str | None]
         path: ClassVar[str | None]
 
     def __post_init__(self) -> None:
@@ -32,6 +33,11 @@ class Entry(Section):
     def term(self) -> Term:
         """The term with its options."""
         return from_section(terms()[self.name], self)
+
+    @property
+    def is_own_model(self) -> bool:
+        """Whether the term is the score of a reward model that the run trains."""
+        return self.term.needs is Need.FEEDBACK
 
     @property
     def label(self) -> str:

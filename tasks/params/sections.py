@@ -1,16 +1,20 @@
 """The sections of params.yaml, one per stage, with the meaning and bounds of every key."""
 
+import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from typing import Literal
 
 from rlhf_core.algorithms.base.config import OfflineConfig
-from rlhf_core.common.device import Device, Precision
+from rlhf_core.common.device import AttentionName, Device, Precision, Weights
 from rlhf_core.common.fields import setting
+from rlhf_core.common.lora import Lora
 from rlhf_core.scoring.answers import ANSWER_PATTERN, answer_pattern
 from tasks.files.formats import AUTO, GENERATED, ROWS
 from tasks.files.paths import SFT
 
+RESERVED = ("model", "reward", "judge", "sft")  # names of other models of a run
 Format = Literal[(*GENERATED, AUTO, *ROWS)]  # type: ignore[valid-type]
 
 
@@ -30,8 +34,13 @@ class RunParams(Section):
     seed: int = setting(0, "seed of every random stream", ge=0)
     threads: int = setting(1, "CPU threads of each stage; results are reproducible only for the same number", ge=1)
     device: Device = setting("auto", "where models run")
-    precision: Precision = setting("fp32", "compute precision; weights are always float32")
+    precision: Precision = setting("fp32", "compute precision; weights that are trained are always float32")
     parallel: int = setting(2, "largest number of stages that run at the same time; does not change results", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraParams(Lora, Section):
+    """A LoRA adapter, with peft's names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +50,19 @@ class ModelParams(Section):
     path: str = setting(MISSING, "a Hugging Face model folder, or a config file to train a model from scratch")
     hub: str = setting("", "a Hub model id with its revision, org/name@revision; replaces path", title="Hub id")
     vocabulary: int = setting(512, "size of the tokenizer's vocabulary; only for a model trained from scratch", ge=64)
+    dtype: Weights = setting("fp32", "type of frozen weights; bf16 and 4bit need run.precision bf16, 4bit needs lora")
+    lora: LoraParams | None = setting(
+        None, "adapter that every stage but base trains instead of the whole model; null trains all weights"
+    )
+    gradient_checkpointing: bool = setting(
+        False, "compute each layer again in the backward pass: less memory, a third more arithmetic"
+    )
+    attn_implementation: AttentionName = setting("sdpa", "attention of transformers; only sdpa has the fast paths")
+    fast: bool = setting(True, "false: use transformers' own forward pass and generate everywhere")
+
+    def __post_init__(self) -> None:
+        if self.dtype == "4bit" and self.lora is None:
+            raise ValueError("dtype 4bit cannot be trained; set lora, or dtype to bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +83,10 @@ class PrepareParams(Section):
         None,
         "meaning of 0 and 1 in `preference` if no row has 2. 0: 0 is the first response, 1 the second; "
         "1: 0 is a tie, 1 the first response",
+    )
+    file_sources: bool = setting(
+        False,
+        "true: a row without `source` gets the name of its file, or of its folder in prepare.path, as its source",
     )
     demonstrations: int = setting(2000, "helpdesk: number of demonstrations to generate", ge=1)
     prompts: int = setting(
@@ -109,6 +135,40 @@ class SampleParams(Section):
         for path in self.checkpoints:
             if path != str(SFT) and not re.fullmatch(r"inputs/checkpoints/[\w.-]*\w", path):
                 raise ValueError(f"checkpoints contains {path}; use models/sft or a folder in inputs/checkpoints")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelsParams(Section):
+    """Several reward models, each trained on some sources of the feedback with the options of section `reward`."""
+
+    names: list[str] = setting(
+        MISSING, "names of the models, for policy.rewards; [] trains one model on all feedback", title="Reward models"
+    )
+    sources: dict[str, list[str]] = setting(
+        {}, "for each name the sources (`source` of the rows) that it learns from; by default the source of that name"
+    )
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"names has duplicates: {', '.join(self.names)}; name each model once")
+        for name in self.names:
+            if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII) or name in RESERVED:
+                raise ValueError(f"names contains {name}; use letters, digits, - and _, but not {', '.join(RESERVED)}")
+        for name, sources in self.sources.items():
+            if name not in self.names:
+                raise ValueError(f"sources has {name}, which is not in names; {nearest(name, self.names)}")
+            if not sources:
+                raise ValueError(f"sources of {name} is empty; name at least one source")
+
+    def of(self, name: str) -> list[str]:
+        """The sources that a model learns from."""
+        return self.sources.get(name, [name])
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Suggest the most similar of the known names, or list them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"choose from: {', '.join(known) or 'none'}"
 
 
 @dataclass(frozen=True, kw_only=True)

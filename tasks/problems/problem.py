@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.errors import UserError
 from rlhf_core.scoring.term import Need
-from tasks.params.derived import without_critic
+from tasks.params.derived import SFT_CRITIC, without_critic
 from tasks.params.schema import Params, algorithm_of
 from tasks.params.sections import PrepareParams
 
@@ -168,6 +168,13 @@ class Problem:
             UserError: the data lacks something; the message names the parameter that needs it.
         """
         self.check_model(from_scratch=from_scratch)
+        if params.reward_models.names:
+            self._need_feedback("reward_models names models")
+            if self.has_panel:
+                raise UserError(
+                    "reward_models.names needs feedback with sources, but that of the simulated annotators has none. "
+                    "Set reward_models.names to [], or prepare.path to data of your own."
+                )
         is_rewarded = False
         for name in params.policy.methods:
             algorithm = algorithm_of(params, name)
@@ -175,7 +182,8 @@ class Problem:
                 is_rewarded = True
             else:
                 self._need_feedback(f"policy.offline names {name}, which learns from feedback")
-            if isinstance(algorithm, Algorithm) and algorithm.needs.critic:
+            has_critic = isinstance(algorithm, Algorithm) and algorithm.needs.critic
+            if has_critic and params.policy.critic != SFT_CRITIC:
                 self._need_feedback(f"policy.online names {name}, whose critic starts from the reward model")
         if is_rewarded:
             self.check_rewards(params)

@@ -2,20 +2,21 @@
 
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from rlhf_core.common.errors import UserError
-from rlhf_core.models.ensembles import load_reward_model
 from rlhf_core.scoring.rewards import WeightedSum
 from rlhf_core.scoring.term import Offer
+from tasks.common.models import StageModels
 from tasks.common.source import download
 from tasks.files import paths
 from tasks.params.schema import Params
 from tasks.problems.table import prepared_problem
+from tasks.rewards.trained import trained_reward
 
 
-def make_reward(params: Params, accelerator: Accelerator, rows: int) -> WeightedSum:
+def make_reward(params: Params, models: StageModels, rows: int) -> WeightedSum:
     """Return the reward function of policy.rewards. `rows` responses are scored in one forward pass.
+
+    `models` loads the reward model, which may share weights with the stage's other models.
 
     Raises:
         UserError: there is no term, the data does not support one, or a model cannot be loaded.
@@ -27,11 +28,11 @@ def make_reward(params: Params, accelerator: Accelerator, rows: int) -> Weighted
     problem.check_rewards(params)
     offer = Offer(
         rows=rows,
-        prepare=lambda model: accelerator.prepare_model(model, evaluation_mode=True),
-        reward_model=lambda: load_reward_model(paths.REWARD),
+        prepare=lambda model: models.accelerator.prepare_model(model, evaluation_mode=True),
+        reward_model=lambda name, clamp: trained_reward(paths.reward_model(name), models, rows, clamp),
         checkpoint=_checkpoint,
-        answer_pattern=params.prepare.answer_pattern,
         longest=params.prepare.max_response_tokens,
+        answer_pattern=params.prepare.answer_pattern,
         constraints=problem.constraint_score,
     )
     return WeightedSum([(entry.label, entry.weight, entry.term.make(offer)) for entry in entries])

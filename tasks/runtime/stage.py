@@ -32,6 +32,7 @@ from tasks.runtime.finished import (
 )
 from tasks.runtime.key import dependencies, portable, stage_key
 from tasks.runtime.launcher import LAUNCHER, Launcher
+from tasks.runtime.out_of_memory import is_out_of_memory, out_of_memory
 from tasks.runtime.progress import transformers_progress
 from tasks.runtime.tracking import StageRun
 from tasks.runtime.training_progress import TrainingProgress
@@ -121,7 +122,7 @@ def open_stage(name: str, stream: str = "") -> Iterator[Stage]:
     `stream` names the stage's random streams, if it differs from the stage's name.
 
     Raises:
-        UserError: an error that the user can fix, such as a lack of disk space.
+        UserError: an error that the user can fix, such as a lack of memory or disk space.
         Restored: an earlier start of this stage finished, but was killed before DVC recorded its outputs.
     """
     from dvc.repo import Repo
@@ -149,6 +150,11 @@ def open_stage(name: str, stream: str = "") -> Iterator[Stage]:
             except UserError:
                 # The same parameters and inputs would fail again, so there is nothing to resume.
                 shutil.rmtree(stage.folder, ignore_errors=True)
+                raise
+            except (MemoryError, RuntimeError) as error:
+                # The resume state is kept: another program may have used the memory.
+                if is_out_of_memory(error):
+                    raise out_of_memory(name, params) from error
                 raise
             stage.finish()
 

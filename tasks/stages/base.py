@@ -7,7 +7,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_core.algorithms.base.sft import SFT
 from rlhf_core.common.seeding import seed_everything
-from rlhf_core.models.store import load_tokenizer, new_policy
+from rlhf_core.models.store import load_tokenizer
+from tasks.common.models import model_from_scratch
 from tasks.common.preflight import ROWS, Check, policy_checks, prepared, require, run_checks
 from tasks.common.rows import text_units
 from tasks.common.source import model_source
@@ -36,7 +37,7 @@ def checks(params: Params) -> Iterator[Check]:
     source = model_source(params.model)
     if source.config is not None:
         tokenizer = load_tokenizer(paths.TOKENIZER)
-        policy = prepared(params, new_policy(_config(source.config, tokenizer)))
+        policy = prepared(params, model_from_scratch(params, _config(source.config, tokenizer)))
         rows = text_units(THREADS, tokenizer, ROWS)
         yield from policy_checks(params, policy, tokenizer, rows, params.base.learning_rate)
 
@@ -60,7 +61,7 @@ def _train(stage: Stage, config_file: Path) -> None:
     seed_everything(params.run.seed, "base", "weights")
     train_and_save_policy(
         stage,
-        new_policy(config),
+        model_from_scratch(params, config),
         tokenizer,
         SFT(),
         text_units(THREADS, tokenizer),

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from rlhf_core.common.responses import Response
 from rlhf_core.models.responses import Responses
 from rlhf_core.models.store import load_tokenizer
 from rlhf_core.models.tokens import Prompt, encode_response
 from rlhf_core.scoring.judges import Judge, ScoreJudge
-from tasks.common.accelerator import accelerator_of
+from tasks.common.models import StageModels
 from tasks.common.rows import as_prompts
 from tasks.evaluation.measures import Measures, reward_model
 from tasks.evaluation.outcomes import TaskFigures
@@ -44,6 +42,8 @@ def evaluate() -> None:
             rate = result["win_rate_vs_sft"]
             won = {} if rate is None else {f"win_rate_vs_sft/{name}": rate["value"]}
             stage.log({**won, f"kl/{name}": result["kl"]["value"]})
+            scores = result.get("reward_model_scores", {})
+            stage.log({f"reward_model_score/{model}/{name}": score["value"] for model, score in scores.items()})
 
 
 def drop_unlisted(listed: Sequence[str]) -> None:
@@ -64,11 +64,12 @@ class Evaluation:
 
     def __init__(self, params: Params) -> None:
         self.params = params
-        self.accelerator = accelerator_of(params)
+        self.models = StageModels(params)
+        self.accelerator = self.models.accelerator
         self.tokenizer = load_tokenizer(paths.SFT)
-        self.judge = _judge(params, self.accelerator)
-        self.measures = Measures(params, self.accelerator, self.judge)
-        self.sampler = PolicySampler(params, self.accelerator, self.tokenizer, self.measures.reward)
+        self.judge = _judge(params, self.models)
+        self.measures = Measures(params, self.models, self.judge)
+        self.sampler = PolicySampler(params, self.models, self.tokenizer, self.measures.reward)
 
     def policies(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return the results of every policy on the test split, and the first responses of each policy."""
@@ -139,7 +140,7 @@ def _samples(prompts: Sequence[Prompt], texts: dict[str, list[str]]) -> list[dic
     ]
 
 
-def _judge(params: Params, accelerator: Accelerator) -> Judge | None:
+def _judge(params: Params, models: StageModels) -> Judge | None:
     """Return the judge: gold if it exists, else the second reward model; never the model that policies optimise.
 
     None if the data has neither gold nor answers nor feedback. Reward, KL and length are still reported.
@@ -147,7 +148,7 @@ def _judge(params: Params, accelerator: Accelerator) -> Judge | None:
     judge = prepared_problem().judge(params.prepare)
     if judge is not None:
         return judge
-    model = reward_model(paths.JUDGE, accelerator)
+    model = reward_model(paths.JUDGE, models)
     if model is None:
         return None
     return ScoreJudge("second reward model", lambda responses: model(responses).tolist(), ROUNDING)

@@ -7,8 +7,9 @@ from typing import Any
 from rlhf_core.common.batch import Unit
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.offline import with_ref_logprobs
-from rlhf_core.models.store import load_policy, load_tokenizer
+from rlhf_core.models.store import load_tokenizer
 from tasks.common.accelerator import accelerator_of
+from tasks.common.models import StageModels
 from tasks.common.preflight import ROWS, Check, from_sft_checks, prepared, require, run_checks
 from tasks.common.rows import READERS
 from tasks.common.train import train_and_save_policy
@@ -38,14 +39,23 @@ def _train(
     stage: Stage, name: str, algorithm: Any, config: Any, train: Sequence[Unit], held_out: Sequence[Unit]
 ) -> None:
     """Train on units whose reference log-probabilities are computed once, before training."""
-    tokenizer, reference, accelerator = load_tokenizer(SFT), load_policy(SFT), accelerator_of(stage.params)
+    tokenizer, models, accelerator = load_tokenizer(SFT), StageModels(stage.params), accelerator_of(stage.params)
+    reference = models.reference()
     with progress(f"{stage.name} reference", len(train) + len(held_out)) as report:
         train, held_out = (
             with_ref_logprobs(accelerator, reference, units, config, tokenizer.pad_token_id, report)
             for units in (train, held_out)
         )
     train_and_save_policy(
-        stage, load_policy(SFT), tokenizer, algorithm, train, held_out, config, policy(name), config.snapshots
+        stage,
+        models.policy(stage.stream),
+        tokenizer,
+        algorithm,
+        train,
+        held_out,
+        config,
+        policy(name),
+        config.snapshots,
     )
 
 
@@ -55,8 +65,9 @@ def checks(params: Params, name: str) -> Iterator[Check]:
     tokenizer = load_tokenizer(SFT)
     units = READERS[algorithm_of(params, name).data](FEEDBACK, "train", tokenizer, ROWS)
     if units:  # otherwise the stage reports what is missing
-        model = prepared(params, load_policy(SFT))
-        yield from from_sft_checks(params, model, tokenizer, units, params.policy.section(name).learning_rate)
+        models = StageModels(params)
+        model = prepared(params, models.policy(f"policy@{name}"))
+        yield from from_sft_checks(params, model, tokenizer, units, params.policy.section(name).learning_rate, models)
 
 
 if __name__ == "__main__":

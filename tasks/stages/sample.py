@@ -6,8 +6,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.common.errors import UserError
-from rlhf_core.models.store import load_policy, load_tokenizer
-from tasks.common.accelerator import accelerator_of
+from rlhf_core.models.store import load_tokenizer
+from tasks.common.models import StageModels
 from tasks.common.rows import as_prompts
 from tasks.common.sampling import make_sampler, sample_responses
 from tasks.common.source import ModelSource
@@ -49,7 +49,8 @@ def _draw(stage: Stage, number: int, path: Path, found: dict[str, list[Row]]) ->
     params, section = stage.params, stage.params.sample
     tokenizer = _tokenizer(path)
     digest = stage.inputs.get(str(path)) or ModelSource(folder=path).manifest()["weights_sha256"]
-    policy = accelerator_of(params).prepare_model(load_policy(path), evaluation_mode=True)
+    models = StageModels(params)
+    policy = models.accelerator.prepare_model(models.checkpoint(path), evaluation_mode=True)
     sampler = make_sampler(policy, tokenizer, params.prepare.max_response_tokens, section.temperature)
     for split, prompts in found.items():
         repeated = [prompt for prompt in as_prompts(prompts, tokenizer) for _ in range(section.responses)]

@@ -63,7 +63,7 @@ class Enumerated(OnlineTraining):
     problem: Problem
     sampler_temperature: float
 
-    def draw(self, prompts):
+    def draw(self, prompts, *stream):
         """All groups of G responses to each prompt; one group represents all its orders.
 
         The sampler divides the logits by its own temperature. If that is not 1, it gives its log-probabilities.
@@ -97,11 +97,11 @@ class SampledTraining(OnlineTraining):
 
     problem: Problem
 
-    def draw(self, prompts):
+    def draw(self, prompts, *stream):
         """Refresh the exact critic, then sample as the loop does."""
         if isinstance(self.critic, ExactCritic):
             self.critic.refresh(self.policy, self.reference)
-        return super().draw(prompts)
+        return super().draw(prompts, *stream)
 
 
 def make_training(

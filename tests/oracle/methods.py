@@ -160,7 +160,11 @@ EXACT = [
     Case("RLOO, upper and dual clip, 2 epochs", RLOO(**G2, **WIDE), 350, 1e-3, settings=DECAYING),
     Case("RLOO, CISPO, 2 epochs", RLOO(**G2, surrogate="cispo"), 450, 1e-3, settings=DECAYING),
     Case(
-        "GRPO, no std, KL in the reward, GSPO, 2 epochs", GRPO(**G2, **IN_REWARD, **GSPO), 450, 1e-3, settings=DECAYING
+        "GRPO, no std, KL in the reward, GSPO, 2 epochs",
+        GRPO(**G2, **IN_REWARD, **FIXED, **GSPO),
+        450,
+        1e-3,
+        settings=DECAYING,
     ),
     Case("PPO-penalty, whitened, 2 epochs", PPOPenalty(kl_coef=B), 450, 1e-3, settings=DECAYING),
     Case("TRPO, whitened, δ → 0", TRPO(kl_coef=B, fisher_fraction=1.0), 200, 1e-3),

@@ -16,6 +16,9 @@ class OptimizerConfig:
         "constant", "learning rate after the warm-up: constant, or linear or cosine decay to 0"
     )
     warmup_steps: int = setting(0, "optimiser steps over which the learning rate rises from 0", ge=0)
+    optimizer: Literal["adamw", "adamw_8bit"] = setting(
+        "adamw", "adamw_8bit keeps AdamW's two moments in 8 bits (bitsandbytes), 2 bytes per weight instead of 8"
+    )
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", ge=0)
     adam_eps: float = setting(1e-8, "AdamW's ε; PPO uses 1e-5 (Huang et al. 2022)", gt=0)
     max_grad_norm: float = setting(1.0, "largest gradient norm of a model; larger gradients are scaled down", gt=0)

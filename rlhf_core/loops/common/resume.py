@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 
 class ResumeStore:
@@ -42,3 +43,25 @@ class ResumeStore:
     def clear(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model without frozen weights, which a resumed run loads from their checkpoint."""
+    frozen = _frozen(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def load_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Restore what `trained_state` returned.
+
+    Raises:
+        RuntimeError: the state does not fit the model.
+    """
+    missing, unexpected = model.load_state_dict(dict(state), strict=False)
+    if unexpected or set(missing) - _frozen(model):
+        raise RuntimeError(f"the resume state belongs to another model: {[*missing, *unexpected][:3]}")
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    named = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}

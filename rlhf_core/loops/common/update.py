@@ -13,6 +13,7 @@ from rlhf_core.algorithms.base.algorithm import Algorithm, BatchT
 from rlhf_core.algorithms.base.config import OfflineConfig, OnlineConfig, OptimizerConfig, learning_rate_factor
 from rlhf_core.common.batch import Batch, Outputs
 from rlhf_core.common.errors import UserError
+from rlhf_core.loops.common.optimizer import make_optimizer
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,7 @@ class GradientStep(Generic[BatchT]):
         self.peaks = [rate for _, rate in models.values()]
         self.parameters = [[p for p in model.parameters() if p.requires_grad] for model, _ in models.values()]
         groups = [{"params": p, "lr": rate} for p, rate in zip(self.parameters, self.peaks, strict=True)]
-        self.optimizer = accelerator.prepare(
-            torch.optim.AdamW(groups, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True)
-        )
+        self.optimizer = accelerator.prepare(make_optimizer(config, groups))
 
     def __call__(self, minibatch: BatchT, step: int, total: int) -> dict[str, float]:
         """Take optimiser step `step` of `total` and return loss, statistics and gradient norms.

@@ -18,7 +18,6 @@ from flows.commands.chat import talk
 from flows.commands.compare import Run, comparable, compare_runs, differences, distinct, renamed
 from flows.commands.doctor import _data, examine
 from flows.commands.durations import START, Speed, measure, seconds, span_text, together, work
-from flows.commands.memory import PROCESS, ModelShape, estimate, model_shape
 from flows.commands.run import _say_where
 from rlhf_core.algorithms.base.algorithm import Work
 from rlhf_core.common.errors import UserError
@@ -31,6 +30,7 @@ from tasks.params.load import ROOT, load_params, merged, read_yaml, validate
 from tasks.params.schema import Params, algorithm_of
 from tasks.problems.problem import Counts
 from tasks.problems.table import problem_of
+from tasks.runtime.memory import PROCESS, ModelShape, estimate, model_shape
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,24 @@ def test_chat_answers_once_and_reproducibly(checkpoints: Path, capsys: pytest.Ca
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] != ""
     assert "<|" not in answers[0]
+
+
+def test_chat_truncates_if_asked(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With one possible token per step, temperature 1 answers as 0 does. A stop string ends the answer."""
+    options: list[tuple[float, dict[str, Any]]] = [
+        (0.0, {}),
+        (1.0, {"top_k": 1}),
+        (1.0, {"top_p": 1e-6, "top_k": None}),
+    ]
+    answers = []
+    for temperature, truncation in options:
+        talk(checkpoints / "policy", "the oven", 8, temperature, 0, console()[0], truncation)
+        answers.append(capsys.readouterr().out.strip())
+    assert answers[0] == answers[1] == answers[2]
+    assert len(answers[0]) > 2
+    part = answers[0][1]
+    talk(checkpoints / "policy", "the oven", 8, 0.0, 0, console()[0], {"stop_strings": [part]})
+    assert len(capsys.readouterr().out.strip()) < len(answers[0])
 
 
 def test_chat_keeps_the_conversation_until_an_empty_line(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +378,9 @@ def test_weights_are_counted_without_allocating_them() -> None:
         num_key_value_heads=2, tie_word_embeddings=True,
     )  # fmt: skip
     # embeddings 10*4, attention 4*4*4, feed-forward 3*4*6, norms 3*4; the head is the embeddings
-    assert model_shape(llama) == ModelShape(weights=40 + 64 + 72 + 12, layers=1, width=4, heads=2, vocabulary=10)
+    # linear layers: four of 4*4, two of 4*6 and one of 6*4
+    linear = {"linear": 64 + 72, "sides": 4 * 8 + 3 * 10}
+    assert model_shape(llama) == ModelShape(weights=188, layers=1, width=4, heads=2, vocabulary=10, **linear)
     assert model_shape(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=10, n_positions=4)).layers == 2
 
 
@@ -369,7 +389,7 @@ def test_memory_of_a_trust_region_by_hand() -> None:
     shape = ModelShape(weights=1_000_000, layers=2, width=10, heads=3, vocabulary=100)
     params = params_with({"policy": {"online": ["trpo", "best_of_n"], "offline": []}})
     models = {need.stage: need.models / shape.weights for need in estimate(shape, params, is_from_scratch=False)}
-    assert (models["online@trpo"], models["online@best_of_n"]) == (2 * 20 + 3 * 4, 0)
+    assert (models["online@trpo"], models["online@best_of_n"]) == (2 * 16 + 3 * 4, 0)
 
 
 def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
@@ -377,16 +397,16 @@ def test_memory_of_each_stage_by_hand(tmp_path: Path) -> None:
     shape = ModelShape(weights=1_000_000, layers=2, width=10, heads=3, vocabulary=100)
     needs = {need.stage: need for need in estimate(shape, params, is_from_scratch=True)}
     assert list(needs) == ["base", "sft", "sample", "reward", "online@ppo", "online@grpo", "offline@dpo", "evaluate"]
-    # bytes per weight: trained 20, frozen 4. PPO: policy and critic trained, reference and reward model frozen.
+    # bytes per weight: trained 16, frozen 4. PPO: policy and critic trained, reference and reward model frozen.
     models = {stage: need.models / shape.weights for stage, need in needs.items()}
     assert models == {
-        "base": 20, "sft": 20, "sample": 4, "reward": 24,
-        "online@ppo": 48, "online@grpo": 28, "offline@dpo": 24, "evaluate": 16,
+        "base": 16, "sft": 16, "sample": 4, "reward": 20,
+        "online@ppo": 40, "online@grpo": 24, "offline@dpo": 20, "evaluate": 16,
     }  # fmt: skip
     # 128 tokens, 32 rows, 2 layers of 32*10 + 3*128 values; logits of 64 response tokens, 2 copies
     layers = 2 * 128 * 32 * (320 + 384) * 4
     assert needs["sft"].activations == layers + 2 * 32 * 64 * 100 * 4
-    assert needs["sft"].total == PROCESS + 20e6 + needs["sft"].activations
+    assert needs["sft"].total == PROCESS + 16e6 + needs["sft"].activations
     assert "base" not in [need.stage for need in estimate(shape, params, is_from_scratch=False)]
 
 

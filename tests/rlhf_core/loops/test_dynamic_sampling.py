@@ -123,26 +123,25 @@ def test_the_loop_replaces_groups_and_counts_their_tokens(accelerator, tokenizer
 
 
 def test_every_round_has_its_own_random_numbers(accelerator, tokenizer, tmp_path):
-    """All groups are dropped in 3 rounds; the prompts and random numbers of each are new, and the same in a new run."""
+    """All groups are dropped in 3 rounds; prompts and stream of each are new, and the same in a new run."""
 
     def seen():
         run = training(accelerator, tokenizer, tmp_path, GRPO(group_size=2, dynamic_sampling=3))
         run.reward = WeightedSum([("nothing", 1.0, lambda drawn: torch.zeros(len(drawn)))])
         drawn, draw = [], run.draw
 
-        def noting(prompts):
-            drawn.append(([tuple(prompt.ids) for prompt in prompts], torch.rand(1).item()))
-            return draw(prompts)
+        def noting(prompts, *stream):
+            drawn.append(([tuple(prompt.ids) for prompt in prompts], stream))
+            return draw(prompts, *stream)
 
         run.draw = noting
         for step in (0, 1):
-            torch.manual_seed(step)
             run.rollout(step)
         return drawn
 
     first = seen()
     assert len(first) == 8
-    assert len({number for _, number in first}) == 8
+    assert len({stream for _, stream in first}) == 8
     prompts = [prompt for names, _ in first[:4] for prompt in names]
     assert len(set(prompts)) == 16
     assert seen() == first
@@ -156,10 +155,10 @@ class OtherSampler(LocalSampler):
     gap: float = 0.1
     is_local = False
 
-    def responses(self, policy, tokenizer, prompts, report=lambda count: None):
-        drawn = super().responses(policy, tokenizer, prompts, report)
+    def responses(self, policy, tokenizer, prompts, seeds, report=lambda count: None):
+        drawn = super().responses(policy, tokenizer, prompts, seeds, report)
         if not self.gives:
-            return drawn
+            return [replace(each, logprobs=None) for each in drawn]
         sampled = tiny.responses_of([prompt.ids for prompt in prompts], [response.ids for response in drawn])
         known = response_logprobs(policy, sampled.batch)
         return [

@@ -41,7 +41,7 @@ def test_sft_learns_the_next_word(accelerator, tmp_path):
     assert len(history) == 10 * 6
     assert history[0]["loss"] > 1.5
     assert history[-1]["loss"] < 0.05
-    assert LocalSampler(4, (END,), PAD, temperature=0).token_ids(model, [[7], [11]]) == [[8, END], [6, END]]
+    assert LocalSampler(4, (END,), PAD, temperature=0).token_ids(model, [[7], [11]], [0, 1]) == [[8, END], [6, END]]
 
 
 def preference_units():

@@ -114,8 +114,7 @@ def test_pad_token_that_is_the_only_end_token():
 
 def sampled(policy):
     prompts = [example.prompt_ids for example in tiny.examples()]
-    torch.manual_seed(0)
-    responses = LocalSampler(4, (tiny.END,), tiny.PAD).token_ids(policy, prompts)
+    responses = LocalSampler(4, (tiny.END,), tiny.PAD).token_ids(policy, prompts, range(len(prompts)))
     return tiny.responses_of(prompts, responses).batch
 
 

@@ -97,6 +97,25 @@ def test_sampling_at_another_temperature_than_training_raises(accelerator, token
         )
 
 
+@pytest.mark.pitfall(29)
+@pytest.mark.parametrize("option", [{"top_k": 3}, {"top_p": 0.9}, {"stop_strings": ("a",)}])
+def test_training_refuses_a_truncating_sampler(accelerator, tokenizer, tmp_path, option):
+    models = Models(tiny.rotary(), tiny.rotary(), None, tokenizer)
+    sampler = LocalSampler(4, (END,), PAD, **option)
+    config = OnlineConfig(rollout_size=4, minibatch_size=4)
+    with pytest.raises(ValueError, match="the sampler truncates the policy's distribution"):
+        OnlineTraining(
+            accelerator,
+            models,
+            GRPO(group_size=2),
+            WeightedSum([]),
+            tiny.prompts_of(["a", "b"]),
+            sampler,
+            config,
+            tiny.quiet_run(tmp_path),
+        )
+
+
 @pytest.mark.pitfall(12)
 def test_nan_and_padding_never_enter_a_statistic(accelerator, tokenizer, tmp_path):
     """Values that are not computed are NaN, and padding is 0: no metric is NaN, and padding changes no mean."""

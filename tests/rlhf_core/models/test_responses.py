@@ -27,10 +27,11 @@ def test_responses_of_the_local_sampler():
     policy, tokenizer, reports = says(7, END), tiny.tiny_tokenizer(), []
     prompts = tiny.prompts_of(["a", "a a", "a"])
     sampler: Sampler = LocalSampler(4, (END,), PAD, temperature=0, rows=2)
-    assert sampler.responses(policy, tokenizer, prompts, reports.append) == [Response([7, END], "b", ended=True)] * 3
+    drawn = sampler.responses(policy, tokenizer, prompts, range(3), reports.append)
+    assert drawn == [Response([7, END], "b", ended=True)] * 3
     assert reports == [2, 1]
     short = LocalSampler(1, (END,), PAD, temperature=0)
-    assert short.responses(policy, tokenizer, prompts[:1]) == [Response([7], "b", ended=False)]
+    assert short.responses(policy, tokenizer, prompts[:1], [0]) == [Response([7], "b", ended=False)]
 
 
 def test_tensors_are_made_on_the_device_and_once():

@@ -226,7 +226,7 @@ def test_stages_read_every_value_except_the_number_of_parallel_stages(tmp_path):
     effective_params(tmp_path)
     text = (tmp_path / "params.effective.yaml").read_text()
     content = yaml.safe_load(text)
-    shared = tuple(f"policy.{loop}" for loop in LOOPS.values())
+    shared = (*(f"policy.{loop}" for loop in LOOPS.values()), "model.lora.")  # model.lora is null
     sections = (
         "run",
         "model",

@@ -1,6 +1,7 @@
 """The list policy.rewards: its terms are checked with the parameters, and made for the data."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,11 +68,11 @@ def test_patterns_are_checked_with_the_parameters():
             validate(with_values(RAW, {"prepare.answer_pattern": pattern}))
 
 
-def make(rewards, kind, folder, monkeypatch, accelerator=None):
+def make(rewards, kind, folder, monkeypatch, models=None):
     monkeypatch.chdir(folder)
     (folder / "data" / "prepared").mkdir(parents=True, exist_ok=True)
     (folder / "data" / "prepared" / "card.json").write_text(json.dumps({"kind": kind}))
-    return make_reward(validate(with_values(RAW, {"policy.rewards": rewards})), accelerator, 8)
+    return make_reward(validate(with_values(RAW, {"policy.rewards": rewards})), models, 8)
 
 
 def test_overlong_ends_at_the_length_limit(tmp_path, monkeypatch):
@@ -92,9 +93,11 @@ def test_the_list_as_a_whole(tmp_path, monkeypatch):
 
 def test_the_clamp_in_the_parameters_applies_to_the_reward_model(accelerator, tmp_path, monkeypatch):
     """Twice the score, which is clamped to ±1.5."""
-    monkeypatch.setattr("tasks.rewards.terms.load_reward_model", lambda path: torch.nn.Linear(1, 1))
+    judge = torch.nn.Linear(1, 1)
+    judge.has_own_tokenizer = False
+    models = SimpleNamespace(accelerator=accelerator, reward_model=lambda path: judge)
     monkeypatch.setattr("rlhf_core.scoring.rewards.scores", lambda model, batch: torch.tensor([-2.0, 1.0]))
-    reward = make([{"name": "model", "weight": 2.0, "clamp": 1.5}], "helpdesk", tmp_path, monkeypatch, accelerator)
+    reward = make([{"name": "model", "weight": 2.0, "clamp": 1.5}], "helpdesk", tmp_path, monkeypatch, models)
     assert reward(sampled())[0].tolist() == [-3, 2]
 
 

@@ -118,13 +118,13 @@ def test_sampling_reports_each_batch(monkeypatch, clock, capsys):
     """5 prompts in batches of 2: three reports with a line each, since each takes an interval."""
     policy, tokenizer = rotary(), tiny_tokenizer()
     sampler = LocalSampler(2, (END,), PAD, rows=2)
-    generate = LocalSampler._generate
+    draw = LocalSampler._draw
 
-    def slow(self, model, prompts):
+    def slow(self, *arguments):
         clock.now += INTERVAL
-        return generate(self, model, prompts)
+        return draw(self, *arguments)
 
-    monkeypatch.setattr(LocalSampler, "_generate", slow)
+    monkeypatch.setattr(LocalSampler, "_draw", slow)
     assert len(sample_responses(policy, tokenizer, prompts_of(["a", "b", "c", "d", "e"]), sampler, (0, "x"))) == 5
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[2] for line in lines] == ["2/5", "4/5", "5/5"]

@@ -164,7 +164,7 @@ MODULES = [
         Fault("seconds", "START + full", "START + SHORTEST * full", "the upper bound equals the lower bound"),
     ),
     Module(
-        "flows/commands/memory.py",
+        "tasks/runtime/memory.py",
         COMMANDS,
         Fault("_loads", "1 + needs.critic", "1", "the critic needs no memory"),
         Fault("_loads", " + needs.trust_region", "", "π_old needs no memory"),

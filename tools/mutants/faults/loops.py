@@ -165,8 +165,8 @@ MODULES = [
         ONLINE,
         Fault(
             "OnlineTraining._replace_dropped",
-            '"dynamic_sampling", number)',
-            '"dynamic_sampling")',
+            'chosen, step, "dynamic_sampling", number)',
+            'chosen, step, "dynamic_sampling")',
             "every extra round draws the same numbers",
             DYNAMIC,
         ),
@@ -178,9 +178,9 @@ MODULES = [
             DYNAMIC,
         ),
         Fault(
-            "OnlineTraining._sampler_logprobs",
-            "self.algorithm.needs.sampler_logprobs and",
-            "False and",
+            "OnlineTraining._old_logprobs",
+            "if self.algorithm.needs.sampler_logprobs and not is_known:",
+            "if False:",
             "importance_cap without log-probabilities of the sampler",
             DYNAMIC,
             28,
@@ -241,7 +241,7 @@ MODULES = [
         ),
         Fault(
             "OnlineTraining._restore",
-            '            self.critic.load_state_dict(saved["critic"])\n',
+            '            load_trained_state(self.critic, saved["critic"])\n',
             "            pass\n",
             "the critic is not restored on resume",
             METHODS,
@@ -253,6 +253,9 @@ MODULES = [
             "for _ in range(self.algorithm.group_size) for prompt in prompts",
             "groups of different prompts",
             LOOPS,
+        ),
+        Fault(
+            "OnlineTraining.draw", '"rollout", *stream)', '"rollout")', "every rollout draws the same numbers", ONLINE
         ),
         Fault(
             "_rollout_metrics",

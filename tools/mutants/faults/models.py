@@ -7,9 +7,12 @@ RATIOS = "tests/rlhf_core/loops/test_ratios.py"
 TOKENS = "tests/rlhf_core/models/test_tokens.py"
 FORWARD = "tests/rlhf_core/models/test_forward.py"
 SAMPLING = "tests/rlhf_core/models/test_sampling.py"
+DECODING = "tests/rlhf_core/models/test_decoding.py"
+INVERSE = "tests/rlhf_core/models/test_inverse_cdf.py"
 PORTABLE = "tests/rlhf_core/models/test_portable.py"
 RUNS = "tests/rlhf_core/loops/test_runs.py"
 STORE = "tests/rlhf_core/models/test_store.py"
+ADAPTERS = "tests/rlhf_core/models/test_adapters.py"
 ENSEMBLES = "tests/rlhf_core/models/test_ensembles.py"
 TEMPERED_KL = tests_of(
     "tests/tasks/stages/test_evaluate.py",
@@ -82,26 +85,9 @@ MODULES = [
         "rlhf_core/models/sampling.py",
         SAMPLING,
         Fault(
-            "LocalSampler.ended",
-            "in self.stop_tokens",
-            "== self.stop_tokens[0]",
-            "only one of several stop tokens is used",
-            SAMPLING,
-            8,
-        ),
-        Fault("LocalSampler._until_end", "ids[: position + 1]", "ids[:position]", "the end token cut off", SAMPLING, 3),
-        Fault(
-            "LocalSampler._generation_config",
-            '"top_k": 0',
-            '"top_k": 5',
-            "samples from a truncated distribution",
-            SAMPLING,
-            29,
-        ),
-        Fault(
-            "LocalSampler._generation_config",
-            '"temperature": self.temperature',
-            '"temperature": 1.0',
+            "LocalSampler._distribution",
+            "Distribution(self.temperature,",
+            "Distribution(1.0,",
             "sampling at another temperature",
             f"{SAMPLING} {RATIOS}",
             9,
@@ -114,6 +100,132 @@ MODULES = [
             SAMPLING,
             29,
         ),
+        Fault(
+            "LocalSampler.truncates",
+            "self._distribution.truncates or bool(self.stop_strings)",
+            "self._distribution.truncates",
+            "training accepts stop strings",
+            DECODING,
+            29,
+        ),
+        Fault("LocalSampler._in_parts", "seeds[part]", "seeds[: self.rows]", "each part has the same seeds", DECODING),
+    ),
+    Module(
+        "rlhf_core/models/drawing.py",
+        DECODING,
+        Fault(
+            "Draws._result",
+            "token in self.ends.stop_tokens)",
+            "token == self.ends.stop_tokens[0])",
+            "only one of several stop tokens is used",
+            SAMPLING,
+            8,
+        ),
+        Fault("Draws._result", "Drawn(tokens[:end]", "Drawn(tokens[: end - 1]", "the end token cut off", SAMPLING, 3),
+        Fault(
+            "Draws._result",
+            "or length <= len(tokens)",
+            "or end <= len(tokens)",
+            "a response that was cut off counts as ended",
+            SAMPLING,
+            3,
+        ),
+        Fault(
+            "Draws.draw",
+            "self.uniforms[self.step].index_select(0, rows)",
+            "self.uniforms[self.step, : len(rows)]",
+            "numbers belong to places in the batch instead of rows",
+            DECODING,
+        ),
+        Fault(
+            "Distribution.draw",
+            "tempered.log_softmax(-1).gather",
+            "changed.log_softmax(-1).gather",
+            "log-probabilities of the truncated distribution",
+            DECODING,
+            29,
+        ),
+        Fault(
+            "Distribution.draw",
+            "logits / self.temperature",
+            "logits * self.temperature",
+            "temperature multiplies the logits",
+            SAMPLING,
+            9,
+        ),
+    ),
+    Module(
+        "rlhf_core/models/inverse_cdf.py",
+        INVERSE,
+        Fault(
+            "inverse_cdf",
+            "searchsorted(inner, target, right=True)",
+            "searchsorted(inner, target)",
+            "a token of weight 0",
+            INVERSE,
+        ),
+        Fault(
+            "inverse_cdf",
+            "target - ends.gather(1, block)",
+            "target",
+            "the place in the block from the whole sum",
+            INVERSE,
+        ),
+        Fault(
+            "inverse_cdf",
+            "if whole < size:\n        blocks",
+            "if False:\n        blocks",
+            "the last tokens are never drawn",
+            INVERSE,
+        ),
+        Fault(
+            "uniforms",
+            "np.random.Philox(key=seed)",
+            "np.random.Philox(key=seeds[0])",
+            "all rows draw the same numbers",
+            INVERSE,
+        ),
+    ),
+    Module(
+        "rlhf_core/models/cache.py",
+        DECODING,
+        Fault(
+            "RowLayout.__init__",
+            ">= lengths[:, None]",
+            "> lengths[:, None]",
+            "a pad of the prompt is read",
+            DECODING,
+            1,
+        ),
+        Fault(
+            "RowLayout.keep",
+            ".index_select(1, rows)",
+            "[:, : len(rows)]",
+            "rows read the tokens of removed rows",
+            DECODING,
+        ),
+        Fault(
+            "RowLayout.keep",
+            "[:, :, : self.step] = old[:, :, : self.step]",
+            "[:, :, 1 : self.step] = old[:, :, 1 : self.step]",
+            "the first token is forgotten",
+            DECODING,
+        ),
+        Fault(
+            "RowLayout._arrange",
+            "(ends - torch.tensor(counts))[:, None] + place",
+            "place",
+            "rows read the prompt of another row",
+            DECODING,
+        ),
+    ),
+    Module(
+        "rlhf_core/models/decoding.py",
+        DECODING,
+        Fault(
+            "decode", "positions + step", "positions + step - 1", "positions of the response off by one", DECODING, 1
+        ),
+        Fault("_read_prompts", "lengths - 1]", "-1]", "the first token follows a pad", DECODING, 1),
     ),
     Module(
         "rlhf_core/models/tokens.py",
@@ -165,8 +277,8 @@ MODULES = [
         ),
         Fault(
             "load_policy",
-            "return _load(AutoModelForCausalLM, path, load_config(path))",
-            "return _load(AutoModelForCausalLM, path, load_config(path)).bfloat16()",
+            "load_config(path), dtype, attention)",
+            "load_config(path), dtype, attention).bfloat16()",
             "weights in bf16",
             RUNS,
             24,
@@ -236,5 +348,37 @@ MODULES = [
             "_check_tokenizer", "if beyond and beyond != {pad: rows}:", "if False:", "the tokenizer of another model"
         ),
         Fault("_embedding_rows", "width not in (None, shape[1])", "False", "the config of another model"),
+    ),
+    Module(
+        "rlhf_core/models/adapters.py",
+        ADAPTERS,
+        Fault("_inject", "model.requires_grad_(False)", "pass", "the frozen base is trained"),
+        Fault("_inject", "parameter.requires_grad_(True)", "pass", "nothing is trained, not even the score head"),
+        Fault("load_adapter", "own.weights_sha256 != base.weights_sha256", "False", "an adapter of another base"),
+        Fault("save_adapter", "None if _head(model) is None else [HEAD]", "None", "peft drops the score head"),
+        Fault("_is_transposed", "isinstance(module, Conv1D) for", "False for", "GPT-2's adapter is transposed"),
+    ),
+    Module(
+        "rlhf_core/models/merging.py",
+        ADAPTERS,
+        Fault("merge_layers", "plain.weight.data += adapted.get_delta_weight(NAME)", "pass", "merged equals its base"),
+        Fault("_check", "if not gap <= rounding + LOST * change:", "if False:", "a wrong merge is saved"),
+        Fault("_float", "torch.float32 if value.is_floating_point() else value.dtype", "value.dtype", "merged in bf16"),
+    ),
+    Module(
+        "rlhf_core/models/sharing.py",
+        ADAPTERS,
+        Fault("shared_copy", "[*frozen, *model.buffers()]", "model.buffers()", "a copy of the base for each model"),
+        Fault("shared_copy", "if not parameter.requires_grad", "if True", "two models train the same weights"),
+    ),
+    Module(
+        "rlhf_core/models/checkpointing.py",
+        ADAPTERS,
+        Fault(
+            "checkpoint_layers",
+            '    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})\n',
+            "",
+            "no layer is checkpointed",
+        ),
     ),
 ]
