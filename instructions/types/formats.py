@@ -131,7 +131,7 @@ class ConstrainedResponse(Constraint):
 
     def phrase(self) -> str:
         """The sentence in the prompt."""
-        return "Is it for everyone? Finish with 'My answer is yes.', 'My answer is no.' or 'My answer is maybe.'"
+        return "Is it hard? End with 'My answer is yes.' or 'My answer is no.'"
 
     def check(self, response: str) -> bool:
         """Search the answers."""
