@@ -129,11 +129,11 @@ class RepeatPrompt(Constraint):
     @classmethod
     def draw(cls, rng: random.Random, topic: Topic) -> Self:
         """A question about the topic, which the prompt then states."""
-        return cls(f"What is special about {topic.name}?")
+        return cls(f"What about {topic.name}?")
 
     def phrase(self) -> str:
         """The sentence in the prompt."""
-        return f"First repeat this question, then answer it: {self.prompt_to_repeat}"
+        return f"First repeat the question: {self.prompt_to_repeat}"
 
     def check(self, response: str) -> bool:
         """Compare the beginning, in any case."""

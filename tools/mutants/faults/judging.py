@@ -72,7 +72,7 @@ MODULES = [
     Module(
         "rlhf_core/scoring/terms/model.py",
         "tests/tasks/rewards/test_reward_terms.py",
-        Fault("Model.make", "offer.rows, self.clamp)", "offer.rows)", "the clamp ignored"),
+        Fault("Model.make", "self.model, self.clamp", "self.model, None", "the clamp ignored"),
     ),
     Module(
         "rlhf_core/scoring/foreign.py",
