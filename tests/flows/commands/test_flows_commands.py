@@ -410,7 +410,7 @@ def test_weights_are_counted_without_allocating_them() -> None:
     # embeddings 10*4, attention 4*4*4, feed-forward 3*4*6, norms 3*4; the head is the embeddings
     # linear layers: four of 4*4, two of 4*6 and one of 6*4
     linear = {"linear": 64 + 72, "sides": 4 * 8 + 3 * 10}
-    assert model_shape(llama) == ModelShape(weights=188, layers=1, width=4, heads=2, vocabulary=10, **linear)
+    assert model_shape(llama) == ModelShape(188, layers=1, width=4, heads=2, vocabulary=10, keys=4, **linear)
     assert model_shape(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=10, n_positions=4)).layers == 2
 
 
