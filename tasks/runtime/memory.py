@@ -96,7 +96,10 @@ def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[N
     """Return the need of each stage that loads a model: from its declaration or, for a policy, from its method."""
     needs = []
     for stage in declared.STAGES:
-        if stage.is_matrix:
+        if stage.name == declared.REWARDS and stage.loads is not None:
+            names = [f"{stage.name}@{name}" for name in params.reward_models.names]
+            needs += [_need(name, stage.loads, params.reward, shape, params) for name in names]
+        elif stage.is_matrix:
             for name in params.policy.methods:
                 if declared.of(stage_of(name)) == stage:
                     loads = _loads(algorithm_of(params, name))
