@@ -143,6 +143,20 @@ def chat(
 
 
 @app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write, e.g. inputs/models/NAME.")],
+) -> None:
+    """Convert a GGUF file once to a Hugging Face folder (float32, a dequantised copy), for model.path."""
+    set_environment(find_root())
+    with out.status(f"Converting {file}"):
+        from rlhf_core.models.gguf import convert_gguf
+
+        is_new = convert_gguf(file, folder)
+    out.print(f"{folder} {'written' if is_new else 'already holds this model'}. Use it with: --set model.path={folder}")
+
+
+@app.command()
 def doctor(
     profile: Profile = "default",
     assignments: Assignments = None,

@@ -156,6 +156,7 @@ def _passed(check: Callable[[], None]) -> str:
 
 def _checks(stage: str, params: Params) -> "Iterator[Check]":
     single = [item.name for item in declared.STAGES if item.checks and not item.is_matrix]
+    single += [f"{declared.REWARDS}@{name}" for name in params.reward_models.names]
     if stage not in [*single, *map(stage_of, policy_algorithms())]:
         listed = ", ".join([*single, *map(stage_of, params.policy.methods)])
         raise UserError(f"--stage {stage} is not a training stage. Choose from: {listed}.")

@@ -51,9 +51,11 @@ def seconds(work: Work, speed: Speed, params: Params) -> Span:
 
 def work(params: Params, rows: Counts, is_from_scratch: bool) -> dict[str, Work]:
     """Return the work of each declared stage that runs a model, by name; for a policy, from its method."""
-    found = {}
+    found: dict[str, Work] = {}
     for stage in declared.STAGES:
-        if stage.is_matrix:
+        if stage.name == declared.REWARDS:
+            found |= {f"{stage.name}@{name}": _members(params, rows) for name in params.reward_models.names}
+        elif stage.is_matrix:
             for name in params.policy.methods:
                 if declared.of(stage_of(name)) == stage:
                     section = params.policy.section(name)
@@ -66,9 +68,20 @@ def work(params: Params, rows: Counts, is_from_scratch: bool) -> dict[str, Work]
 
 def _reward(params: Params, rows: Counts) -> Work:
     """Return the work of the members and of a judge model: pairs, and samples on which the scores are centred."""
-    reward = params.reward
-    models = reward.members * (rows.preferences > 0) + (rows.judge > 0)
-    return Work(trained=2 * models * reward.visits(rows.preferences), sampled=models * reward.centre_prompts)
+    judge = Work(
+        trained=2 * (rows.judge > 0) * params.reward.visits(rows.preferences),
+        sampled=(rows.judge > 0) * params.reward.centre_prompts,
+    )
+    members = Work() if params.reward_models.names else _members(params, rows)
+    return Work(trained=members.trained + judge.trained, sampled=members.sampled + judge.sampled)
+
+
+def _members(params: Params, rows: Counts) -> Work:
+    """Return the work of one reward model's members: the pairs, at most all, and samples for centring."""
+    models = params.reward.members * (rows.preferences > 0)
+    return Work(
+        trained=2 * models * params.reward.visits(rows.preferences), sampled=models * params.reward.centre_prompts
+    )
 
 
 def _evaluation(params: Params, rows: Counts) -> Work:

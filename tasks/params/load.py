@@ -213,9 +213,11 @@ def effective(params: Params) -> dict[str, Any]:
     """Return every value that a stage can read, for params.effective.yaml.
 
     Two parts are omitted: run.parallel, which changes no result, and the loops, whose values each method's section has.
+    Each reward model has its sources, so that its stage can depend on them alone.
     """
     values = asdict(params)
     del values["run"]["parallel"]
+    values["reward_models"]["sources"] = {name: params.reward_models.of(name) for name in params.reward_models.names}
     for loop in LOOPS.values():
         del values["policy"][loop]
     return values

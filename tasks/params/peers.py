@@ -121,6 +121,7 @@ PARAMETERS = [
     Name("TRL", "per_device_train_batch_size", LOOP + "micro_batch_size"),
     Name("verl", "ppo_micro_batch_size_per_gpu", LOOP + "micro_batch_size"),
     Name("OpenRLHF", "micro_train_batch_size", LOOP + "micro_batch_size"),
+    Name("verl", "ppo_max_token_len_per_gpu", LOOP + "micro_batch_tokens"),
     Name(
         "TRL",
         "gradient_accumulation_steps",

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from tasks.files import declared, paths
 from tasks.files.jsonl import rows_if_any
+from tasks.reporting import reward_models
 from tasks.reporting.comparison import COLUMNS, column, page_columns
 from tasks.reporting.explanations import glossary, reward_sentence, sampling_sentences
 from tasks.reporting.findings import label, ranked, summary, title
@@ -68,6 +69,7 @@ def _content(report: Report) -> dict[str, Any]:
         "summary": summary(report),
         "sampling": sampling_sentences(report),
         "reward": reward_sentence(report),
+        "reward_tables": reward_models.tables(report),
         "glossary": glossary(report),
         "columns": COLUMNS,
         "page_columns": page_columns(),
@@ -84,6 +86,7 @@ def _content(report: Report) -> dict[str, Any]:
         "examples": str(paths.EXAMPLES),
         "samples": rows_if_any(paths.EXAMPLES),
         "origin": partial(origin, stages),
+        "task_cell": task_cell,
     }
 
 
@@ -101,10 +104,20 @@ def over_seeds(report: Report) -> dict[str, Any] | None:
 def _row(name: str, figures: Report, report: Report, runs: Mapping[str, StageRun]) -> dict[str, Any]:
     """A policy's figures, with the steps and seconds of its training; its reward's terms as policy.rewards has them."""
     steps = len(rows_if_any(paths.policy(name) / paths.CURVE)) or None
-    made = next((run for stage, run in runs.items() if stage.endswith(f"@{name}")), None)
+    made = next((run for stage, run in runs.items() if stage in (f"online@{name}", f"offline@{name}")), None)
     means = figures["reward_terms"]
     terms = {term["name"]: means[term["name"]] for term in report["rewards"] if term["name"] in means}
     return {**figures, "reward_terms": terms, "steps": steps, "seconds": made.seconds if made else None}
+
+
+def task_cell(figure: Report) -> str:
+    """A figure of the task, with its difference to SFT if it has one: `0.525 (+0.350, 0.270 to 0.430)`."""
+    if figure["value"] is None:
+        return "–"
+    change = figure["difference"]
+    if change is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} ({change['value']:+.3f}, {change['low']:.3f} to {change['high']:.3f})"
 
 
 def markdown_text(value: Any) -> Any:

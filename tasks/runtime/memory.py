@@ -7,8 +7,9 @@ float32 weight that the backward pass reads has a bf16 copy, 2 bytes.
 
 Until the backward pass, a layer keeps for each token about 32 values per unit of width, and one value per head and
 attended token; with gradient checkpointing only its float32 input, and one layer at a time keeps the rest. Logits, of
-which the fast path holds a chunk, are added. The constants are fitted to Llama-style models on a CPU: what is measured is 0.5 to 1.6 times the estimate
-without PROCESS, and the larger factors are small models, for which the allocator's own memory counts.
+which the fast path holds a chunk, are added. The constants are fitted to Llama-style models on a CPU: what is measured
+is 0.5 to 1.6 times the estimate without PROCESS. The larger factors are small models, for which the allocator's own
+memory counts.
 """
 
 from dataclasses import dataclass
@@ -104,7 +105,10 @@ def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[N
     """Return the need of each stage that loads a model: from its declaration or, for a policy, from its method."""
     needs = []
     for stage in declared.STAGES:
-        if stage.is_matrix:
+        if stage.name == declared.REWARDS and stage.loads is not None:
+            names = [f"{stage.name}@{name}" for name in params.reward_models.names]
+            needs += [_need(name, stage.loads, params.reward, shape, params) for name in names]
+        elif stage.is_matrix:
             for name in params.policy.methods:
                 if declared.of(stage_of(name)) == stage:
                     loads = _loads(algorithm_of(params, name))

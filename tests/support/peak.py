@@ -1,8 +1,8 @@
 """Measure the peak memory of one training step in a process of its own: python tests/support/peak.py JSON"""
 
 import json
-import resource
 import sys
+from pathlib import Path
 
 import peft  # noqa: F401 - before memory is measured
 import torch
@@ -40,7 +40,7 @@ def main(lora: bool, checkpointing: bool, dtype: str, rows: int) -> None:
     model.train()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = make_optimizer(OptimizerConfig(), [{"params": trained, "lr": 1e-4}])
-    batch = collate([Example([7] * PROMPT, [8] * RESPONSE)] * rows, 0)
+    batch = collate([Example([7 + row] * PROMPT, [8] * RESPONSE) for row in range(rows)], 0)
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
             loss = policy_outputs(model, batch).logprobs.sum()
@@ -66,7 +66,7 @@ def saved_bytes(lora: bool, checkpointing: bool, rows: int) -> int:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    batch = collate([Example([7] * PROMPT, [8] * RESPONSE)] * rows, 0)
+    batch = collate([Example([7 + row] * PROMPT, [8] * RESPONSE) for row in range(rows)], 0)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = policy_outputs(model.train(), batch)
     del outputs
@@ -75,7 +75,8 @@ def saved_bytes(lora: bool, checkpointing: bool, rows: int) -> int:
 
 def peak() -> int:
     """The highest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()  # ru_maxrss begins with the parent's
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 if __name__ == "__main__":

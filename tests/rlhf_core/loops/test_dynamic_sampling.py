@@ -123,7 +123,7 @@ def test_the_loop_replaces_groups_and_counts_their_tokens(accelerator, tokenizer
 
 
 def test_every_round_has_its_own_random_numbers(accelerator, tokenizer, tmp_path):
-    """All groups are dropped in 3 rounds; the prompts and the random stream of each are new, and the same in a new run."""
+    """All groups are dropped in 3 rounds; prompts and stream of each are new, and the same in a new run."""
 
     def seen():
         run = training(accelerator, tokenizer, tmp_path, GRPO(group_size=2, dynamic_sampling=3))

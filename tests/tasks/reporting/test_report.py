@@ -36,7 +36,10 @@ STAGES = {
     "models/policies/dpo": "offline@dpo",
     "evaluation": "evaluate",
 }
-REWARDS = [{"name": "model", "weight": 1.0, "clamp": 3.0}, {"name": "missing_end", "weight": 3.0, "clamp": None}]
+REWARDS = [
+    {"name": "model", "weight": 1.0, "clamp": 3.0, "meaning": "score of the reward model"},
+    {"name": "missing_end", "weight": 3.0, "clamp": None, "meaning": "−1 for a cut"},
+]
 OWN = {"key": "f" * 32, "params": {}, "inputs": {"evaluation": "ee.dir"}, "outputs": ["reports/report.json"]}
 
 
@@ -290,7 +293,7 @@ def test_a_reward_without_a_reward_model_is_shown(checkout: None) -> None:
     """A run of GRPO on exact answers."""
     make_outputs(None)
     results = json.loads(Path("evaluation/results.json").read_text())
-    results["rewards"] = [{"name": "exact_answer", "weight": 2.0, "clamp": None}]
+    results["rewards"] = [{"name": "exact_answer", "weight": 2.0, "clamp": None, "meaning": "1 for a right one"}]
     for figures in (results["sft"], *results["policies"].values()):
         figures |= {"reward": interval(0.75, 0.25), "reward_terms": {"exact_answer": 0.375}}
     write_json(Path("evaluation/results.json"), results)
@@ -298,6 +301,31 @@ def test_a_reward_without_a_reward_model_is_shown(checkout: None) -> None:
     assert "0.750<small>0.500 to 1.00</small><small>exact_answer 0.375</small></td>\n<td>–</td>" in html
     assert "| 0.750 | exact\\_answer 0.375 | – |" in markdown
     assert "Reward is the sum of policy.rewards: 2 × exact_answer." in html
+    assert "<b>exact_answer</b>: 1 for a right one" in html and "- **exact\\_answer**: 1 for a right one" in markdown
+    assert "<b>missing_end</b>" not in html
+
+
+def test_the_tasks_own_figures_are_shown_with_their_differences(outputs: None) -> None:
+    """A value with its difference to SFT, one without, and one that no prompt has a part in."""
+    results = json.loads(Path("evaluation/results.json").read_text())
+    own = {"a/strict": (0.525, interval(0.35, 0.08)), "a/loose": (0.5, None), "b/strict": (None, None)}
+    for figures in (results["sft"], *results["policies"].values()):
+        is_sft = figures is results["sft"]
+        figures["task"] = {
+            name: {"value": value, "difference": None if is_sft else difference}
+            for name, (value, difference) in own.items()
+        }
+    write_json(Path("evaluation/results.json"), results)
+    html, markdown = draw()
+    assert "<td>a/strict</td><td>0.525 (+0.350, 0.270 to 0.430)</td><td>0.525 (+0.350, 0.270 to 0.430)</td>" in html
+    assert "<td>b/strict</td><td>–</td><td>–</td><td>–</td>" in html
+    assert "| a/loose | 0.500 | 0.500 | 0.500 |" in markdown
+    assert "Figures of the task" in html and "## Figures of the task" in markdown
+
+
+def test_a_task_without_own_figures_has_no_such_table(outputs: None) -> None:
+    html, markdown = draw()
+    assert "Figures of the task" not in html + markdown
 
 
 def test_a_judge_without_scores_is_reported_by_its_win_rates(outputs: None) -> None:

@@ -178,9 +178,9 @@ MODULES = [
             DYNAMIC,
         ),
         Fault(
-            "OnlineTraining._sampler_logprobs",
-            "self.algorithm.needs.sampler_logprobs and",
-            "False and",
+            "OnlineTraining._old_logprobs",
+            "if self.algorithm.needs.sampler_logprobs and not is_known:",
+            "if False:",
             "importance_cap without log-probabilities of the sampler",
             DYNAMIC,
             28,

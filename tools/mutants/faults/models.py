@@ -108,7 +108,7 @@ MODULES = [
             DECODING,
             29,
         ),
-        Fault("LocalSampler.responses", "seeds[part]", "seeds[: self.rows]", "each part has the same seeds", DECODING),
+        Fault("LocalSampler._in_parts", "seeds[part]", "seeds[: self.rows]", "each part has the same seeds", DECODING),
     ),
     Module(
         "rlhf_core/models/drawing.py",
@@ -240,13 +240,13 @@ MODULES = [
         ),
         Fault(
             "encode_prompt",
-            "add_generation_prompt=True",
-            "add_generation_prompt=False",
+            "for_response=True",
+            "for_response=False",
             "no turn for the assistant",
             f"{TOKENS} tests/rlhf_core/models/test_control_tokens.py",
         ),
         Fault(
-            "encode_prompt",
+            "_render",
             "while start < len(ids) and ids[start] == bos:",
             "while False:",
             "two beginning tokens",
