@@ -81,6 +81,20 @@ def test_adapters_have_ten_times_the_learning_rates_of_full_training() -> None:
     )
 
 
+def test_feedback_of_two_sources_has_two_reward_models() -> None:
+    """Their weights sum to 1; each learns from the source of its name."""
+    params = params_of("helpful_harmless")
+    assert {name: params.reward_models.of(name) for name in params.reward_models.names} == {
+        "helpful": ["helpful"],
+        "harmless": ["harmless"],
+    }
+    assert [(entry.label, entry.weight) for entry in params.policy.rewards] == [
+        ("helpful", 0.5),
+        ("harmless", 0.5),
+        ("missing_end", 1.0),
+    ]
+
+
 def write(root: Path, **profiles: str) -> None:
     (root / "profiles").mkdir()
     for name, text in profiles.items():
