@@ -21,7 +21,7 @@ class Title(Constraint):
 
     def phrase(self) -> str:
         """The sentence in the prompt."""
-        return "Give it a title in double angular brackets, such as <<My title>>."
+        return "Add a title such as <<My title>>."
 
     def check(self, response: str) -> bool:
         """A pair of brackets in one line encloses more than spaces."""
@@ -72,7 +72,7 @@ class NumberPlaceholders(Constraint):
     def phrase(self) -> str:
         """The sentence in the prompt."""
         many = "a placeholder" if self.num_placeholders == 1 else f"at least {self.num_placeholders} placeholders"
-        return f"Use {many} in square brackets, such as [name]."
+        return f"Use {many} such as [name]."
 
     def check(self, response: str) -> bool:
         """Count the brackets."""
@@ -131,7 +131,7 @@ class ConstrainedResponse(Constraint):
 
     def phrase(self) -> str:
         """The sentence in the prompt."""
-        return "Is it for everyone? Finish with 'My answer is yes.', 'My answer is no.' or 'My answer is maybe.'"
+        return "Is it hard? End with 'My answer is yes.' or 'My answer is no.'"
 
     def check(self, response: str) -> bool:
         """Search the answers."""

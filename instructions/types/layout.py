@@ -25,7 +25,7 @@ class NumberBulletLists(Constraint):
 
     def phrase(self) -> str:
         """The sentence in the prompt."""
-        return f"Use exactly {self.num_bullets} bullet points, such as: * a point"
+        return f"Use exactly {self.num_bullets} bullet points (* a point)."
 
     def check(self, response: str) -> bool:
         """Count the lines that begin with one asterisk or a hyphen."""

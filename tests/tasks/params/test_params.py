@@ -226,7 +226,11 @@ def test_stages_read_every_value_except_the_number_of_parallel_stages(tmp_path):
     effective_params(tmp_path)
     text = (tmp_path / "params.effective.yaml").read_text()
     content = yaml.safe_load(text)
-    shared = (*(f"policy.{loop}" for loop in LOOPS.values()), "model.lora.")  # model.lora is null
+    shared = (
+        *(f"policy.{loop}" for loop in LOOPS.values()),
+        "model.lora.",
+        "reward_models.sources",
+    )  # the last two are empty
     sections = (
         "run",
         "model",
@@ -447,7 +451,7 @@ def test_merging_overrides_values_and_does_not_change_the_original():
 
 
 def test_unknown_profile_lists_the_existing_ones():
-    with pytest.raises(UserError, match=r"'fast' does not exist. Choose from: comparison, default, preferences"):
+    with pytest.raises(UserError, match=r"'fast' does not exist. Choose from: comparison, default, full_1b,"):
         load_profile("fast", ROOT)
 
 

@@ -13,7 +13,14 @@ from tasks.params.schema import Params
 
 RECIPES = ("preferences", "full_1b", "lora_8b", "verifiable", "helpful_harmless")
 # What a run's own data and model replace, what only the help desk has, and a model trained from scratch.
-NOT_A_RECIPES = ("model.path", "prepare.path", "prepare.demonstrations", "policy.reward_code", "base.")
+NOT_A_RECIPES = (
+    "model.path",
+    "prepare.path",
+    "prepare.demonstrations",
+    "policy.reward_code",
+    "base.",
+    "reward_models.",
+)
 
 
 def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

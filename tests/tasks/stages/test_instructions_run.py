@@ -29,11 +29,12 @@ CHANGES = {
     "prepare": {
         "format": "instructions",
         "path": "instructions/topics.json",
-        "prompts": 40,
+        "prompts": 60,
+        "development_fraction": 0.4,
         "max_prompt_tokens": 200,
         "max_response_tokens": 40,
     },
-    "sample": {"prompts": 40, "development_prompts": 4, "responses": 4},
+    "sample": {"prompts": 60, "development_prompts": 24, "responses": 4},
     "policy": {
         "online": ["grpo"],
         "offline": ["dpo"],
@@ -70,13 +71,13 @@ def rows(checkout, name):
 
 
 def test_prompts_are_generated_with_their_constraints(checkout):
-    """40 training prompts, a tenth for development, and a tenth of trained and of held-out types each for the test."""
+    """60 training prompts, 0.4 times as many for development, and 0.1 times of trained and of held-out types each."""
     assert {name: len(rows(checkout, name)) for name in ("train", "development", "test")} == {
-        "train": 40,
-        "development": 4,
-        "test": 8,
+        "train": 60,
+        "development": 24,
+        "test": 12,
     }
-    assert [row["group"] for row in rows(checkout, "test")] == ["trained", "held_out_types"] * 4
+    assert [row["group"] for row in rows(checkout, "test")] == ["trained", "held_out_types"] * 6
     card = json.loads((checkout / "data/prepared/card.json").read_text())
     assert (card["kind"], card["dropped"]) == ("instructions", {})
 

@@ -79,8 +79,8 @@ MODULES = [
         "tests/rlhf_core/scoring/test_foreign.py",
         Fault(
             "ForeignReward.__call__",
-            '[*prompt.messages, {"role": "assistant", "content": text}]',
-            "list(prompt.messages)",
+            "self._example(prompt.messages, text)",
+            'self._example(prompt.messages, "")',
             "an existing reward model does not see the response",
         ),
         Fault("load_foreign", "config.num_labels != 1", "False", "the first of several scores taken"),
