@@ -31,13 +31,16 @@ def run(
     assignments: Assignments = None,
     only: Annotated[str | None, typer.Option(help="Run this stage and the stages it needs, e.g. sft.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the DVC experiment that the run becomes.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Run once for each of these seeds, e.g. 0,1,2, and compare over seeds.")
+    ] = None,
 ) -> None:
     """Run the pipeline. A run with changed parameters works in a separate clone and becomes a DVC experiment."""
     with stoppable():
         root = _enter()
         from flows.commands.run import run_pipeline
 
-        run_pipeline(root, profile, assignments or [], only, name, out)
+        run_pipeline(root, profile, assignments or [], only, name, seeds, out)
 
 
 @app.command()
@@ -140,19 +143,43 @@ def chat(
 
 
 @app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write, e.g. inputs/models/NAME.")],
+) -> None:
+    """Convert a GGUF file once to a Hugging Face folder (float32, a dequantised copy), for model.path."""
+    set_environment(find_root())
+    with out.status(f"Converting {file}"):
+        from rlhf_core.models.gguf import convert_gguf
+
+        is_new = convert_gguf(file, folder)
+    out.print(f"{folder} {'written' if is_new else 'already holds this model'}. Use it with: --set model.path={folder}")
+
+
+@app.command()
 def doctor(
     profile: Profile = "default",
     assignments: Assignments = None,
     stage: Annotated[
         str, typer.Option(help="Run only the checks that this stage makes before it trains.", metavar="STAGE")
     ] = "",
+    size: Annotated[
+        str, typer.Option(help="Estimate for a model of this size, such as 1B or 8B, that need not be here.")
+    ] = "",
+    rows: Annotated[
+        int, typer.Option(min=10, help="With --size: number of rows to estimate for without data.")
+    ] = 10_000,
 ) -> None:
     """Check versions, devices, data, disk space and memory before a run."""
     root = _enter()
-    from flows.commands.doctor import examine, examine_stage
+    from flows.commands.doctor import Assumed, examine, examine_stage
 
     chosen = assignments or []
-    if not (examine_stage(root, stage, profile, chosen, out) if stage else examine(root, profile, chosen, out)):
+    if stage:
+        is_well = examine_stage(root, stage, profile, chosen, out)
+    else:
+        is_well = examine(root, profile, chosen, out, Assumed(size, rows) if size else None)
+    if not is_well:
         raise typer.Exit(1)
 
 

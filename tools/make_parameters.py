@@ -41,10 +41,20 @@ def rows(values: Any, prefix: str = "") -> Iterator[str]:
             inner: Any = section_of(kinds[item.name])
             if inner is not kinds[item.name]:  # an optional section that is null
                 yield from rows(inner(), f"{prefix}{item.name}.")
+            yield from entry_rows(f"{prefix}{item.name}", kinds[item.name])
         elif item.name in policy_algorithms() and prefix == "policy.":
             yield from method_rows(item.name, values)
         else:
             yield from rows(value, f"{prefix}{item.name}.")
+
+
+def entry_rows(key: str, kind: Any) -> Iterator[str]:
+    """Return the rows of the entries of a list of sections, such as policy.rewards."""
+    for entry in get_args(kind) if get_origin(kind) is list else ():
+        if is_dataclass(entry):
+            kinds = get_type_hints(entry)
+            for item in fields(entry):
+                yield row(f"{key}[].{item.name}", "–", item, kinds[item.name])
 
 
 def method_rows(name: str, policy: Any) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """`rlhf compare`: compare finished runs: the best policy, and the parameters that differ.
 
 Win rates are ranked only among runs with the same test prompts, the same number of prompts and the same judge. Other
-runs are shown in separate groups.
+runs are shown in separate groups. Runs that differ only in run.seed are also shown together, over seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.commands.screen import plain_table
-from flows.run.lineage import KIND
 from rlhf_core.common.errors import UserError
 from tasks.reporting import formats
 from tasks.reporting.comparison import column
 from tasks.reporting.findings import did_not_move
+from tasks.reporting.seeds import CODE_AND_DATA, NOT_RESULTS, SEED, estimates, same_but_seed, table
 from tasks.runtime import tracking
 
 RATE = "win_rate_vs_sft"
 # Runs are comparable if these tags of flows.run.lineage.terms_of are equal; the value names the difference.
 TERMS = {"test_prompts": "other test prompts", "prompts": "another number of prompts", "judge": "another judge"}
 BEFORE_POLICIES = ("run.", "model.", "prepare.", "base.", "sft.")  # sections that the SFT model depends on
-NOT_RESULTS = frozenset({"run.parallel"})  # changes the duration of a run but not its results
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Run:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     terms: Mapping[str, str] = field(default_factory=dict)
+    code_and_data: str = ""
 
     def rates(self) -> dict[str, float]:
         """Return the win rates against SFT by policy, highest first."""
@@ -66,7 +66,8 @@ def compare_runs(out: Console) -> None:
     Raises:
         UserError: no finished run has judged policies.
     """
-    groups = comparable(distinct(finished_runs()))
+    finished = finished_runs()
+    groups = comparable(distinct(finished))
     if not groups:
         raise UserError("No finished run has judged policies. Start one with: rlhf run")
     number = 1
@@ -76,7 +77,42 @@ def compare_runs(out: Console) -> None:
         out.print(_heading(runs[0], groups[0][0] if index else None), soft_wrap=True)
         _print_group(out, {str(number + place): run for place, run in enumerate(runs)})
         number += len(runs)
-    out.print("Brackets: 95 % interval. Curves: rlhf up", soft_wrap=True)
+    out.print("Brackets: 95 % interval over the test prompts of one run. Curves: rlhf up", soft_wrap=True)
+    print_over_seeds(out, finished)
+
+
+def print_over_seeds(out: Console, runs: Sequence[Run]) -> bool:
+    """Print the figures over seeds of runs, latest first, that differ only in their seed. Return whether there are any.
+
+    Several such groups are numbered, with the highest mean win rate first, and their differing parameters are shown.
+    """
+    groups = [group for group in same_but_seed(runs) if len(table(_metrics(group))) > 1]
+    groups.sort(key=lambda group: -_best_mean(group))
+    for index, group in enumerate(groups):
+        out.print()
+        seeds, names = ", ".join(map(str, group)), ", ".join(run.name for run in group.values())
+        label = f"S{index + 1}  " if len(groups) > 1 else ""
+        out.print(Text(f"{label}Over seeds {seeds} (n = {len(group)}): {names}", "bold"), soft_wrap=True)
+        headings, *rows = table(_metrics(group))
+        figures = plain_table(*headings)
+        for row in rows:
+            figures.add_row(*row)
+        out.print(figures)
+    if len(groups) > 1:
+        first = {f"S{index + 1}": next(iter(group.values())) for index, group in enumerate(groups)}
+        if keys := [key for key in differences(list(first.values())) if key != SEED]:
+            out.print(_parameters(first, keys))
+    if groups:
+        out.print("Over seeds: mean (95 % t-interval over seeds).", soft_wrap=True)
+    return bool(groups)
+
+
+def _metrics(group: Mapping[int, Run]) -> dict[int, Mapping[str, float]]:
+    return {seed: run.metrics for seed, run in group.items()}
+
+
+def _best_mean(group: Mapping[int, Run]) -> float:
+    return max(row[RATE].mean for row in estimates(_metrics(group)).values())
 
 
 def _heading(run: Run, first: Run | None) -> Text:
@@ -114,12 +150,6 @@ def finished_runs() -> list[Run]:
     """Return the parent runs of finished flow runs, latest first."""
     from datetime import datetime
 
-    client = tracking.client()
-    found = client.search_runs(
-        [tracking.experiment_id(client)],
-        filter_string=f"tags.kind = '{KIND}' and attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
-    )
     return [
         Run(
             name=str(run.info.run_name),
@@ -128,8 +158,9 @@ def finished_runs() -> list[Run]:
             params=run.data.params,
             metrics={renamed(key): value for key, value in run.data.metrics.items()},
             terms={key: run.data.tags[key] for key in TERMS if key in run.data.tags},
+            code_and_data=run.data.tags.get(CODE_AND_DATA, ""),
         )
-        for run in found
+        for run in tracking.pipeline_runs()
     ]
 
 

@@ -15,7 +15,8 @@ from rich.text import Text
 from flows.commands.durations import Span, measure, seconds, span_text, together, work
 from flows.commands.installation import Finding, look, packages, python
 from flows.commands.screen import plain_table
-from flows.run.changes import Changes, require_data
+from flows.commands.sizes import SIZES, config_of, described, narrow
+from flows.run.changes import Changes, require_data, require_suited_model
 from flows.run.graph import read_graph
 from flows.servers.services import find
 from rlhf_core.algorithms.base.table import policy_algorithms
@@ -23,6 +24,7 @@ from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned
 from tasks.data.readers import kind_of, read_rows
 from tasks.files import declared
+from tasks.files.formats import AUTO
 from tasks.params.derived import stage_of
 from tasks.params.schema import Params
 from tasks.problems.problem import Counts
@@ -36,8 +38,18 @@ if TYPE_CHECKING:
     from tasks.common.preflight import Check
 
 
+WITHOUT = f"For an estimate without a model, choose the nearest size: --size, one of {', '.join(SIZES)}"
+
 # Bytes per weight on disk: a checkpoint; and a resume state with AdamW's moments, with the one that replaces it.
 SAVED, RESUMED = 4, 2 * (4 + 8)
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """A model's size (a key of SIZES) and a number of rows to estimate for."""
+
+    size: str
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,11 @@ class Data:
     counts: Counts | None = None
 
 
-def examine(root: Path, profile: str, assignments: list[str], out: Console) -> bool:
-    """Print the findings for a run of this profile with these values. Return whether the run can start."""
+def examine(root: Path, profile: str, assignments: list[str], out: Console, assumed: Assumed | None = None) -> bool:
+    """Print the findings for a run of this profile with these values. Return whether the run can start.
+
+    With `assumed`, the estimates are those of a model and data that need not be here.
+    """
     findings = list(_environment(root))
     try:
         params = Changes.from_command_line(profile, assignments).resolve(root).params
@@ -62,28 +77,51 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console) -> b
         data = _data(params)
         findings.append(Finding("data", True, data.detail))
     except UserError as error:
-        findings.append(Finding("data", False, str(error)))
+        findings.append(Finding("data", None if assumed else False, str(error)))
+    if assumed and (data is None or data.counts is None):
+        data = _assumed_data(assumed, params)
+        findings.append(Finding("data", None, data.detail))
     findings += _devices(params)
     needs: list[Need] = []
     spans: dict[str, Span] = {}
     try:
-        config, is_from_scratch = _model(params)
+        config, is_from_scratch = (config_of(assumed.size), False) if assumed else _model(params)
         shape = model_shape(config)
         needs = estimate(shape, params, is_from_scratch)
         size = f"{shape.weights / 1e6:,.1f} M weights, {shape.layers} layers of width {shape.width}"
-        findings.append(Finding("model", True, f"{size}{', trained from scratch' if is_from_scratch else ''}"))
+        if assumed:
+            said = f"no model is read; the estimates are for the shape of {described(assumed.size)}: {size}"
+            findings.append(Finding("model", None, said))
+        else:
+            findings.append(Finding("model", True, f"{size}{', trained from scratch' if is_from_scratch else ''}"))
+        can_start = all(finding.is_ok is not False for finding in findings)
         findings += [_memory(needs, params), _disk(root, shape, params)]
-        if data is not None and data.counts is not None and all(finding.is_ok is not False for finding in findings):
-            spans = _spans(params, data.counts, config, is_from_scratch)
+        if assumed is None:  # an assumed run need not fit this machine
+            can_start = all(finding.is_ok is not False for finding in findings)
+        if data is not None and data.counts is not None and can_start:
+            timed = narrow(config) if assumed else config
+            spans = _spans(params, data.counts, timed, is_from_scratch, shape.weights)
             findings.append(_time(spans, params))
     except UserError as error:
         findings.append(Finding("model", False, str(error)))
     return _show(findings, needs, free_memory(params), out, spans)
 
 
-def _spans(params: Params, counts: Counts, config: "PretrainedConfig", is_from_scratch: bool) -> dict[str, Span]:
-    """Return the shortest and longest duration of each stage in seconds, from a short measurement on this device."""
-    speed = measure(config, params, "cuda" if on_gpu(params) else "cpu")
+def _assumed_data(assumed: Assumed, params: Params) -> Data:
+    """Data of the configured format with as many rows as assumed; preferences if the format is detected."""
+    kind = "preference" if params.prepare.format == AUTO else params.prepare.format
+    counts = problem_of(kind).count_rows(params, assumed.rows)
+    return Data(f"the times are for {assumed.rows:,} rows of kind {kind}; other numbers: --rows", counts)
+
+
+def _spans(
+    params: Params, counts: Counts, config: "PretrainedConfig", is_from_scratch: bool, weights: int
+) -> dict[str, Span]:
+    """Return the shortest and longest duration of each stage in seconds, from a short measurement on this device.
+
+    `config` is measured in place of a model with so many weights.
+    """
+    speed = measure(config, params, "cuda" if on_gpu(params) else "cpu", weights)
     stages = work(params, counts, is_from_scratch)
     return {stage: seconds(item, speed, params) for stage, item in stages.items()}
 
@@ -118,6 +156,7 @@ def _passed(check: Callable[[], None]) -> str:
 
 def _checks(stage: str, params: Params) -> "Iterator[Check]":
     single = [item.name for item in declared.STAGES if item.checks and not item.is_matrix]
+    single += [f"{declared.REWARDS}@{name}" for name in params.reward_models.names]
     if stage not in [*single, *map(stage_of, policy_algorithms())]:
         listed = ", ".join([*single, *map(stage_of, params.policy.methods)])
         raise UserError(f"--stage {stage} is not a training stage. Choose from: {listed}.")
@@ -181,7 +220,13 @@ def _model(params: Params) -> "tuple[PretrainedConfig, bool]":
             return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False), False
         except (OSError, ValueError) as error:  # not found, or an architecture with custom code
             first = str(error).strip().splitlines()[0]
-            raise UserError(f"model.hub {params.model.hub}: {first} Check the id and the network.") from error
+            raise UserError(
+                f"model.hub {params.model.hub}: {first} Check the id and the network.\n{WITHOUT}"
+            ) from error
+    try:
+        require_suited_model(params)
+    except UserError as error:
+        raise UserError(f"{error}\n{WITHOUT}") from error
     source = model_source(params.model)
     config = load_config(source.config or source.folder or Path())
     if source.config is not None:

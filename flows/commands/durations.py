@@ -51,9 +51,11 @@ def seconds(work: Work, speed: Speed, params: Params) -> Span:
 
 def work(params: Params, rows: Counts, is_from_scratch: bool) -> dict[str, Work]:
     """Return the work of each declared stage that runs a model, by name; for a policy, from its method."""
-    found = {}
+    found: dict[str, Work] = {}
     for stage in declared.STAGES:
-        if stage.is_matrix:
+        if stage.name == declared.REWARDS:
+            found |= {f"{stage.name}@{name}": _members(params, rows) for name in params.reward_models.names}
+        elif stage.is_matrix:
             for name in params.policy.methods:
                 if declared.of(stage_of(name)) == stage:
                     section = params.policy.section(name)
@@ -66,9 +68,20 @@ def work(params: Params, rows: Counts, is_from_scratch: bool) -> dict[str, Work]
 
 def _reward(params: Params, rows: Counts) -> Work:
     """Return the work of the members and of a judge model: pairs, and samples on which the scores are centred."""
-    reward = params.reward
-    models = reward.members * (rows.preferences > 0) + (rows.judge > 0)
-    return Work(trained=2 * models * reward.visits(rows.preferences), sampled=models * reward.centre_prompts)
+    judge = Work(
+        trained=2 * (rows.judge > 0) * params.reward.visits(rows.preferences),
+        sampled=(rows.judge > 0) * params.reward.centre_prompts,
+    )
+    members = Work() if params.reward_models.names else _members(params, rows)
+    return Work(trained=members.trained + judge.trained, sampled=members.sampled + judge.sampled)
+
+
+def _members(params: Params, rows: Counts) -> Work:
+    """Return the work of one reward model's members: the pairs, at most all, and samples for centring."""
+    models = params.reward.members * (rows.preferences > 0)
+    return Work(
+        trained=2 * models * params.reward.visits(rows.preferences), sampled=models * params.reward.centre_prompts
+    )
 
 
 def _evaluation(params: Params, rows: Counts) -> Work:
@@ -94,8 +107,11 @@ STAGE_WORK: dict[str, Callable[[Params, Counts], Work]] = {
 }
 
 
-def measure(config: "PretrainedConfig", params: Params, device: str) -> Speed:
-    """Time a few steps of the model that `config` describes, in a few seconds."""
+def measure(config: "PretrainedConfig", params: Params, device: str, weights_of: int | None = None) -> Speed:
+    """Time a few steps of the model that `config` describes, in a few seconds.
+
+    weights_of: number of weights of the larger model that it stands for, if any; its times are in proportion.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -133,7 +149,7 @@ def measure(config: "PretrainedConfig", params: Params, device: str) -> Speed:
         settings = {"min_new_tokens": count, "max_new_tokens": count, "do_sample": True, "pad_token_id": 0}
         return lambda: model.generate(prompts, attention_mask=torch.ones_like(prompts), **settings)
 
-    scale = shape.weights / weights
+    scale = (weights_of or shape.weights) / weights
     train_time, read_time = _seconds(train, device), _seconds(read, device)
     sample_time = max(_seconds(sample(9), device) - _seconds(sample(1), device), 1e-9)
     return Speed(
@@ -179,9 +195,9 @@ def together(spans: Mapping[str, Span], parallel: int) -> Span:
 
 
 def span_text(span: Span) -> str:
-    """Format a span with two significant digits: `20–40 s`, `3–6 min`, `1.5–3 h`."""
-    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
+    """Format a span with two significant digits: `20–40 s`, `3–6 min`, `1.5–3 h`, `1,800–3,600 days`."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if span[1] >= 1.5 * size or size == 1:
-            low, high = (f"{value / size:.2g}" for value in span)
+            low, high = (f"{float(f'{value / size:.2g}'):,g}" for value in span)
             return f"{low} {unit}" if low == high else f"{low}–{high} {unit}"
     raise AssertionError

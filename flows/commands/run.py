@@ -13,6 +13,7 @@ from flows.run import stopping
 from flows.run.changes import Changes, require_inputs
 from flows.run.graph import read_graph, select
 from flows.run.lineage import read_report
+from flows.run.seeds import SeedPlan, plan_seeds, read_seeds, require_seeds
 from flows.run.workspace import plan
 from flows.servers import temporary
 from flows.servers.services import find
@@ -43,7 +44,13 @@ def _is_no_link(record: logging.LogRecord) -> bool:
 
 
 def run_pipeline(
-    root: Path, profile: str, assignments: list[str], only: str | None, name: str | None, out: Console
+    root: Path,
+    profile: str,
+    assignments: list[str],
+    only: str | None,
+    name: str | None,
+    seeds: str | None,
+    out: Console,
 ) -> None:
     """Run the flow on `root`, with the Prefect server of `rlhf up` if it is running, else with a temporary one.
 
@@ -52,10 +59,15 @@ def run_pipeline(
         Stopped, KeyboardInterrupt: the user stopped the run.
     """
     changes = Changes.from_command_line(profile, assignments)
+    chosen = read_seeds(seeds) if seeds is not None else []
+    if chosen:
+        require_seeds(chosen, changes, only)
     resolved = changes.resolve(root)
     require_inputs(resolved.params, root)
     select(read_graph(root), only)
-    plan(root, resolved, name)
+    planned = plan_seeds(root, changes, chosen, name, only) if chosen else None
+    if planned is None:
+        plan(root, resolved, name)
     services = find(root)
     os.environ.update(TERMINAL)
     if services is not None:
@@ -74,14 +86,35 @@ def run_pipeline(
         temporary.wait(server)
     if stopping.is_asked():  # a KeyboardInterrupt during an import may be swallowed
         raise stopping.Stopped
-    with handing(resolved), stopping.calling(lambda: None):
+    each = [run.resolved for run in planned.runs] if planned else []
+    with handing(resolved, *each), stopping.calling(lambda: None):
         state: Any = rlhf_pipeline(
-            profile=profile, name=name or "", only=only or "", overrides=dict(changes.overrides), return_state=True
+            profile=profile,
+            name=name or "",
+            seeds=chosen,
+            only=only or "",
+            overrides=dict(changes.overrides),
+            return_state=True,
         )
     if not state.is_completed():
         raise UserError(str(state.message))
     result = state.result()
-    _say_where(Path(result["reports"]), result["experiment"], services is not None, out)
+    reports = Path(result["reports"])
+    if planned is None:
+        _say_where(reports, result["experiment"], services is not None, out)
+    else:
+        _say_over_seeds(planned, reports, out)
+
+
+def _say_over_seeds(planned: SeedPlan, reports: Path, out: Console) -> None:
+    """Print the figures over seeds, as `rlhf compare` does, and the newest report."""
+    from flows.commands.compare import finished_runs, print_over_seeds
+
+    names = {run.name for run in planned.runs}
+    if not print_over_seeds(out, [run for run in finished_runs() if run.name in names]) and len(names) > 1:
+        out.print("No figures over seeds: the seeds' runs have no judged policies, or other code or data.")
+    if (page := reports / paths.PAGE.name).is_file():
+        out.print(f"Report of {reports.name}, with the figures over seeds: {page}")
 
 
 def _say_where(reports: Path, experiment: str | None, is_up: bool, out: Console) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from rlhf_core.algorithms.base.config import OptimizerConfig
 from rlhf_core.common.device import require_bitsandbytes, require_cuda, require_packages
 from rlhf_core.common.errors import UserError
-from tasks.common.source import model_source, require_pinned
+from tasks.common.source import model_source, require_pinned, reward_base
 from tasks.data.readers import first_rows, kind_of, pinned
 from tasks.params.load import as_written, load_profile, merged, read_assignment, read_yaml, validate, with_values
 from tasks.params.schema import Params
@@ -95,6 +95,11 @@ def require_inputs(params: Params, root: Path) -> None:
     """
     if params.run.device == "cuda":
         require_cuda()
+    for entry in params.policy.rewards:
+        if entry.path is not None and not (root / entry.path / "config.json").is_file():
+            raise UserError(f"policy.rewards: {entry.path} is not a model folder. Copy the reward model there.")
+    if params.reward.base is not None and "@" not in params.reward.base:
+        reward_base(params.reward.base, root)
     require_packages(params.model.dtype, params.model.attn_implementation)
     if any(optimizer == "adamw_8bit" for optimizer in _optimizers(params)):
         require_bitsandbytes("an optimizer is adamw_8bit", "set it to adamw")
@@ -110,6 +115,7 @@ def require_inputs(params: Params, root: Path) -> None:
         pinned(prepare.hub)
     elif generated := generated_problem(prepare.format):
         generated.look(prepare, root)
+        generated.check(params, from_scratch=from_scratch)
     else:
         path, base = root / prepare.path, prepare.preference_base
         rows = first_rows(path, prepare.format, prepare.answer_pattern, preference_base=base)

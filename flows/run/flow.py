@@ -24,6 +24,8 @@ from flows.run.changes import DEFAULT, Changes, Resolved, require_inputs
 from flows.run.form import Form, Profile, chosen
 from flows.run.graph import Stage, read_graph, select
 from flows.run.lineage import ParentRun, comparison_markdown, read_report
+from flows.run.locks import RUNS
+from flows.run.seeds import SeedPlan, plan_seeds
 from flows.run.stages import StageRunner
 from flows.run.stopping import Stopped
 from flows.run.workspace import Workspace, open_workspace
@@ -33,8 +35,8 @@ from rlhf_core.common.errors import UserError
 from tasks.files import paths
 from tasks.params.schema import Params
 
-# The changes that `rlhf run` has resolved, for the flow that it starts in the same process.
-_HANDED: ContextVar[Resolved | None] = ContextVar("handed", default=None)
+# The changes that `rlhf run` has resolved, for the flow that it starts in the same process; one for each seed.
+_HANDED: ContextVar[tuple[Resolved, ...]] = ContextVar("handed", default=())
 
 MISTAKE = "Mistake"  # state of a stage that failed because of a user's mistake
 
@@ -62,14 +64,15 @@ def _title() -> str:
     given = flow_run.parameters
     changes = _changes(given["profile"], given["parameters"], given["overrides"])
     try:
-        return given.get("name") or _resolved(changes).title()
+        title = given.get("name") or _resolved(changes).title()
+        return title + (f", seeds {', '.join(map(str, given['seeds']))}" if given.get("seeds") else "")
     except UserError:  # the run reports it
         return changes.label()
 
 
 @contextmanager
-def handing(resolved: Resolved) -> Iterator[None]:
-    """In this context, a flow with the same changes uses `resolved` instead of reading the files again."""
+def handing(*resolved: Resolved) -> Iterator[None]:
+    """In this context, a flow with the same changes uses one of `resolved` instead of reading the files again."""
     token = _HANDED.set(resolved)
     try:
         yield
@@ -78,8 +81,8 @@ def handing(resolved: Resolved) -> Iterator[None]:
 
 
 def _resolved(changes: Changes) -> Resolved:
-    handed = _HANDED.get()
-    return handed if handed is not None and handed.changes == changes else changes.resolve(find_root())
+    handed = (resolved for resolved in _HANDED.get() if resolved.changes == changes)
+    return next(handed, None) or changes.resolve(find_root())
 
 
 def _title_of(parameter: str) -> Any:
@@ -93,6 +96,7 @@ def rlhf_pipeline(
     parameters: Annotated[Form, _title_of("Settings")] = Form(),  # noqa: B008 - nobody changes it
     overrides: Annotated[dict[str, Any], _title_of("Any other parameter")] = {},  # noqa: B006 - nobody changes it
     name: Annotated[str, _title_of("Experiment name")] = "",
+    seeds: Annotated[list[int], _title_of("Seeds")] = [],  # noqa: B006 - nobody changes it
     only: Annotated[str, _title_of("Only this stage")] = "",
 ) -> Any:
     """Train, align and judge a model.
@@ -102,11 +106,15 @@ def rlhf_pipeline(
         parameters: Values to change for this run only. An empty field keeps the value in brackets, or the profile's.
         overrides: Values by dotted key of params.yaml, e.g. {"sft.warmup_steps": 20, "prepare.max_dropped": 0.1}.
         name: Name of the DVC experiment that stores the run. If empty, it is made from the changes.
+        seeds: Run once for each of these seeds, e.g. 0, 1 and 2, as the experiments NAME-seed-0, NAME-seed-1, ... If
+            empty, run once.
         only: Run only this stage and the stages it needs, e.g. sft or offline@dpo. If empty, run all.
     """
     try:
-        resolved = _resolved(_changes(profile, parameters, overrides))
-        return _run(find_root(), resolved, only or None, name or None)
+        changes = _changes(profile, parameters, overrides)
+        if seeds:
+            return _run_seeds(plan_seeds(find_root(), changes, seeds, name or None, only or None, _resolved))
+        return _run(find_root(), _resolved(changes), only or None, name or None)
     except UserError as error:
         return Failed(name=MISTAKE, message=str(error))
     except Stopped:
@@ -115,6 +123,34 @@ def rlhf_pipeline(
 
 def _changes(profile: str, parameters: Any, overrides: dict[str, Any]) -> Changes:
     return Changes(profile, {**chosen(parameters), **overrides})
+
+
+def _run_seeds(planned: SeedPlan) -> dict[str, str | None]:
+    """Run the pipeline once for each seed whose experiment is missing, as a flow inside this one.
+
+    Return the path of the newest report, which shows all seeds; the experiment is None, since there are several.
+
+    Raises:
+        UserError: the run of one seed failed. Later ones were not started.
+        Stopped: the user stopped the run.
+    """
+    logger = get_run_logger()
+    newest = planned.runs[-1].name
+    for run in planned.runs:
+        if run.is_stored:
+            logger.info(f"seed {run.seed}: the experiment {run.name} exists")
+            continue
+        newest, wanted = run.name, run.resolved.changes
+        with handing(run.resolved):
+            state: Any = rlhf_pipeline(
+                profile=wanted.profile, overrides=dict(wanted.overrides), name=run.name, return_state=True
+            )
+        if state.is_cancelled():
+            raise Stopped
+        if not state.is_completed():
+            reason, _, _ = str(state.message).partition("\n")
+            raise UserError(f"seed {run.seed}: {reason}\nAfter a fix, continue with: {planned.command}")
+    return {"reports": str(find_root() / RUNS / newest), "experiment": None}
 
 
 def _run(root: Path, resolved: Resolved, only: str | None, name: str | None) -> dict[str, str | None]:

@@ -11,11 +11,10 @@ from typing import Any, Self
 from flows.run.workspace import Workspace
 from tasks.files import paths
 from tasks.params.schema import Params
-from tasks.reporting.comparison import comparison, markdown_table, short_table
+from tasks.reporting.comparison import figures, markdown_table, short_table
+from tasks.reporting.seeds import CODE_AND_DATA, code_and_data
 from tasks.runtime import tracking
 from tasks.runtime.git import code_tags
-
-KIND = "pipeline"  # the tag `kind` of parent runs; runs of stages do not have it
 
 
 class ParentRun:
@@ -30,7 +29,7 @@ class ParentRun:
         tracking.close_interrupted(self.client)
         self.experiment_id = tracking.experiment_id(self.client)
         tags = {
-            "kind": KIND,
+            "kind": tracking.PIPELINE,
             **code_tags(self.root),
             "flow_run_id": self.flow_run_id,
             **tracking.writer_tags(),
@@ -46,9 +45,12 @@ class ParentRun:
         tags = tracking.lock_tag(checkout) | terms_of(checkout)
         if workspace.name:
             tags["experiment"] = workspace.name
+        report = read_report(checkout / paths.REPORTS)
+        if digest := code_and_data(report):
+            tags[CODE_AND_DATA] = digest
         for key, tag in tags.items():
             self.client.set_tag(self.run_id, key, tag)
-        for key, value in figures(read_report(checkout / paths.REPORTS)).items():
+        for key, value in figures(report).items():
             self.client.log_metric(self.run_id, key, value)
         if (page := checkout / paths.PAGE).is_file():
             self.client.log_artifact(self.run_id, str(page))
@@ -86,12 +88,6 @@ def read_report(reports: Path) -> dict[str, Any]:
     """Return report.json of a folder, or {} if there is no report."""
     path = reports / paths.REPORT.name
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """Return the compared figures by their names in MLflow: `win_rate_vs_sft/dpo`, `kl/dpo`, ..."""
-    groups = comparison(report, intervals=True)
-    return {f"{group}/{name}": float(value) for group, row in groups.items() for name, value in row.items()}
 
 
 def terms_of(checkout: Path) -> dict[str, str]:

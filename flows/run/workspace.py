@@ -13,8 +13,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from flows.run.locks import CHECKOUT, FAILED, IN_PLACE, RUNS, only_one, require_
 from flows.run.yaml_edit import update_yaml
 from rlhf_core.common.errors import UserError
 from tasks.files import paths
+from tasks.params.load import effective, validate
+from tasks.params.plain_yaml import load_yaml
 from tasks.runtime.finished import require_resume_folder, sweep_checkout
 from tasks.runtime.git import git, head
 
@@ -76,8 +79,8 @@ def plan(root: Path, wanted: Resolved, name: str | None = None) -> Plan:
     """Return where a run with the parameters `wanted` will work, before anything is made.
 
     Raises:
-        UserError: a bad name, a name that is taken, nothing committed yet, or the same run or a `dvc`
-            command is at work there.
+        UserError: a bad name, a name that is taken, nothing committed yet, the folder contains another run, or the same
+            run or a `dvc` command is at work there.
     """
     if name is not None:
         require_free_name(root, name)
@@ -85,14 +88,25 @@ def plan(root: Path, wanted: Resolved, name: str | None = None) -> Plan:
         chosen = Plan(wanted, root / IN_PLACE)
         require_resume_folder(root)
     else:
-        commit = head(root)
-        edits = git(root, "diff", "HEAD", "--binary")
-        fingerprint = hashlib.sha256(b"\0".join([commit.encode(), edits, repr(wanted.params).encode()])).hexdigest()
-        experiment = name or f"{wanted.changes.label()}_{fingerprint[:6]}"
+        fingerprint, edits = _code(root, wanted)
+        experiment = name or automatic_name(root, wanted)
         chosen = Plan(wanted, root / RUNS / experiment, experiment, fingerprint, edits)
     require_idle(chosen.folder, chosen.title)
     require_no_dvc(chosen.folder / CHECKOUT if chosen.name else root)
+    _refuse_other(chosen.folder, chosen.fingerprint)
     return chosen
+
+
+def automatic_name(root: Path, wanted: Resolved) -> str:
+    """Return the name of a run without one: its changes, and the beginning of its fingerprint."""
+    return f"{wanted.changes.label()}_{_code(root, wanted)[0][:6]}"
+
+
+def _code(root: Path, wanted: Resolved) -> tuple[str, bytes]:
+    """Return the fingerprint of the code and the parameters of a run, and the edits of the code since its commit."""
+    commit = head(root)
+    edits = git(root, "diff", "HEAD", "--binary")
+    return hashlib.sha256(b"\0".join([commit.encode(), edits, repr(wanted.params).encode()])).hexdigest(), edits
 
 
 @contextmanager
@@ -100,7 +114,7 @@ def open_workspace(root: Path, wanted: Resolved, name: str | None = None) -> Ite
     """Yield the workspace of a run: `root` if its parameters are unchanged, else a new clone.
 
     Raises:
-        UserError: see `plan`; or the folder contains another run.
+        UserError: see `plan`.
     """
     chosen = plan(root, wanted, name)
     with only_one(chosen.folder, chosen.title):
@@ -110,14 +124,14 @@ def open_workspace(root: Path, wanted: Resolved, name: str | None = None) -> Ite
             sweep_checkout(root)
             return
         folder, checkout = chosen.folder, chosen.folder / CHECKOUT
-        _refuse_other(folder, chosen.fingerprint)
+        _refuse_other(folder, chosen.fingerprint)  # again, now that nobody else can change the folder
         (folder / FAILED).unlink(missing_ok=True)
         if not (folder / FINGERPRINT).is_file():
             shutil.rmtree(checkout, ignore_errors=True)  # left by an interrupted clone
             make_clone(root, checkout, chosen.edits)
             _link_data(root, checkout, chosen.wanted.raw)
             _lend_untracked(root, checkout)
-            update_yaml(checkout / "params.yaml", chosen.wanted.raw)
+            update_yaml(checkout / "params.yaml", _as_stored(root, chosen.wanted.raw))
             (folder / FINGERPRINT).write_text(chosen.fingerprint)
         try:
             yield Workspace(root, checkout, chosen.name)
@@ -129,12 +143,37 @@ def open_workspace(root: Path, wanted: Resolved, name: str | None = None) -> Ite
 
 def require_free_name(root: Path, name: str) -> None:
     """Raise UserError if `name` is not a valid name for an experiment or is taken."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or ".." in name or name.endswith(".lock"):
-        raise UserError(f"{name!r} is not a valid experiment name. Use letters, digits, '.', '_' and '-'.")
+    _require_name(name)
     if _experiment_refs(root, name):
         raise UserError(
             f"The experiment {name} already exists.\nChoose another --name, or delete it: dvc exp remove {name}"
         )
+
+
+def is_stored(root: Path, name: str, wanted: Resolved) -> bool:
+    """Return whether the experiment `name` exists, with the parameters `wanted`.
+
+    Raises:
+        UserError: the name is not valid, or the experiment has other parameters.
+    """
+    _require_name(name)
+    if not (references := _experiment_refs(root, name)):
+        return False
+    expected = effective(validate(_as_stored(root, wanted.raw)))
+    for reference in references:
+        raw = load_yaml(git(root, "show", f"{reference}:params.yaml").decode(), f"params.yaml of experiment {name}")
+        with suppress(UserError):  # parameters of another version
+            if effective(validate(raw)) == expected:
+                return True
+    raise UserError(
+        f"The experiment {name} exists, with other parameters.\n"
+        f"Choose another --name, or delete it: dvc exp remove {name}"
+    )
+
+
+def _require_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or ".." in name or name.endswith(".lock"):
+        raise UserError(f"{name!r} is not a valid experiment name. Use letters, digits, '.', '_' and '-'.")
 
 
 def make_clone(root: Path, checkout: Path, edits: bytes) -> None:
@@ -216,18 +255,29 @@ def _lend_untracked(root: Path, checkout: Path) -> None:
             target.symlink_to(source)
 
 
-def _link_data(root: Path, checkout: Path, parameters: dict[str, Any]) -> None:
-    """Make local data named by parameters available: link paths inside `root`, make other paths absolute.
+def _link_data(root: Path, checkout: Path, parameters: Mapping[str, Any]) -> None:
+    """Link local data inside `root` that parameters name.
 
     The data is not copied, so that a failed run sees the user's corrections when it is started again.
     """
-    for section, key in DATA_KEYS:
-        value = (parameters.get(section) or {}).get(key)
-        if not isinstance(value, str) or not value or not (root / value).exists():
-            continue  # unset, a hub id, or missing; the stage reports missing files
-        source = (root / value).resolve()
-        if not source.is_relative_to(root.resolve()):
-            parameters[section][key] = str(source)
-        elif not (checkout / value).exists():
+    for _, _, value, source in _local_data(root, parameters):
+        if source.is_relative_to(root.resolve()) and not (checkout / value).exists():
             (checkout / value).parent.mkdir(parents=True, exist_ok=True)
             (checkout / value).symlink_to(source)
+
+
+def _as_stored(root: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters as a clone needs them: paths of data outside `root` are absolute."""
+    stored = deepcopy(dict(parameters))
+    for section, key, _, source in _local_data(root, parameters):
+        if not source.is_relative_to(root.resolve()):
+            stored[section][key] = str(source)
+    return stored
+
+
+def _local_data(root: Path, parameters: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Path]]:
+    """Yield section, key, value and resolved path of local data. The stage reports missing files."""
+    for section, key in DATA_KEYS:
+        value = (parameters.get(section) or {}).get(key)
+        if isinstance(value, str) and value and (root / value).exists():
+            yield section, key, value, (root / value).resolve()

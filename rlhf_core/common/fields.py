@@ -22,8 +22,8 @@ def setting(default: Any, description: str, *, title: str | None = None, **bound
     (`check_bounds`).
     """
     metadata = {"description": description, **({} if title is None else {"title": title}), **bounds}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
 from rlhf_core.feedback.judgement import Judgement, Row, Verdict
-from rlhf_core.feedback.member import Opinion
+from rlhf_core.feedback.opinion import Opinion
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
-Choice = Literal["A", "B", "tie"]
+from rlhf_core.feedback.opinion import Choice
+
 EULER_GAMMA = 0.5772156649015329  # mean of the standard Gumbel distribution
 
 
@@ -126,7 +126,7 @@ def _sigmoid(x: float) -> float:
 
 
 @dataclass(frozen=True)
-class Opinion:
+class MemberOpinion:
     """A member's opinion of responses in the order shown; each method draws answers with `rng`.
 
     features, lengths: one per response; lengths in tokens.

@@ -11,7 +11,7 @@ from rlhf_core.common.responses import Response
 from rlhf_core.common.seeding import stream_seed
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.judgement import Message
-from rlhf_core.feedback.member import Member, Opinion
+from rlhf_core.feedback.member import Member, MemberOpinion
 
 
 def panel(
@@ -75,4 +75,4 @@ class Panelist:
         """Draw the answers that the form needs from the utilities of the responses."""
         features = [self.features(prompt, response.text) for response in shown]
         lengths = [len(response.ids or response.text.split()) for response in shown]
-        return form.simulated(Opinion(self.member, features, lengths, self.rng))
+        return form.simulated(MemberOpinion(self.member, features, lengths, self.rng))

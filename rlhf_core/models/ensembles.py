@@ -56,6 +56,11 @@ class ScalarEnsemble(nn.Module):
         """The divisor of centred scores."""
         return self.models[0].scale
 
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Whether the members read texts with a tokenizer or a chat template that is not the policy's."""
+        return self.models[0].has_own_tokenizer
+
     def set_normalisation(self, offset: float, scale: float) -> None:
         """Add `offset` to every member's offset, which shifts the aggregate by the same amount, and set the scale."""
         for member in self.models:

@@ -110,11 +110,7 @@ class LocalSampler:
     ) -> list[Response]:
         """One response per prompt; see `Sampler`."""
         ends = Ends(self.stop_tokens, partial(self._has_stop_string, tokenizer) if self.stop_strings else None)
-        drawn: list[Drawn] = []
-        for start in range(0, len(prompts), self.rows):
-            part = slice(start, start + self.rows)
-            drawn += self._draw(policy, [prompt.ids for prompt in prompts[part]], seeds[part], ends)
-            report(len(drawn) - start)
+        drawn = self._in_parts(policy, [prompt.ids for prompt in prompts], seeds, ends, report)
         return [
             Response(one.ids, self._text(tokenizer, one.ids), one.ended, one.logprobs if self.temperature else None)
             for one in drawn
@@ -124,10 +120,25 @@ class LocalSampler:
         self, policy: PreTrainedModel, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
     ) -> list[list[int]]:
         """The token ids of one response per prompt, including the end token if the response ended."""
-        parts = [slice(start, start + self.rows) for start in range(0, len(prompts), self.rows)]
-        return [
-            one.ids for part in parts for one in self._draw(policy, prompts[part], seeds[part], Ends(self.stop_tokens))
-        ]
+        drawn = self._in_parts(policy, prompts, seeds, Ends(self.stop_tokens), no_report)
+        return [one.ids for one in drawn]
+
+    def _in_parts(
+        self,
+        policy: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        ends: Ends,
+        report: Callable[[int], None],
+    ) -> list[Drawn]:
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts have {len(seeds)} seeds")
+        drawn: list[Drawn] = []
+        for start in range(0, len(prompts), self.rows):
+            part = slice(start, start + self.rows)
+            drawn += self._draw(policy, prompts[part], seeds[part], ends)
+            report(len(drawn) - start)
+        return drawn
 
     @property
     def _distribution(self) -> Distribution:
@@ -149,8 +160,6 @@ class LocalSampler:
         seeds: Sequence[int],
         ends: Ends,
     ) -> list[Drawn]:
-        if len(seeds) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts have {len(seeds)} seeds")
         width = max(len(prompt) for prompt in prompts)
         context = getattr(policy.config, "max_position_embeddings", None)
         if context is not None and width + self.max_new_tokens > context:

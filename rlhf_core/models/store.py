@@ -110,6 +110,15 @@ class ScalarModel(nn.Module):
         """The divisor of centred scores."""
         return float(getattr(self.model.config, "reward_scale", 1.0))
 
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Whether the model reads texts with a tokenizer or a chat template that is not the policy's."""
+        return bool(getattr(self.model.config, "reward_own_tokenizer", False))
+
+    def set_own_tokenizer(self) -> None:
+        """Note in the config, which is saved with the weights, that the model has its own tokenizer."""
+        self.model.config.reward_own_tokenizer = True
+
     def set_normalisation(self, offset: float, scale: float) -> None:
         """Set centring and scale in the config, which is saved with the weights."""
         self.model.config.reward_offset = offset
@@ -399,6 +408,8 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         )
     model.resize_token_embeddings(known + 1, mean_resizing=False)
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if table is None:  # the head of a reward model
+            continue
         weight: Any = table.weight
         with torch.no_grad():
             weight[known:] = weight[:known].mean(0)

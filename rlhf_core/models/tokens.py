@@ -57,7 +57,40 @@ def ready_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """Return the token ids of a prompt with the generation prompt and, if the model uses one, one beginning token.
+    """Return the token ids of a prompt with the generation prompt and, if the model uses one, one beginning token."""
+    return _render(tokenizer, messages, for_response=True)
+
+
+def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    """Return the token ids of a whole conversation, as reward models with a tokenizer of their own read it."""
+    return _render(tokenizer, messages, for_response=False)
+
+
+def encode_whole(tokenizer: PreTrainedTokenizerBase, messages: Messages, response: str, name: str) -> Example:
+    """Encode a prompt and a response at once, as a reward model reads them that has a tokenizer of its own.
+
+    Raises:
+        UserError: the model's chat template rejects the prompt; states `name`, that of the model.
+    """
+    try:
+        ids = encode_conversation(tokenizer, [*messages, {"role": "assistant", "content": response}])
+    except Exception as error:  # templates raise errors of their own
+        raise UserError(f"{name}: its chat template rejects a prompt ({error}). Use another reward model.") from error
+    return Example(ids[:1], ids[1:])
+
+
+def same_tokens(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers have the same tokens, special tokens and chat template."""
+    special = [(each.bos_token_id, each.eos_token_id, each.pad_token_id) for each in (first, second)]
+    return (
+        first.get_vocab() == second.get_vocab()
+        and special[0] == special[1]
+        and first.chat_template == second.chat_template
+    )
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, for_response: bool) -> list[int]:
+    """Render messages with the chat template and encode the text once.
 
     Chat templates often write the beginning token, and the tokenizer adds another one (docs/pitfalls.md, 4). The
     prompt is therefore rendered to text and encoded without special tokens; if the template writes no beginning token,
@@ -68,7 +101,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
     conversation = list(messages)
     if spelt:
         conversation = [{**message, "content": _broken(message["content"], control)} for message in messages]
-    text = str(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False))
+    text = str(tokenizer.apply_chat_template(conversation, add_generation_prompt=for_response, tokenize=False))
     ids = _encode_broken(tokenizer, text) if spelt else list(tokenizer.encode(text, add_special_tokens=False))
     bos = tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id:

@@ -1,8 +1,8 @@
-"""Rewards for sampled responses (a reward model, an exact answer, a missing end token, ...) and their weighted sum."""
+"""The interface of rewards for sampled responses, the rewards that judges share, and the weighted sum of all terms."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.forward import scores
 from rlhf_core.models.responses import Responses
-from rlhf_core.scoring.answers import format_pattern, matches_whole, normal_answer, read_answer
+from rlhf_core.scoring.answers import normal_answer, read_answer
 
 
 class Reward(Protocol):
@@ -64,96 +64,6 @@ class ExactMatch:
             raise UserError("a prompt has no answer for exact_answer. Set prepare.format to question_answer.")
         found = read_answer(self.pattern, text)
         return found is not None and normal_answer(found) == normal_answer(answer)
-
-
-@dataclass(frozen=True)
-class MissingEnd:
-    """-penalty for a response that was cut off before an end token."""
-
-    penalty: float
-
-    def __call__(self, responses: Responses) -> Tensor:
-        """0 or -penalty, (B,)."""
-        return -self.penalty * (~responses.ended).float()
-
-
-@dataclass(frozen=True)
-class Overlong:
-    """Soft overlong punishment of DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 13.
-
-    longest: L_max, the length limit of responses, in tokens. cache: L_cache, the number of tokens before it over which
-    the punishment grows from 0 to 1. A response that was cut off has L_max tokens.
-    """
-
-    longest: int
-    cache: int
-
-    def __call__(self, responses: Responses) -> Tensor:
-        """0 up to L_max - L_cache tokens, then (L_max - L_cache - |y|)/L_cache, which is -1 at L_max, (B,)."""
-        excess = responses.batch.lengths - (self.longest - self.cache)
-        return -(excess / self.cache).clamp(0, 1)
-
-
-class Length:
-    """The number of response tokens, including the end token; a negative weight penalises length."""
-
-    def __call__(self, responses: Responses) -> Tensor:
-        """|y|, (B,)."""
-        return responses.batch.lengths.float()
-
-
-@dataclass(frozen=True)
-class Format:
-    """1 if the whole response matches `pattern`, else 0. Example: `<think>.*</think>.*`; a dot matches any character.
-
-    Raises:
-        UserError: the pattern is not a regular expression, or takes too long on a response.
-    """
-
-    pattern: str
-
-    def __post_init__(self) -> None:
-        format_pattern(self.pattern)
-
-    def __call__(self, responses: Responses) -> Tensor:
-        """0 or 1, (B,)."""
-        right = [float(matches_whole(self.pattern, text.strip())) for text in responses.texts]
-        return torch.tensor(right, device=responses.device)
-
-
-@dataclass(frozen=True)
-class PythonReward:
-    """A function of the user: function(prompts, responses, answers) -> one number per response.
-
-    prompts: lists of chat messages. responses: texts. answers: the correct answers, None for a prompt without one.
-    """
-
-    name: str
-    function: Callable[[list[Any], list[str], list[str | None]], Sequence[float]]
-
-    def __call__(self, responses: Responses) -> Tensor:
-        """The values of the function, (B,).
-
-        Raises:
-            UserError: the function raises an exception, or does not return one number per response.
-        """
-        prompts = [list(prompt.messages) for prompt in responses.prompts]
-        answers = [prompt.answer for prompt in responses.prompts]
-        try:
-            values = list(self.function(prompts, responses.texts, answers))
-        except Exception as error:
-            raise UserError(
-                f"reward {self.name} raised {type(error).__name__}: {error}. Correct the function."
-            ) from error
-        if len(values) != len(responses):
-            raise UserError(
-                f"reward {self.name} returned {len(values)} values for {len(responses)} responses. "
-                "Return one number per response."
-            )
-        for row, value in enumerate(values):
-            if not isinstance(value, int | float):
-                raise UserError(f"reward {self.name} returned {value!r} for response {row}. Return a number.")
-        return torch.tensor([float(value) for value in values], device=responses.device)
 
 
 @dataclass(frozen=True)

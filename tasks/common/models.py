@@ -87,10 +87,10 @@ class StageModels:
 
     def new_reward_model(self) -> ScalarModel:
         """A scalar model to train: the start with a new score head, drawn from torch's global generator."""
-        model, lora = self.params.model, self.params.model.lora
+        lora = self.params.model.lora
         if lora is None:
-            return self._trained(new_scalar_model(self.start, model.dtype, model.attn_implementation).float())
-        scalar = scalar_on(self._base) or new_scalar_model(self.start, model.dtype, model.attn_implementation)
+            return self._trained(self._new_scalar().float())
+        scalar = scalar_on(self._base) or self._new_scalar()
         add_adapter(scalar.model, lora, self._identity)
         return self._trained(scalar)
 
@@ -118,6 +118,12 @@ class StageModels:
         for name, value in vars(stored).items():
             if name.startswith(STORED):
                 setattr(scalar.model.config, name, value)
+        return scalar
+
+    def _new_scalar(self) -> ScalarModel:
+        scalar = new_scalar_model(self.start, self.params.model.dtype, self.params.model.attn_implementation)
+        if self.tokenizer is not None:
+            fit_vocabulary(scalar.model, load_tokenizer(self.tokenizer))
         return scalar
 
     def _is_adapter(self, folder: Path) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -12,10 +13,30 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_core.common.batch import Example, Unit
 from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
-from rlhf_core.models.tokens import Prompt, encode_prompt, encode_response
+from rlhf_core.models.tokens import Prompt, encode_prompt, encode_response, encode_whole
 from tasks.files.jsonl import read_jsonl
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class OwnTokenizer:
+    """The tokenizer of a reward model that is not the policy's: it reads texts, and ignores the ids of samples."""
+
+    tokenizer: PreTrainedTokenizerBase
+    name: str  # of the model, in messages
+
+
+Reader = PreTrainedTokenizerBase | OwnTokenizer
+
+
+def _examples(reader: Reader, messages: Any, texts: Sequence[str], tokens: Sequence[list[int] | None]) -> list[Example]:
+    """A prompt with each of its responses, whose token ids are known if the policy's model sampled them."""
+    if isinstance(reader, OwnTokenizer):
+        return [encode_whole(reader.tokenizer, messages, text, reader.name) for text in texts]
+    prompt = encode_prompt(reader, messages)
+    given = zip(texts, tokens, strict=True)
+    return [Example(prompt, ids or encode_response(reader, text)) for text, ids in given]
 
 
 def demonstration_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
@@ -35,7 +56,7 @@ def text_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None
     return [(Example(ids[:1], ids[1:]),) for ids in rows]
 
 
-def preference_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Unit]:
+def preference_units(path: Path, tokenizer: Reader, limit: int | None = None) -> list[Unit]:
     """Read rows {"prompt", "chosen", "rejected"} as units (chosen, rejected): all rows, or the first `limit`.
 
     Token ids of sampled responses are used if the row has them. `label` is the probability that chosen is better: 1 by
@@ -43,16 +64,16 @@ def preference_units(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int 
     """
     units: list[Unit] = []
     for row in read_jsonl(path, limit):
-        prompt = encode_prompt(tokenizer, row["prompt"])
-        sides = [row.get(f"{side}_tokens") or encode_response(tokenizer, row[side]) for side in ("chosen", "rejected")]
+        texts, tokens = [row["chosen"], row["rejected"]], [row.get("chosen_tokens"), row.get("rejected_tokens")]
+        chosen, rejected = _examples(tokenizer, row["prompt"], texts, tokens)
         label, margin = row.get("label", 1.0), row.get("margin", math.nan)
-        chosen = Example(prompt, sides[0], preference=label, margin=margin)
-        units.append((chosen, Example(prompt, sides[1], preference=1.0 - label, margin=margin)))
+        chosen = replace(chosen, preference=label, margin=margin)
+        units.append((chosen, replace(rejected, preference=1.0 - label, margin=margin)))
     return units
 
 
-def pair_sources(path: Path) -> list[str | None]:
-    """The data set of each preference, in the order of `preference_units`; None if the row does not name it."""
+def row_sources(path: Path) -> list[str | None]:
+    """The source of each row, in the order of its units; None if the row does not name it."""
     return [row.get("source") for row in read_jsonl(path)]
 
 
@@ -68,23 +89,23 @@ def rating_scale(path: Path) -> tuple[float, float]:
     return fmean(scores), pstdev(scores)
 
 
-def rating_units(path: Path, tokenizer: PreTrainedTokenizerBase, mean: float, std: float) -> list[Unit]:
+def rating_units(path: Path, tokenizer: Reader, mean: float, std: float) -> list[Unit]:
     """Read rows {"prompt", "response", "score"} as units of one example with rating (score - mean) / std."""
     return [(_response(row, tokenizer, rating=(row["score"] - mean) / std),) for row in read_jsonl(path)]
 
 
-def ranking_units(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
+def ranking_units(path: Path, tokenizer: Reader) -> list[Unit]:
     """Read rows {"prompt", "responses", "ranks"} as units of K ranked examples. K may differ between rows."""
     units: list[Unit] = []
     for row in read_jsonl(path):
-        prompt = encode_prompt(tokenizer, row["prompt"])
-        tokens = row.get("responses_tokens") or [encode_response(tokenizer, text) for text in row["responses"]]
-        ranked = zip(tokens, row["ranks"], strict=True)
-        units.append(tuple(Example(prompt, response, rank=float(place)) for response, place in ranked))
+        tokens = row.get("responses_tokens") or [None] * len(row["responses"])
+        examples = _examples(tokenizer, row["prompt"], row["responses"], tokens)
+        ranked = zip(examples, row["ranks"], strict=True)
+        units.append(tuple(replace(example, rank=float(place)) for example, place in ranked))
     return units
 
 
-def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Unit]:
+def unpaired_units(folder: Path, split: str, tokenizer: Reader) -> list[Unit]:
     """Return responses labelled good (1) or bad (0), each with a mismatched row: its prompt, another prompt's response.
 
     Rows come from unpaired_SPLIT.jsonl if it has any. Otherwise each side of a preference becomes one response, without
@@ -114,7 +135,7 @@ def unpaired_units(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase)
     ]
 
 
-def _labelled(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+def _labelled(folder: Path, split: str, tokenizer: Reader) -> list[Example]:
     unpaired = folder / f"unpaired_{split}.jsonl"
     if unpaired.is_file() and (rows := read_jsonl(unpaired)):
         return [_response(row, tokenizer, desirable=float(row["label"])) for row in rows]
@@ -146,11 +167,9 @@ def mismatched(examples: Sequence[Example]) -> list[Example] | None:
     return [found[index] for index in range(len(examples))]
 
 
-def _response(
-    row: Row, tokenizer: PreTrainedTokenizerBase, *, rating: float = math.nan, desirable: float = math.nan
-) -> Example:
-    response = row.get("response_tokens") or encode_response(tokenizer, row["response"])
-    return Example(encode_prompt(tokenizer, row["prompt"]), response, rating=rating, desirable=desirable)
+def _response(row: Row, tokenizer: Reader, *, rating: float = math.nan, desirable: float = math.nan) -> Example:
+    (example,) = _examples(tokenizer, row["prompt"], [row["response"]], [row.get("response_tokens")])
+    return replace(example, rating=rating, desirable=desirable)
 
 
 def as_prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -158,25 +177,25 @@ def as_prompts(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[
     return [Prompt(row["prompt"], encode_prompt(tokenizer, row["prompt"]), row.get("answer")) for row in rows]
 
 
-def _pairs(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Unit]:
+def _pairs(folder: Path, split: str, tokenizer: Reader, limit: int | None) -> list[Unit]:
     return preference_units(folder / f"preferences_{split}.jsonl", tokenizer, limit)
 
 
-def _unpaired(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Unit]:
+def _unpaired(folder: Path, split: str, tokenizer: Reader, limit: int | None) -> list[Unit]:
     return unpaired_units(folder, split, tokenizer)[:limit]
 
 
-def _ratings(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Unit]:
+def _ratings(folder: Path, split: str, tokenizer: Reader, limit: int | None) -> list[Unit]:
     mean, std = rating_scale(folder / "ratings_train.jsonl")  # held-out ratings are on the scale of training
     return rating_units(folder / f"ratings_{split}.jsonl", tokenizer, mean, std)[:limit]
 
 
-def _rankings(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Unit]:
+def _rankings(folder: Path, split: str, tokenizer: Reader, limit: int | None) -> list[Unit]:
     return ranking_units(folder / f"rankings_{split}.jsonl", tokenizer)[:limit]
 
 
 # What a method learns from -> the reader of data/feedback: the units of a split, all or the first `limit`.
-READERS: dict[Data, Callable[[Path, str, PreTrainedTokenizerBase, int | None], list[Unit]]] = {
+READERS: dict[Data, Callable[[Path, str, Reader, int | None], list[Unit]]] = {
     Data.PAIRS: _pairs,
     Data.UNPAIRED: _unpaired,
     Data.RATINGS: _ratings,

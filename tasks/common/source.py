@@ -42,12 +42,14 @@ def model_source(params: ModelParams, root: Path = Path()) -> ModelSource:
         return ModelSource(folder=path, name=path.name)
     if not path.is_file():
         raise UserError(f"{name} does not exist. Name a Hugging Face folder, or a config to train from scratch.")
+    if path.suffix == ".gguf":
+        raise UserError(f"{name} is a GGUF file. Convert it to a folder: rlhf convert {params.path} inputs/models/NAME")
     check_config(path, name)
     return ModelSource(config=path)
 
 
-def require_pinned(hub: str) -> tuple[str, str]:
-    """Return name and revision of `model.hub`.
+def require_pinned(hub: str, key: str = "model.hub") -> tuple[str, str]:
+    """Return name and revision of a hub id, which the parameter `key` has.
 
     Raises:
         UserError: the revision is missing.
@@ -55,24 +57,47 @@ def require_pinned(hub: str) -> tuple[str, str]:
     name, _, revision = hub.partition("@")
     if not name or not revision:
         pinned = f"{name or 'org/name'}@REVISION"
-        raise UserError(f"model.hub is {hub}, which is not pinned. Write {pinned}, with a commit of the repository.")
+        raise UserError(f"{key} is {hub}, which is not pinned. Write {pinned}, with a commit of the repository.")
     return name, revision
 
 
-def _from_hub(hub: str) -> ModelSource:
-    name, revision = require_pinned(hub)
+def download(hub: str, key: str) -> Path:
+    """Return the folder of a pinned hub id, which the parameter `key` has, downloaded or from the cache.
+
+    Raises:
+        UserError: the id is not pinned, or cannot be downloaded.
+    """
+    name, revision = require_pinned(hub, key)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(name, revision=revision, ignore_patterns=["*.gguf", "*.onnx", "*.h5", "*.msgpack"])
+        unused = ["*.gguf", "*.onnx", "*.h5", "*.msgpack"]
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=unused))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.hub {hub} could not be downloaded: {first} Check the id, the revision and the network."
+            f"{key} {hub} could not be downloaded: {first} Check the id, the revision and the network."
         ) from error
-    check_checkpoint(Path(folder), f"model.hub {hub}")
-    return ModelSource(folder=Path(folder), name=name, revision=revision)
+
+
+def _from_hub(hub: str) -> ModelSource:
+    folder = download(hub, "model.hub")
+    check_checkpoint(folder, f"model.hub {hub}")
+    name, revision = require_pinned(hub)
+    return ModelSource(folder=folder, name=name, revision=revision)
+
+
+def reward_base(base: str, root: Path = Path()) -> ModelSource:
+    """Resolve `reward.base`, a folder (relative to `root`) or a pinned hub id, which is downloaded.
+
+    Raises:
+        UserError: it is not a valid checkpoint folder of a language model with a tokenizer.
+    """
+    name, _, revision = base.partition("@")
+    folder = download(base, "reward.base") if revision else root / base
+    check_checkpoint(folder, f"reward.base {base}")
+    return ModelSource(folder=folder, name=name if revision else folder.name, revision=revision or None)
 
 
 def start_checkpoint(params: ModelParams) -> Path:

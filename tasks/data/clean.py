@@ -81,7 +81,8 @@ def clean(
 
 
 def _identity(row: RawRow) -> tuple[Any, ...]:
-    return (_canonical(row.prompt), *row.responses, row.label, repr((row.score, row.ranks, row.margin)))
+    """What duplicates share. The same judgement in two sources is one of each."""
+    return (_canonical(row.prompt), *row.responses, row.label, repr((row.score, row.ranks, row.margin)), row.source)
 
 
 def _fault(row: RawRow, scale: int) -> str:

@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +62,23 @@ def read_rows(
             "Set prepare.preference_base to 1 (1 first, 2 second, 0 tie) or to 0 (0 first, 1 second)."
         )
     return rows
+
+
+def with_file_sources(rows: Iterable[RawRow]) -> list[RawRow]:
+    """Return the rows, each without `source` with the name of its file as source.
+
+    In a folder, it is the first part of the path below it: FOLDER/helpful.jsonl and FOLDER/helpful/train.jsonl.gz are
+    both `helpful`, as is helpful.jsonl alone.
+    """
+    return [replace(row, source=_file_source(row.file)) if row.source is None else row for row in rows]
+
+
+def _file_source(file: str) -> str:
+    """`hh/helpful-base/train.jsonl.gz` -> `helpful-base`; `hh/helpful.jsonl` and `helpful.jsonl` -> `helpful`."""
+    parts = file.split("/")
+    part = parts[1] if len(parts) > 1 else parts[0]
+    suffix = next((suffix for suffix in SUFFIXES if part.endswith(suffix)), "")
+    return part.removesuffix(suffix)
 
 
 def first_rows(

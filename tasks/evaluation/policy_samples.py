@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.common.responses import Response
 from rlhf_core.maths.reductions import sequence_sum
-from rlhf_core.models.forward import response_kl
+from rlhf_core.models.forward import response_kl, response_logprobs
 from rlhf_core.models.responses import Responses
 from rlhf_core.models.sampling import Sampler
 from rlhf_core.models.store import own_temperature
@@ -94,6 +94,16 @@ class PolicySampler:
             tokens = response_kl(policy, self.reference, part, temperature=temperature)
             parts.append(sequence_sum(tokens, part.response_mask))
         return torch.cat(parts).cpu()
+
+    @torch.no_grad()
+    def perplexities(self, responses: Responses) -> list[float]:
+        """The perplexity of each response under the SFT model: exp of its mean negative log-probability."""
+        found: list[float] = []
+        for start in range(0, len(responses), ROWS):
+            part = responses.batch.select(slice(start, start + ROWS))
+            total = sequence_sum(response_logprobs(self.reference, part), part.response_mask)
+            found += (-total / part.lengths).exp().tolist()
+        return found
 
     def _temperature(self, policy: PreTrainedModel) -> float:
         """The sampling temperature of a policy's judged responses."""

@@ -26,7 +26,8 @@ class Loads:
 
 @dataclass(frozen=True)
 class Declared:
-    """One stage of dvc.yaml, or one matrix of stages: `online` represents `online@ppo`, `online@grpo`, ...
+    """One stage of dvc.yaml, or one matrix of stages: `online` represents `online@ppo`, `online@grpo`, ...;
+    the members of `rewards` are the names of reward_models, those of the others the methods.
 
     inputs: outputs of other stages that it reads. outputs: what it writes. checks: the function that checks model and
     data before training, `checks(params)` or, for a matrix, `checks(params, member)`; '' if it does not train.
@@ -44,6 +45,8 @@ class Declared:
 BASE = Declared(
     "base", outputs=(paths.BASE,), inputs=(paths.PREPARED,), checks="tasks.stages.base:checks", loads=Loads(trained=1)
 )  # loads no model if the user's own model is used
+REWARDS = "rewards"  # one stage per reward model of section reward_models
+REWARD_LOADS = Loads(trained=1, frozen=1, is_sampling=True, rows=2, has_logits=False)
 STAGES = (  # in execution order
     Declared("params", outputs=(paths.EFFECTIVE_PARAMS,)),
     Declared("prepare", outputs=(paths.PREPARED,)),
@@ -64,15 +67,23 @@ STAGES = (  # in execution order
     Declared("collect", outputs=(paths.FEEDBACK,), inputs=(paths.PREPARED, paths.SAMPLES)),
     Declared(
         "reward",
-        outputs=(paths.REWARD, paths.JUDGE),
+        outputs=(paths.REWARD, paths.JUDGE, paths.REWARDS_NOTE),
         inputs=(paths.PREPARED, paths.FEEDBACK, paths.SFT),
         checks="tasks.stages.reward:checks",
-        loads=Loads(trained=1, frozen=1, is_sampling=True, rows=2, has_logits=False),
+        loads=REWARD_LOADS,
+    ),
+    Declared(
+        REWARDS,
+        outputs=(paths.REWARDS,),
+        inputs=(paths.PREPARED, paths.FEEDBACK, paths.SFT),
+        checks="tasks.stages.rewards:checks",
+        is_matrix=True,
+        loads=REWARD_LOADS,
     ),
     Declared(
         "online",
         outputs=(paths.POLICIES,),
-        inputs=(paths.PREPARED, paths.SFT, paths.REWARD),
+        inputs=(paths.PREPARED, paths.SFT, paths.REWARD, paths.REWARDS),
         checks="tasks.stages.online:checks",
         is_matrix=True,
     ),
@@ -86,7 +97,7 @@ STAGES = (  # in execution order
     Declared(
         "evaluate",
         outputs=(paths.EVALUATION,),
-        inputs=(paths.PREPARED, paths.SFT, paths.REWARD, paths.JUDGE, paths.POLICIES),
+        inputs=(paths.PREPARED, paths.SFT, paths.REWARD, paths.REWARDS, paths.JUDGE, paths.POLICIES),
         loads=Loads(frozen=4, is_sampling=True),  # policy, SFT model, reward model, judge
     ),
     Declared(
@@ -98,6 +109,7 @@ STAGES = (  # in execution order
             paths.SFT,
             paths.FEEDBACK,
             paths.REWARD,
+            paths.REWARDS,
             paths.JUDGE,
             paths.POLICIES,
             paths.EVALUATION,
@@ -116,11 +128,11 @@ def of(stage: str) -> Declared:
 
 
 def makers(path: Path) -> list[str]:
-    """Return the names of the stages that write `path`."""
-    return [stage.name for stage in STAGES if path in stage.outputs]
+    """Return the names of the stages that write `path` or a file in it."""
+    return [stage.name for stage in STAGES if path in stage.outputs or path in [out.parent for out in stage.outputs]]
 
 
 def checkpoints() -> list[Path]:
     """Return the model folders that stages write, without those of a matrix."""
     folders = [path for stage in STAGES if not stage.is_matrix for path in stage.outputs]
-    return [path for path in folders if path.is_relative_to(paths.MODELS)]
+    return [path for path in folders if path.is_relative_to(paths.MODELS) and not path.suffix]

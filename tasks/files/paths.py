@@ -16,6 +16,8 @@ BASE = MODELS / "base"
 SFT = MODELS / "sft"
 REWARD = MODELS / "reward"
 JUDGE = MODELS / "judge"
+REWARDS = MODELS / "rewards"  # one folder per reward model of section reward_models
+REWARDS_NOTE = REWARDS / "README.md"  # so that the folder exists without any
 POLICIES = MODELS / "policies"
 EVALUATION = Path("evaluation")
 RESULTS = EVALUATION / "results.json"
@@ -45,6 +47,11 @@ def rows(folder: Path, name: str, split: str) -> Path:
 def has_model(folder: Path) -> bool:
     """Whether the folder of a reward or judge model contains one; it was trained unless NO_MODEL is there."""
     return not (folder / NO_MODEL).is_file()
+
+
+def reward_model(name: str | None) -> Path:
+    """The folder of a reward model: of the one on all feedback (None), or of one in section reward_models."""
+    return REWARD if name is None else REWARDS / name
 
 
 def policy(name: str) -> Path:

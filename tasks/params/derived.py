@@ -9,10 +9,13 @@ from rlhf_core.algorithms.base.config import OfflineConfig, OnlineConfig, Optimi
 from rlhf_core.algorithms.base.table import policy_algorithms, reward_losses
 from rlhf_core.common.fields import setting
 from rlhf_core.feedback.table import forms, make_form
+from rlhf_core.scoring.place import FOLDER, require_place
 from tasks.params.explain import Where
 from tasks.params.options import Member, changed_without_effect, described, make_section, options_of
-from tasks.params.sections import RewardTerm, Section
+from tasks.params.reward_terms import RewardTerm
+from tasks.params.sections import Section
 
+SFT_CRITIC = "sft"  # the value of policy.critic for a critic that starts from the SFT model
 LOOPS: dict[type[OptimizerConfig], str] = {OfflineConfig: "offline_loop", OnlineConfig: "online_loop"}
 
 
@@ -60,6 +63,11 @@ class Policy(Section):
     )
     offline: list[str] = setting(MISSING, "methods to train on the feedback itself", title="Methods on feedback")
     rewards: list[RewardTerm] = setting([], "terms whose weighted sum is the reward of a sampled response")
+    critic: str | None = setting(
+        None,
+        "model that critics start from: a name in reward_models, or sft (with a new head); "
+        "null: the reward model, the first one if there are several",
+    )
     reward_code: str = setting(
         MISSING, "file with the functions of policy.rewards; an edit of it reruns the methods of policy.online"
     )
@@ -132,12 +140,19 @@ class Reward(OfflineConfig, Section):
         "mean", "how the members' scores are combined; mean_minus_std subtracts std_coef times their standard deviation"
     )
     std_coef: float = setting(1.0, "λ of mean_minus_std", gt=0)
+    base: str | None = setting(
+        None,
+        f"model to start from: a folder in {FOLDER}, or a Hub id with its revision, org/name@revision; "
+        "null: the SFT model",
+    )
     centre_prompts: int = setting(256, "number of prompts on which the SFT policy's mean reward is set to 0", ge=2)
     unit_scale: bool = setting(True, "divide rewards by their standard deviation over the SFT policy's responses")
 
     def __post_init__(self) -> None:
         if unused := changed_without_effect(self, options_of(reward_losses(), "reward"), self.loss):
             raise ValueError(f"{unused.item.name} has no effect on loss {self.loss}; leave it out")
+        if self.base is not None:
+            require_place(self.base if "@" not in self.base else None, self.base if "@" in self.base else None, "base")
         if self.members == 1 and self.aggregate != "mean":
             raise ValueError("aggregate has no effect on a single model; set it to mean, or raise members")
         if self.std_coef != 1 and self.aggregate != "mean_minus_std":

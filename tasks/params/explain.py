@@ -13,7 +13,14 @@ from tasks.params.peers import peer_hint
 
 LARGEST = 2**63 - 1  # the largest integer that torch, MLflow and JSON readers support
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # invalid in paths or in UTF-8
-KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", list: "a list"}
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    list: "a list",
+    dict: "a section of names",
+}
 
 Where = tuple[str | int, ...]  # the parts of a dotted key; a number is an index into a list
 
@@ -29,7 +36,8 @@ def explain(problem: Any, section: type) -> str:
         return f"the key '{key}' is missing. Add it, or restore the file with: git checkout params.yaml"
     if problem["type"] == "value_error":  # a section with inconsistent values
         place = f"in '{key}', " if key else ""
-        return f"{place}{problem['msg'].removeprefix('Value error, ').rstrip('.')}."
+        text = problem["msg"].removeprefix("Value error, ").rstrip(".")
+        return f"{place}{text}" if text.endswith("?") else f"{place}{text}."
     return wrong_value(where, problem["input"], section)
 
 
@@ -130,6 +138,8 @@ def _kind_at(where: Where, section: type) -> tuple[Any, Mapping[str, Any]] | Non
             kind, metadata = get_type_hints(kind)[str(part)], found[str(part)]
         elif get_origin(kind) is list and isinstance(part, int):
             kind, metadata = get_args(kind)[0], {}
+        elif get_origin(kind) is dict:
+            kind, metadata = get_args(kind)[1], {}
         else:
             return None
     return kind, metadata

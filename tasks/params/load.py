@@ -31,6 +31,7 @@ from tasks.params.schema import Params, all_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = "params.yaml"
+EXTENDS = "extends"  # key of a profile: the profile that it starts from
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -61,17 +62,25 @@ def load_params(path: Path | None = None) -> Params:
     return validate(read_yaml(path), str(path))
 
 
-def load_profile(name: str, root: Path = ROOT) -> dict[str, Any]:
-    """Return the values that profiles/NAME.yaml changes.
+def load_profile(name: str, root: Path = ROOT, within: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the values that profiles/NAME.yaml changes, merged into those of the profile that it `extends`, if any.
+
+    within: the profiles that led to this one.
 
     Raises:
-        UserError: the profile does not exist; the message lists those that do.
+        UserError: the profile does not exist (the message lists those that do), or it extends itself.
     """
     folder = root / "profiles"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
-        raise UserError(f"The profile '{name}' does not exist. Choose from: {', '.join(known)}.")
-    return read_yaml(folder / f"{name}.yaml")
+        where = f"profiles/{within[-1]}.yaml: extends: " if within else ""
+        raise UserError(f"{where}The profile '{name}' does not exist. Choose from: {', '.join(known)}.")
+    if name in within:
+        raise UserError(f"profiles/{name}.yaml extends itself: {' -> '.join((*within, name))}. Remove one `extends`.")
+    own = read_yaml(folder / f"{name}.yaml")
+    if EXTENDS not in own:
+        return own
+    return merged(load_profile(str(own.pop(EXTENDS)), root, (*within, name)), own)
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,9 +213,11 @@ def effective(params: Params) -> dict[str, Any]:
     """Return every value that a stage can read, for params.effective.yaml.
 
     Two parts are omitted: run.parallel, which changes no result, and the loops, whose values each method's section has.
+    Each reward model has its sources, so that its stage can depend on them alone.
     """
     values = asdict(params)
     del values["run"]["parallel"]
+    values["reward_models"]["sources"] = {name: params.reward_models.of(name) for name in params.reward_models.names}
     for loop in LOOPS.values():
         del values["policy"][loop]
     return values

@@ -1,17 +1,20 @@
 """The sections of params.yaml, one per stage, with the meaning and bounds of every key."""
 
+import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from typing import Literal
 
 from rlhf_core.algorithms.base.config import OfflineConfig
 from rlhf_core.common.device import AttentionName, Device, Precision, Weights
-from rlhf_core.common.fields import check_bounds, setting
+from rlhf_core.common.fields import setting
 from rlhf_core.common.lora import Lora
-from rlhf_core.scoring.answers import ANSWER_PATTERN, answer_pattern, format_pattern
+from rlhf_core.scoring.answers import ANSWER_PATTERN, answer_pattern
 from tasks.files.formats import AUTO, GENERATED, ROWS
 from tasks.files.paths import SFT
 
+RESERVED = ("model", "reward", "judge", "sft")  # names of other models of a run
 Format = Literal[(*GENERATED, AUTO, *ROWS)]  # type: ignore[valid-type]
 
 
@@ -67,7 +70,10 @@ class PrepareParams(Section):
     """Data preparation."""
 
     format: Format = setting("helpdesk", "the kind of the rows; auto detects it from their fields")
-    path: str = setting(MISSING, "a data file or folder; for helpdesk, its world file")
+    path: str = setting(
+        MISSING,
+        "a data file or folder; helpdesk: its world file; instructions: its topics, or prompts in IFEval's format",
+    )
     hub: str = setting("", "a Hub data set id with its revision, org/name@revision; replaces path", title="Hub id")
     answer_pattern: str = setting(
         ANSWER_PATTERN,
@@ -78,8 +84,16 @@ class PrepareParams(Section):
         "meaning of 0 and 1 in `preference` if no row has 2. 0: 0 is the first response, 1 the second; "
         "1: 0 is a tie, 1 the first response",
     )
+    file_sources: bool = setting(
+        False,
+        "true: a row without `source` gets the name of its file, or of its folder in prepare.path, as its source",
+    )
     demonstrations: int = setting(2000, "helpdesk: number of demonstrations to generate", ge=1)
-    prompts: int = setting(3000, "helpdesk: number of prompts to generate, for feedback and on-policy training", ge=1)
+    prompts: int = setting(
+        3000,
+        "helpdesk, instructions: number of training prompts to generate, for feedback and on-policy training",
+        ge=1,
+    )
     threads: int = setting(6000, "helpdesk: number of threads to generate as raw text for the base model", ge=1)
     limit: int | None = setting(
         None, "number of rows to use, from the first on; null for all", title="Number of rows", ge=1
@@ -124,44 +138,37 @@ class SampleParams(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardTerm(Section):
-    """One term of the reward for sampled responses. The weighted terms are summed; each is logged separately."""
+class RewardModelsParams(Section):
+    """Several reward models, each trained on some sources of the feedback with the options of section `reward`."""
 
-    name: Literal["model", "exact_answer", "missing_end", "length", "overlong", "format", "python"] = setting(
-        "model",
-        "model: the reward model's score; exact_answer: 1 for the right answer; missing_end: -1 without an end token; "
-        "length: response tokens; overlong: 0 to -1 over the last `cache` tokens before the length limit; "
-        "format: 1 if the pattern matches; python: your own function",
+    names: list[str] = setting(
+        MISSING, "names of the models, for policy.rewards; [] trains one model on all feedback", title="Reward models"
     )
-    weight: float = setting(1.0, "factor of the term")
-    clamp: float | None = setting(None, "model: scores are clamped to ± this value; null for no limit", gt=0)
-    cache: int | None = setting(
-        None, "overlong: tokens before the limit over which it grows (arXiv:2503.14476, eq. 13)", ge=1
+    sources: dict[str, list[str]] = setting(
+        {}, "for each name the sources (`source` of the rows) that it learns from; by default the source of that name"
     )
-    pattern: str | None = setting(None, "format: regular expression that must match the whole response")
-    function: str | None = setting(None, "python: module:function, called with prompts, responses and answers")
 
     def __post_init__(self) -> None:
-        check_bounds(self)
-        if self.weight == 0:
-            raise ValueError(f"reward {self.name} has weight 0 and so no effect; remove it from the list")
-        for option, term, needed in (
-            ("clamp", "model", False),
-            ("cache", "overlong", True),
-            ("pattern", "format", True),
-            ("function", "python", True),
-        ):
-            if getattr(self, option) is not None and self.name != term:
-                raise ValueError(f"{option} has no effect on reward {self.name}; leave it out")
-            if needed and self.name == term and getattr(self, option) is None:
-                raise ValueError(f"reward {term} needs {option}; add it")
-        if self.pattern is not None:
-            format_pattern(self.pattern)
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"names has duplicates: {', '.join(self.names)}; name each model once")
+        for name in self.names:
+            if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII) or name in RESERVED:
+                raise ValueError(f"names contains {name}; use letters, digits, - and _, but not {', '.join(RESERVED)}")
+        for name, sources in self.sources.items():
+            if name not in self.names:
+                raise ValueError(f"sources has {name}, which is not in names; {nearest(name, self.names)}")
+            if not sources:
+                raise ValueError(f"sources of {name} is empty; name at least one source")
 
-    @property
-    def label(self) -> str:
-        """The name under which the term is logged."""
-        return self.name if self.function is None else self.function.rpartition(":")[2]
+    def of(self, name: str) -> list[str]:
+        """The sources that a model learns from."""
+        return self.sources.get(name, [name])
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Suggest the most similar of the known names, or list them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"choose from: {', '.join(known) or 'none'}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,11 @@
 """The help desk, the built-in task: generated from the seed, with a gold rubric that the simulated panel shares."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
-from typing import TYPE_CHECKING
+from random import Random
+from typing import TYPE_CHECKING, Any
 
 from helpdesk.rubric import GOLD_WEIGHTS, features, gold_score
 from helpdesk.world import World
@@ -14,7 +15,7 @@ from tasks.data.readers import SUFFIXES
 from tasks.params.schema import Params
 from tasks.params.sections import PrepareParams
 from tasks.problems.material import Generated, Material
-from tasks.problems.problem import Counts, Gold, Messages, require_path, text_judge
+from tasks.problems.problem import Counts, Messages, require_path, text_judge
 
 if TYPE_CHECKING:
     from rlhf_core.scoring.judges import Judge
@@ -52,7 +53,7 @@ class HelpDesk(Generated):
     has_judge = True
     has_panel = True
 
-    def gold(self, prepare: PrepareParams) -> Gold:
+    def gold(self, prepare: PrepareParams) -> Rubric:
         """The rubric of the configured world."""
         return Rubric(World.load(Path(prepare.path)))
 
@@ -60,6 +61,18 @@ class HelpDesk(Generated):
         """A judge by the gold score."""
         gold = self.gold(prepare)
         return text_judge("gold rubric", lambda prompt, text: gold.score(prompt.messages, text))
+
+    def annotators(self, params: Params, rng: Random) -> Sequence[Any]:
+        """The panel, whose tastes are near the gold rubric."""
+        from rlhf_core.feedback.panel import Panelist, panel
+
+        gold = self.gold(params.prepare)
+        members = panel(gold.weights, params.collect.annotators, params.run.seed)
+        return [Panelist(member, gold.features, rng) for member in members]
+
+    def panel_title(self, params: Params) -> str:
+        """Their number."""
+        return f"a panel of {params.collect.annotators} simulated annotators"
 
     def setting_for(self, form: str, file: str) -> str:
         """The panel can be asked for any form of feedback."""

@@ -8,11 +8,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from rlhf_core.algorithms.base.algorithm import Algorithm
 from rlhf_core.common.errors import UserError
-from tasks.params.derived import without_critic
+from rlhf_core.scoring.term import Need
+from tasks.params.derived import SFT_CRITIC, without_critic
 from tasks.params.schema import Params, algorithm_of
 from tasks.params.sections import PrepareParams
 
@@ -24,19 +26,10 @@ Messages = Sequence[Mapping[str, str]]
 
 
 class Gold(Protocol):
-    """The true quality of a response: a weighted sum of features that only judges and the panel know."""
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """Weight of each feature."""
-        ...
-
-    def features(self, prompt: Messages, response: str) -> Mapping[str, float]:
-        """The features of a response, by name."""
-        ...
+    """The true quality of a response, which only judges and simulated annotators know."""
 
     def score(self, prompt: Messages, response: str) -> float:
-        """The sum of the weighted features."""
+        """The quality; higher is better."""
         ...
 
 
@@ -52,6 +45,30 @@ class Counts:
     asked: int  # prompts to sample responses for, to collect feedback
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """One figure of responses: Σ met / Σ asked over prompts, which may have no part in it (0 of 0).
+
+    If `asked` is 0 or 1 everywhere, the figure is a mean over prompts and its difference to SFT has an interval.
+    """
+
+    met: Sequence[float]
+    asked: Sequence[float]
+
+    @property
+    def value(self) -> float | None:
+        """The figure; None if no prompt has a part in it."""
+        return sum(self.met) / sum(self.asked) if sum(self.asked) else None
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the figure is a mean over the prompts that have a part in it."""
+        return set(self.asked) <= {0, 1}
+
+
+Outcomes = Mapping[str, Outcome]
+
+
 class Problem:
     """A task. `kind` is the name of its data in card.json. A task declares only what differs from these defaults."""
 
@@ -62,6 +79,8 @@ class Problem:
     has_text: ClassVar[bool] = True  # for training a model from scratch
     has_feedback: ClassVar[bool] = False  # the data's own, or the panel's
     has_answers: ClassVar[bool] = False
+    has_outcomes: ClassVar[bool] = False  # figures of its own in the evaluation
+    has_constraints: ClassVar[bool] = False  # which code checks
     has_panel: ClassVar[bool] = False  # simulated annotators, who share the task's gold
     has_judge: ClassVar[bool] = False  # a judge that is not trained on feedback
     no_feedback: ClassVar[str] = "the data has none"  # why there are no preferences
@@ -77,6 +96,30 @@ class Problem:
     def judge(self, prepare: PrepareParams) -> "Judge | None":
         """The judge of the evaluation; None if it is a second reward model, or if there is none."""
         return None
+
+    def annotators(self, params: Params, rng: Random) -> Sequence[Any]:
+        """The simulated annotators (rlhf_core.feedback.annotator) of a task that `has_panel`.
+
+        rng: the source of their noise.
+        """
+        raise NotImplementedError
+
+    def panel_title(self, params: Params) -> str:
+        """Who the simulated annotators are, for the report."""
+        raise NotImplementedError
+
+    def outcomes(
+        self, prompts: Sequence[Messages], texts: Sequence[str], perplexities: Sequence[float], typical: Sequence[float]
+    ) -> Outcomes:
+        """The figures of a task that `has_outcomes`, by name.
+
+        perplexities: of each text under the SFT model. typical: those of the SFT model's own responses.
+        """
+        raise NotImplementedError
+
+    def constraint_score(self, guard: bool) -> Callable[[Messages, str], float]:
+        """A function of prompt and response: the share of the constraints met; with `guard`, 0 if it is no answer."""
+        raise NotImplementedError
 
     @property
     def needs_judge_model(self) -> bool:
@@ -125,6 +168,13 @@ class Problem:
             UserError: the data lacks something; the message names the parameter that needs it.
         """
         self.check_model(from_scratch=from_scratch)
+        if params.reward_models.names:
+            self._need_feedback("reward_models names models")
+            if self.has_panel:
+                raise UserError(
+                    "reward_models.names needs feedback with sources, but that of the simulated annotators has none. "
+                    "Set reward_models.names to [], or prepare.path to data of your own."
+                )
         is_rewarded = False
         for name in params.policy.methods:
             algorithm = algorithm_of(params, name)
@@ -132,7 +182,8 @@ class Problem:
                 is_rewarded = True
             else:
                 self._need_feedback(f"policy.offline names {name}, which learns from feedback")
-            if isinstance(algorithm, Algorithm) and algorithm.needs.critic:
+            has_critic = isinstance(algorithm, Algorithm) and algorithm.needs.critic
+            if has_critic and params.policy.critic != SFT_CRITIC:
                 self._need_feedback(f"policy.online names {name}, whose critic starts from the reward model")
         if is_rewarded:
             self.check_rewards(params)
@@ -155,17 +206,23 @@ class Problem:
         Raises:
             UserError: a term cannot be computed; the message names it.
         """
-        names = [term.name for term in params.policy.rewards]
-        if "model" in names:
-            self._need_feedback("policy.rewards names model")
-        if "exact_answer" in names and not self.has_answers:
-            raise UserError("policy.rewards names exact_answer, but the data has no answers. Remove exact_answer.")
-        longest = params.prepare.max_response_tokens
-        if any(term.cache is not None and term.cache > longest for term in params.policy.rewards):
-            raise UserError(
-                f"The cache of overlong in policy.rewards exceeds prepare.max_response_tokens, {longest}. "
-                f"Set it to {longest} or less."
-            )
+        for entry in params.policy.rewards:
+            need = entry.term.needs
+            if need is Need.FEEDBACK:
+                self._need_feedback(f"policy.rewards names {entry.name}")
+            elif need is not None and not self._has(need):
+                raise UserError(
+                    f"policy.rewards names {entry.name}, but the data has no {need.value}. Remove {entry.name}."
+                )
+            if wrong := entry.term.unfit(params.prepare.max_response_tokens):
+                raise UserError(wrong)
+
+    def _has(self, need: Need) -> bool:
+        return {
+            Need.FEEDBACK: self.has_feedback,
+            Need.ANSWERS: self.has_answers,
+            Need.CONSTRAINTS: self.has_constraints,
+        }[need]
 
     def _need_feedback(self, who: str) -> None:
         if not self.has_feedback:

@@ -152,8 +152,19 @@ def comparison(report: Mapping[str, Any], *, intervals: bool = False) -> dict[st
         elif item.is_logged:
             found[item.key] = {name: row.get(item.key) for name, row in policies.items()}
     found["reward_model"] = {key: (report.get("reward_model") or {}).get(key) for key in REWARD_MODEL}
+    several = report.get("reward_models") or {}
+    found["reward_models"] = {name: model["accuracy"] for name, model in several.items()}
+    for model in several:
+        scores = {name: row["reward_model_scores"][model]["value"] for name, row in policies.items()}
+        found[f"score_of_{model}"] = dict(scores)
     given = {key: {name: value for name, value in row.items() if value is not None} for key, row in found.items()}
     return {key: row for key, row in given.items() if row}
+
+
+def figures(report: Mapping[str, Any]) -> dict[str, float]:
+    """Return the compared figures by their names in MLflow: `win_rate_vs_sft/dpo`, `kl/dpo`, ..."""
+    groups = comparison(report, intervals=True)
+    return {f"{group}/{name}": float(value) for group, row in groups.items() for name, value in row.items()}
 
 
 def curve_rows(policies: Iterable[str], models: Path, snapshots: Path) -> list[dict[str, Any]]:

@@ -64,15 +64,12 @@ def _verb(names: Sequence[str]) -> str:
 def glossary(report: Report) -> list[tuple[str, str]]:
     """Return the terms of the page with their meanings; only those that this report uses."""
     has_gold = "gold" in report["judge"] or "agreement_with_gold" in report["feedback"]
-    terms = [term["name"] for term in report["rewards"]]
     words = [
         ("SFT", "the model after supervised fine-tuning, from which every policy starts", True),
         ("reference", "the response that the data gives for a prompt", True),
         ("judge", "scores each response; a win is a higher score on the same prompt", True),
         ("gold", "the exact score of a response by the rubric of the built-in data", has_gold),
-        ("missing_end", "−1 for a response that was cut off before its end token, otherwise 0", "missing_end" in terms),
-        ("overlong", "0, and −1 at the token limit: a penalty that grows over the last tokens", "overlong" in terms),
-        ("exact_answer", "1 for a correct answer, otherwise 0", "exact_answer" in terms),
+        *((term["name"], term["meaning"], True) for term in report["rewards"]),
         ("KL", "divergence from the SFT model: how far a policy has moved", True),
         ("length", "mean tokens of a response", True),
         ("share ended", "share of responses that ended before the token limit", True),

@@ -54,7 +54,8 @@ def summary(report: Report) -> list[str]:
     """What was not learned; the best policy, its win rate and its judge; the other policies; the reward model."""
     policies = report["policies"]
     still = [name for name, figures in policies.items() if did_not_move(figures)]
-    models = {"reward model": report["reward_model"], "judge, a second reward model,": report["judge_model"]}
+    several = {f"reward model {name}": model for name, model in report.get("reward_models", {}).items()}
+    models = {"reward model": report["reward_model"], "judge, a second reward model,": report["judge_model"], **several}
     at_chance = [name for name, model in models.items() if model is not None and is_at_chance(model)]
     rates = {name: rate for name, figures in ranked(policies).items() if (rate := _rate(figures))}
     moved = {name: rate for name, rate in rates.items() if name not in still}
@@ -168,9 +169,12 @@ def _others(best: str, rates: Report, figures: Report) -> str:
 
 def _learnt_from(report: Report) -> str:
     model = report["reward_model"]
+    if several := report.get("reward_models"):
+        shares = [f"{name} on {percent(one['accuracy'])} of {one['held_out_pairs']}" for name, one in several.items()]
+        return f"The reward models are right on held-out pairs of their sources: {', '.join(shares)}."
     if model is None:
         return f"There is no reward model: {report['no_reward_model']}."
     ceiling = report["feedback"].get("agreement_with_gold")
     beside = "" if ceiling is None else f"; the verdicts it learned from agree with gold on {percent(ceiling)}"
-    right = percent(model["accuracy"])
-    return f"The reward model is right on {right} of {model['held_out_pairs']} held-out pairs{beside}."
+    share = percent(model["accuracy"])
+    return f"The reward model is right on {share} of {model['held_out_pairs']} held-out pairs{beside}."

@@ -22,6 +22,7 @@ def learning_curves(
     groups = [
         ("Language model", [("base", paths.BASE, 5), ("sft", paths.SFT, 5)]),
         ("Reward model", [("reward model", paths.REWARD, 4)]),
+        *((f"Reward model {path.name}", [(path.name, path, 4)]) for path in sorted(paths.REWARDS.glob("*/"))),
         ("Judge model", [("judge model", paths.JUDGE, 4)]),
         *((label(name), [(name, paths.policy(name), colours[name])]) for name in names),
     ]

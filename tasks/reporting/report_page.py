@@ -15,11 +15,13 @@ from markupsafe import Markup
 
 from tasks.files import declared, paths
 from tasks.files.jsonl import rows_if_any
-from tasks.reporting.comparison import COLUMNS, page_columns
+from tasks.reporting import reward_models
+from tasks.reporting.comparison import COLUMNS, column, page_columns
 from tasks.reporting.explanations import glossary, reward_sentence, sampling_sentences
 from tasks.reporting.findings import label, ranked, summary, title
 from tasks.reporting.formats import duration, number
 from tasks.reporting.page_charts import learning_curves, tradeoffs
+from tasks.reporting.seeds import FIGURES, estimates, form_of, metrics_by_seed
 from tasks.reporting.sources import StageRun, find_runs, origin, stale_stages
 
 Report = Mapping[str, Any]
@@ -67,6 +69,7 @@ def _content(report: Report) -> dict[str, Any]:
         "summary": summary(report),
         "sampling": sampling_sentences(report),
         "reward": reward_sentence(report),
+        "reward_tables": reward_models.tables(report),
         "glossary": glossary(report),
         "columns": COLUMNS,
         "page_columns": page_columns(),
@@ -79,19 +82,42 @@ def _content(report: Report) -> dict[str, Any]:
         "stale": stale_stages(stages),
         "curves": learning_curves(list(policies), colours),
         "tradeoffs": tradeoffs(report),
+        "over_seeds": over_seeds(report),
         "examples": str(paths.EXAMPLES),
         "samples": rows_if_any(paths.EXAMPLES),
         "origin": partial(origin, stages),
+        "task_cell": task_cell,
     }
+
+
+def over_seeds(report: Report) -> dict[str, Any] | None:
+    """The section on seeds: headings, and rows with the figures of each policy; None without runs of other seeds."""
+    if not (metrics := metrics_by_seed(report)):
+        return None
+    rows = [
+        (name, [(row[key].text(form_of(key)), row[key].each(form_of(key))) if key in row else None for key in FIGURES])
+        for name, row in estimates(metrics).items()
+    ]
+    return {"seeds": list(metrics), "headings": [column(key).heading for key in FIGURES], "rows": rows}
 
 
 def _row(name: str, figures: Report, report: Report, runs: Mapping[str, StageRun]) -> dict[str, Any]:
     """A policy's figures, with the steps and seconds of its training; its reward's terms as policy.rewards has them."""
     steps = len(rows_if_any(paths.policy(name) / paths.CURVE)) or None
-    made = next((run for stage, run in runs.items() if stage.endswith(f"@{name}")), None)
+    made = next((run for stage, run in runs.items() if stage in (f"online@{name}", f"offline@{name}")), None)
     means = figures["reward_terms"]
     terms = {term["name"]: means[term["name"]] for term in report["rewards"] if term["name"] in means}
     return {**figures, "reward_terms": terms, "steps": steps, "seconds": made.seconds if made else None}
+
+
+def task_cell(figure: Report) -> str:
+    """A figure of the task, with its difference to SFT if it has one: `0.525 (+0.350, 0.270 to 0.430)`."""
+    if figure["value"] is None:
+        return "–"
+    change = figure["difference"]
+    if change is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} ({change['value']:+.3f}, {change['low']:.3f} to {change['high']:.3f})"
 
 
 def markdown_text(value: Any) -> Any:

@@ -51,6 +51,7 @@ class ModelShape:
     width: int
     heads: int
     vocabulary: int
+    keys: int = 0  # width of the keys of a layer, smaller than `width` if heads share them; 0: as width
     linear: int = 0
     sides: int = 0
 
@@ -87,16 +88,27 @@ def model_shape(config: "PretrainedConfig") -> ModelShape:
         width=text.hidden_size,
         heads=text.num_attention_heads,
         vocabulary=text.vocab_size,
+        keys=_key_width(text),
         linear=sum(layer.weight.numel() for layer in layers),
         sides=sum(sum(layer.weight.shape) for layer in layers),
     )
+
+
+def _key_width(text: Any) -> int:
+    """Width of the keys of one layer, from its key-value heads."""
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(heads * size)
 
 
 def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[Need]:
     """Return the need of each stage that loads a model: from its declaration or, for a policy, from its method."""
     needs = []
     for stage in declared.STAGES:
-        if stage.is_matrix:
+        if stage.name == declared.REWARDS and stage.loads is not None:
+            names = [f"{stage.name}@{name}" for name in params.reward_models.names]
+            needs += [_need(name, stage.loads, params.reward, shape, params) for name in names]
+        elif stage.is_matrix:
             for name in params.policy.methods:
                 if declared.of(stage_of(name)) == stage:
                     loads = _loads(algorithm_of(params, name))
@@ -188,7 +200,7 @@ def _sampling(shape: ModelShape, params: Params) -> float:
     from rlhf_core.models.sampling import LocalSampler  # imports torch
 
     value = 2 if params.run.precision == "bf16" else 4  # bytes
-    cache = 2 * shape.layers * LocalSampler.rows * _tokens(params) * shape.width * value
+    cache = 2 * shape.layers * LocalSampler.rows * _tokens(params) * (shape.keys or shape.width) * value
     return cache + LOGIT_COPIES * LocalSampler.rows * shape.vocabulary * 4
 
 

@@ -18,11 +18,13 @@ from tasks.runtime.git import code_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 EXPERIMENT = "rlhf"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page then shows trainings, not traces
 INTERRUPTED = "interrupted"  # tag of a run whose process was killed; removed when the run resumes
 LOCK = "dvc_lock_sha256"  # tag of every run
+PIPELINE = "pipeline"  # the tag `kind` of parent runs; runs of stages do not have it
 SAME_START = 2.0  # seconds; the start of a process is computed from the clock, which may be adjusted
 
 
@@ -137,6 +139,21 @@ def close_interrupted(mlflow_client: "MlflowClient") -> list[str]:
     for run_id in gone:
         interrupt(mlflow_client, run_id)
     return gone
+
+
+def pipeline_runs() -> "list[Run]":
+    """Return the parent runs of finished flow runs, latest first."""
+    uri = tracking_uri()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return []  # a client would create an empty store
+    mlflow_client = client()
+    return list(
+        mlflow_client.search_runs(
+            [experiment_id(mlflow_client)],
+            filter_string=f"tags.kind = '{PIPELINE}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+        )
+    )
 
 
 class StageRun:

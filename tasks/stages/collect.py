@@ -12,11 +12,10 @@ from rlhf_core.feedback.annotator import Annotator, ask
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.judgement import PREFERENCES, Judgement, Message
 from rlhf_core.feedback.judgements import agreement, cyclic_triples, preferences, preferences_of_rows, verdicts
-from rlhf_core.feedback.panel import Panelist, panel
 from rlhf_core.feedback.table import make_form, stored_forms
 from tasks.files.jsonl import read_jsonl, write_jsonl
 from tasks.files.paths import FEEDBACK, JUDGEMENTS, PREPARED, SAMPLES, SUMMARY, rows
-from tasks.problems.problem import Gold
+from tasks.problems.problem import Gold, Problem
 from tasks.problems.table import prepared_problem
 from tasks.runtime.stage import Stage, main, open_stage, write_json
 
@@ -24,13 +23,13 @@ SPLITS = ("train", "development", "judge")
 
 
 def collect() -> None:
-    """Let a panel judge the samples if the data has gold, else pass the data's own feedback on."""
+    """Let simulated annotators judge the samples if the task has some, else pass the data's own feedback on."""
     with open_stage("collect") as stage:
-        gold = prepared_problem().gold(stage.params.prepare)
-        if gold is None:
-            _pass_on(stage)
+        problem = prepared_problem()
+        if problem.has_panel:
+            _judge(stage, problem)
         else:
-            _judge(stage, gold)
+            _pass_on(stage)
 
 
 def _pass_on(stage: Stage) -> None:
@@ -59,7 +58,7 @@ def _pass_on(stage: Stage) -> None:
     write_json(folder / SUMMARY, {"source": f"passed on: {why}", **summary})
 
 
-def _judge(stage: Stage, gold: Gold) -> None:
+def _judge(stage: Stage, problem: Problem) -> None:
     """Write the panel's judgements, the rows of the form, and the preferences that they imply."""
     params = stage.params.collect
     folder = stage.out(str(FEEDBACK))
@@ -72,7 +71,7 @@ def _judge(stage: Stage, gold: Gold) -> None:
         samples = read_jsonl(rows(SAMPLES, "samples", split))
         most = max([most, *(len(row["responses"]) for row in samples)])
         further = params.development_judgements - params.judgements if split == "development" else 0
-        new, more = _judgements(stage, gold, form, split, samples, further)
+        new, more = _judgements(stage, problem, form, split, samples, further)
         pairs, found = preferences(new, keep_ties=params.keep_ties)
         write_jsonl(rows(folder, PREFERENCES, split), pairs)
         if form.file != PREFERENCES:
@@ -85,8 +84,8 @@ def _judge(stage: Stage, gold: Gold) -> None:
     write_jsonl(rows(folder, PREFERENCES, "judge"), [])
     write_jsonl(folder / JUDGEMENTS, [judgement.to_row() for judgement in judgements + again])
     figures = {
-        "source": f"a panel of {params.annotators} simulated annotators, {form.question(most)}",
-        "agreement_with_gold": _agreement_with_gold(judgements, gold),
+        "source": f"{problem.panel_title(stage.params)}, {form.question(most)}",
+        "agreement_with_gold": _agreement_with_gold(judgements, problem.gold(stage.params.prepare)),
         "agreement_between_annotators": agreement(judgements + again),
         "cyclic_triples": cyclic_triples(judgements),
     }
@@ -94,26 +93,26 @@ def _judge(stage: Stage, gold: Gold) -> None:
 
 
 def _judgements(
-    stage: Stage, gold: Gold, form: Form, split: str, samples: Sequence[dict[str, Any]], further: int
+    stage: Stage, problem: Problem, form: Form, split: str, samples: Sequence[dict[str, Any]], further: int
 ) -> tuple[list[Judgement], list[Judgement]]:
-    """Let `collect.judgements` annotators judge each item, then `further` others.
+    """Let `collect.judgements` annotators judge each item, then `further` others, or all others if there are fewer.
 
     The others have a separate random stream, so that they do not change the first judgements.
     """
     params, seed = stage.params.collect, stage.params.run.seed
-    members = panel(gold.weights, params.annotators, seed)
     rng = random.Random(stream_seed(seed, "collect", split, "judgements"))
     other_rng = random.Random(stream_seed(seed, "collect", split, "further judgements"))
-    annotators = [Panelist(member, gold.features, rng) for member in members]
-    others = [Panelist(member, gold.features, other_rng) for member in members]
+    annotators = problem.annotators(stage.params, rng)
+    others = problem.annotators(stage.params, other_rng)
     first: list[Judgement] = []
     second: list[Judgement] = []
     for item in _items(form, samples):
-        asked = rng.sample(annotators, params.judgements)
+        asked = rng.sample(annotators, min(params.judgements, len(annotators)))
         for annotator in asked:
             first += _ask(annotator, form, item, rng)
         busy = {annotator.id for annotator in asked}
-        for annotator in other_rng.sample([one for one in others if one.id not in busy], further):
+        free = [one for one in others if one.id not in busy]
+        for annotator in other_rng.sample(free, min(further, len(free))):
             second += _ask(annotator, form, item, other_rng)
     numbered = [replace(judgement, order=order) for order, judgement in enumerate(first + second)]
     return numbered[: len(first)], numbered[len(first) :]
@@ -142,8 +141,10 @@ def _ask(annotator: Annotator, form: Form, item: Item, rng: random.Random) -> li
     return ask(annotator, form, item.prompt, rng.sample(item.responses, len(item.responses)))
 
 
-def _agreement_with_gold(judgements: Sequence[Judgement], gold: Gold) -> float | None:
+def _agreement_with_gold(judgements: Sequence[Judgement], gold: Gold | None) -> float | None:
     """Share of verdicts that prefer the response with the higher gold score. Ties of either are not counted."""
+    if gold is None:
+        return None
     right: list[bool] = []
     for verdict in verdicts(judgements):
         first, second = (gold.score(verdict.prompt, response) for response in verdict.responses)

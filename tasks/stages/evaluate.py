@@ -14,6 +14,7 @@ from rlhf_core.scoring.judges import Judge, ScoreJudge
 from tasks.common.models import StageModels
 from tasks.common.rows import as_prompts
 from tasks.evaluation.measures import Measures, reward_model
+from tasks.evaluation.outcomes import TaskFigures
 from tasks.evaluation.policy_samples import PolicySample, PolicySampler
 from tasks.files import paths
 from tasks.files.jsonl import read_jsonl, write_jsonl
@@ -41,6 +42,8 @@ def evaluate() -> None:
             rate = result["win_rate_vs_sft"]
             won = {} if rate is None else {f"win_rate_vs_sft/{name}": rate["value"]}
             stage.log({**won, f"kl/{name}": result["kl"]["value"]})
+            scores = result.get("reward_model_scores", {})
+            stage.log({f"reward_model_score/{model}/{name}": score["value"] for model, score in scores.items()})
 
 
 def drop_unlisted(listed: Sequence[str]) -> None:
@@ -74,11 +77,13 @@ class Evaluation:
         sft = self.sampler.sample(paths.SFT, prompts, "sft")
         texts = {} if references is None else {"reference": references.texts}
         texts["sft"] = sft.responses.texts
+        figures = TaskFigures(prepared_problem(), self.sampler, self.measures, sft)
         results = {}
         for name in counted("judging policies", self.params.policy.methods):
             sample = self.sampler.sample(paths.policy(name), prompts, name)
             results[name] = {
                 **self.measures.describe(sample),
+                **figures.describe(sample),
                 "reward_optimised": algorithm_of(self.params, name).data.is_rewarded,
                 "win_rate_vs_sft": self.measures.win_rate(sample.responses, sft.responses),
                 "win_rate_vs_reference": self.measures.win_rate(sample.responses, references),
@@ -90,6 +95,7 @@ class Evaluation:
             "rewards": self.measures.reward_terms(),
             "sft": {
                 **self.measures.describe(sft),
+                **figures.describe(sft),
                 "win_rate_vs_reference": self.measures.win_rate(sft.responses, references),
             },
             "policies": results,

@@ -1,7 +1,7 @@
 """Stage `online@NAME`: train or select one policy by the rewards of sampled responses (policy.rewards)."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_core.common.batch import Example, Unit
 from rlhf_core.common.data import Data
 from rlhf_core.common.errors import UserError
-from rlhf_core.common.seeding import row_seeds
+from rlhf_core.common.seeding import row_seeds, seed_everything
 from rlhf_core.loops.common import preflight
 from rlhf_core.loops.online import Critic, Models, OnlineTraining
 from rlhf_core.models.merging import require_trained
@@ -33,6 +33,7 @@ from tasks.common.sampling import make_sampler
 from tasks.common.train import snapshot_saver, train_and_save_policy, write_curve
 from tasks.files import paths
 from tasks.files.jsonl import read_jsonl
+from tasks.params.derived import SFT_CRITIC
 from tasks.params.schema import Params, algorithm_of
 from tasks.rewards.best_of_n import BEST_OF_N, best_of_n
 from tasks.rewards.terms import make_reward
@@ -78,10 +79,13 @@ def _sampled_checks(params: Params, learning_rate: float, temperature: float) ->
     batch = Responses(prompts, sampled, pad).batch
     yield "ratio 1", partial(preflight.check_ratio, model, batch, temperature, rounding)
     yield from from_sft_checks(params, model, tokenizer, units, learning_rate, models)
-    if paths.has_model(paths.REWARD):
-        rows = [example for unit in units for example in unit]
-        judge = prepared(params, models.reward_model(paths.REWARD))
-        yield "scores in any batch", partial(preflight.check_scores, judge, rows, pad, rounding)
+    rows = [example for unit in units for example in unit]
+    named: Sequence[str | None] = params.reward_models.names or [None]
+    for trained in named:
+        if paths.has_model(folder := paths.reward_model(trained)):
+            judge = prepared(params, models.reward_model(folder))
+            if not judge.has_own_tokenizer:  # it scores texts
+                yield "scores in any batch", partial(preflight.check_scores, judge, rows, pad, rounding)
 
 
 def _no_checks(params: Params, config: Any) -> Iterator[Check]:
@@ -101,7 +105,7 @@ def _train_on_rollouts(stage: Stage, name: str, algorithm: Any, config: Any) -> 
         Models(
             policy=model,
             reference=models.reference() if algorithm.needs.any_reference else None,
-            critic=_critic(models, algorithm, config) if algorithm.needs.critic else None,
+            critic=_critic(stage, models, algorithm, config) if algorithm.needs.critic else None,
             tokenizer=tokenizer,
         ),
         algorithm,
@@ -117,13 +121,29 @@ def _train_on_rollouts(stage: Stage, name: str, algorithm: Any, config: Any) -> 
     write_curve(folder, history)
 
 
-def _critic(models: StageModels, algorithm: Any, config: Any) -> Critic:
-    """Return a critic that starts from the reward model with its centring (docs/pitfalls.md, 21)."""
-    if not paths.has_model(paths.REWARD):
+def _critic(stage: Stage, models: StageModels, algorithm: Any, config: Any) -> Critic:
+    """Return a critic that starts from a reward model with its centring (docs/pitfalls.md, 21), or from SFT.
+
+    Raises:
+        UserError: no reward model was trained, or it has its own tokenizer.
+    """
+    params, rate = stage.params, algorithm.critic_rate(config)
+    if params.policy.critic == SFT_CRITIC:
+        seed_everything(params.run.seed, stage.stream, "critic")
+        return Critic(models.new_reward_model(), rate)
+    folder = paths.reward_model(params.critic)
+    if not paths.has_model(folder):
         raise UserError(
-            "This method's critic starts from the reward model, but none was trained. Choose a method without a critic."
+            "This method's critic starts from the reward model, but none was trained. "
+            f"Choose a method without a critic, or set policy.critic to {SFT_CRITIC}."
         )
-    return Critic(models.critic(paths.REWARD), algorithm.critic_rate(config))
+    critic = models.critic(folder)
+    if critic.has_own_tokenizer:
+        raise UserError(
+            f"The critic cannot start from {folder}, which has a tokenizer of its own (reward.base), not the policy's. "
+            f"Set policy.critic to {SFT_CRITIC}."
+        )
+    return Critic(critic, rate)
 
 
 def _train_on_best(stage: Stage, name: str, algorithm: Any, config: Any) -> None:

@@ -15,7 +15,7 @@ from tasks.data.clean import SURROGATE, Cleaned, check_dropped, clean, split_by_
 from tasks.data.data_card import card_markdown, data_card
 from tasks.data.fields import Message
 from tasks.data.formats import RawRow
-from tasks.data.readers import kind_of, read_rows
+from tasks.data.readers import kind_of, read_rows, with_file_sources
 from tasks.files.jsonl import write_jsonl
 from tasks.files.paths import CARD, PREPARED, TOKENIZER
 from tasks.params.schema import Params
@@ -63,6 +63,8 @@ def _material(params: Params) -> Material:
         return generated.generate(params)
     path = None if section.hub else Path(section.path)
     rows = read_rows(path, section.hub, section.format, section.answer_pattern, section.preference_base)
+    if section.file_sources:
+        rows = with_file_sources(rows)
     problem = problem_of(kind_of(rows))
     rows = rows[: section.limit]
     texts = [text for row in rows for text in row.texts if not SURROGATE.search(text)]

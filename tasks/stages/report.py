@@ -63,6 +63,7 @@ def build_report(own: Mapping[str, Any]) -> dict[str, Any]:
     }
     reward_model, none, reward_file = _scalar_model(paths.REWARD)
     judge_model, _, judge_file = _scalar_model(paths.JUDGE)
+    several = {name: _scalar_model(paths.reward_model(name)) for name in results["sft"].get("reward_model_scores", {})}
     card = _read(paths.CARD)
     origins = {
         "data": paths.CARD,
@@ -73,6 +74,7 @@ def build_report(own: Mapping[str, Any]) -> dict[str, Any]:
         "sft": paths.RESULTS,
         "policies": paths.RESULTS,
         "policies.*.best_snapshot": paths.SNAPSHOTS,
+        **{f"reward_models.{name}": file for name, (_, _, file) in several.items()},
     }
     return {
         "judge": results["judge"],
@@ -83,10 +85,11 @@ def build_report(own: Mapping[str, Any]) -> dict[str, Any]:
         "reward_model": reward_model,
         "no_reward_model": none,
         "judge_model": judge_model,
+        **({"reward_models": {name: model for name, (model, _, _) in several.items()}} if several else {}),
         "sft": _flat(results["sft"]),
         "policies": policies,
         "sources": {
-            "stages": _stages(list(policies)) | {"report": own},
+            "stages": _stages([*map(paths.policy, policies), *map(paths.reward_model, several)]) | {"report": own},
             "figures": {figure: str(file) for figure, file in origins.items()},
         },
     }
@@ -127,11 +130,11 @@ def _scalar_model(folder: Path) -> tuple[dict[str, Any] | None, str | None, Path
     return (None, _read(none)["why"], none) if none.is_file() else (_read(summary), None, summary)
 
 
-def _stages(policies: list[str]) -> dict[str, Any]:
-    """How each stage made its outputs: its key, parameters, input digests and output folders."""
+def _stages(members: list[Path]) -> dict[str, Any]:
+    """How each stage made its outputs: its key, parameters, input digests and output folders, `members` of matrices."""
     stages: dict[str, Any] = {}
-    inputs = [folder for folder in declared.of("report").inputs if folder != paths.POLICIES]
-    for folder in (*inputs, *map(paths.policy, policies)):
+    inputs = [folder for folder in declared.of("report").inputs if folder not in (paths.POLICIES, paths.REWARDS)]
+    for folder in (*inputs, *members):
         made = _read(folder / paths.MANIFEST)
         entry = {"key": made["key"], "params": made["params"], "inputs": made["inputs"], "outputs": []}
         stages.setdefault(made["stage"], entry)["outputs"].append(str(folder))

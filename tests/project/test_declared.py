@@ -15,7 +15,7 @@ from tools.closure import ROOT
 
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DECLARED = {stage.name: stage for stage in declared.STAGES}
-DATA, MODELS = "data/(prepared|samples|feedback)", "models/(base|sft|reward|judge|policies)"
+DATA, MODELS = "data/(prepared|samples|feedback)", "models/(base|sft|rewards?|judge|policies)"
 SPELLED = re.compile(f"({DATA}|{MODELS})(/|$)|(evaluation|reports)/|.*step-")
 NAMES = {Path(value).name for name, value in vars(paths).items() if name.isupper() and Path(value).suffix}
 

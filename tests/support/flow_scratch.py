@@ -121,6 +121,7 @@ policies = {
 }
 page.parent.mkdir(exist_ok=True)
 report = {"judge": "gold rubric", "prompts": 300, "policies": policies, "reward_model": {"accuracy": 0.66}}
+report["sources"] = {"stages": {"prepare": {"inputs": {"rows.jsonl": "digest"}}}}
 Path("reports/report.json").write_text(json.dumps(report, indent=1))
 """
 

@@ -7,7 +7,7 @@ from rlhf_core.common.data import Data
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.forms.ranking import ranking_row
 from rlhf_core.feedback.judgement import Judgement, Row
-from rlhf_core.feedback.member import Opinion
+from rlhf_core.feedback.opinion import Opinion
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from rlhf_core.common.data import Data
 from rlhf_core.common.fields import check_bounds, setting
 from rlhf_core.feedback.form import Form, is_number
 from rlhf_core.feedback.judgement import Judgement, Row, response_row
-from rlhf_core.feedback.member import Opinion
+from rlhf_core.feedback.opinion import Opinion
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from rlhf_core.common.data import Data
 from rlhf_core.feedback.form import Form
 from rlhf_core.feedback.judgement import PREFERENCES, Judgement, Row, preference_row
-from rlhf_core.feedback.member import Opinion
+from rlhf_core.feedback.opinion import Opinion
 
 WORTH = {"A": (1.0, 0.0), "B": (0.0, 1.0), "tie": (0.0, 0.0)}
 

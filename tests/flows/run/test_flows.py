@@ -21,7 +21,7 @@ from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratc
 from flows.run.changes import Changes, require_inputs
 from flows.run.form import Form, chosen
 from flows.run.graph import Stage, _in_order, read_graph, select
-from flows.run.lineage import comparison_markdown, figures, terms_of
+from flows.run.lineage import comparison_markdown, terms_of
 from flows.run.stages import StageRunner
 from flows.run.workspace import open_workspace, plan
 from flows.servers import services, supervise
@@ -29,6 +29,7 @@ from flows.servers.settings import find_root
 from rlhf_core.common.errors import UserError
 from tasks.params.load import ROOT, load_params
 from tasks.params.schema import all_keys
+from tasks.reporting.comparison import figures
 
 
 @pytest.fixture
@@ -259,10 +260,10 @@ def test_flow_shows_its_parameters_with_distinct_titles() -> None:
 
     shown = rlhf_pipeline.parameters.properties
     titles = [shown[name]["title"] for name in sorted(shown, key=lambda name: shown[name]["position"])]
-    assert titles == ["Profile", "Settings", "Any other parameter", "Experiment name", "Only this stage"]
+    assert titles == ["Profile", "Settings", "Any other parameter", "Experiment name", "Seeds", "Only this stage"]
     assert all(field["description"] for field in shown.values())
     assert {name: field["default"] for name, field in shown.items()} == {
-        "profile": "default", "parameters": {}, "overrides": {}, "name": "", "only": "",
+        "profile": "default", "parameters": {}, "overrides": {}, "name": "", "seeds": [], "only": "",
     }  # fmt: skip
     # A run started through the API may omit some of them.
     given = rlhf_pipeline.validate_parameters({"overrides": {"run.seed": 1}, "parameters": {"policy": {"dpo": {}}}})

@@ -83,6 +83,63 @@ def test_changed_run_is_isolated_named_and_compared(served: tuple[Path, services
     dvc(root, "checkout", "-q")
 
 
+def seeded(root: Path) -> Path:
+    """Make the scratch stages depend on the seed: it is added to each policy's value, and can fail one seed alone."""
+    changes = {
+        "params.yaml": ("run: {parallel: 3}", "run: {parallel: 3, seed: 0}"),
+        "dvc.yaml": ("params: [sft.learning_rate]", "params: [sft.learning_rate, run.seed]"),
+        "tasks/fake.py": (
+            'os.environ.get("FAKE_MISTAKE") == name',
+            'os.environ.get("FAKE_MISTAKE") == f"{name} {seed}"',
+        ),
+    }
+    for name, (old, new) in changes.items():
+        text = (root / name).read_text()
+        assert old in text
+        (root / name).write_text(text.replace(old, new))
+    fake = (
+        (root / "tasks/fake.py")
+        .read_text()
+        .replace("section = params", 'seed = params["run"]["seed"]\nsection = params')
+    )
+    old = 'str(section.get("learning_rate", section.get("path")))'
+    new = 'str(section["learning_rate"] + seed / 10 if "learning_rate" in section else 0)'
+    assert old in fake
+    (root / "tasks/fake.py").write_text(fake.replace(old, new))
+    commit(root, "seeds")
+    return root
+
+
+def test_seeds_run_one_after_the_other_and_continue_after_an_error(tmp_path: Path) -> None:
+    """The policies' rates are 0.1, 0.2, 0.3 plus a tenth of the seed. Over seeds 0, 1, 2 DPO has mean 0.4, s = 0.1:
+    ± 4.30265 × 0.1/√3 = 0.24841.
+    """
+    root = seeded(make_scratch(tmp_path))
+    forget_calls(root)
+    arguments = ["run", "--seeds", "0,1,2", "--name", "mine", "--set", "sft.learning_rate=0.9"]
+    failed = rlhf(root, *arguments, FAKE_MISTAKE="sft 1")
+    assert failed.returncode == 1
+    assert failed.stderr[failed.stderr.rindex("error: ") :].splitlines() == [
+        "error: seed 1: stage sft: rows.jsonl, line 3: no field 'prompt'. Add it.",
+        "After a fix, continue with: rlhf run --seeds 0,1,2 --name mine --set sft.learning_rate=0.9",
+    ]
+    assert calls(root).count("sft") == 2 and calls(root).count("dpo") == 1
+    done = rlhf(root, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "seed 0: the experiment mine-seed-0 exists" in done.stderr
+    assert calls(root).count("sft") == 4 and calls(root).count("dpo") == 3
+    assert re.search(
+        r"^dpo +0\.400 \(0\.152 to 0\.648\) .* 0: 0\.300, 1: 0\.400, 2: 0\.500 *$", done.stdout, re.MULTILINE
+    )
+    assert f"Report of mine-seed-2, with the figures over seeds: {root / 'runs/mine-seed-2/report.html'}" in done.stdout
+    compared = rlhf(root, "compare").stdout
+    assert "Over seeds 0, 1, 2 (n = 3): mine-seed-0, mine-seed-1, mine-seed-2" in compared
+    again = rlhf(root, *arguments)  # nothing is left to do
+    assert again.returncode == 0 and calls(root).count("sft") == 4
+    other = rlhf(root, "run", "--seeds", "0,1", "--name", "mine")
+    assert other.stderr.splitlines()[0] == "error: The experiment mine-seed-0 exists, with other parameters."
+
+
 def test_a_users_error_in_a_stage_is_a_message_and_is_not_retried(served: tuple[Path, services.Services]) -> None:
     root, _ = served
     forget_calls(root)

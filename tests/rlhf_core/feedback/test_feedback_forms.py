@@ -32,10 +32,10 @@ from rlhf_core.feedback.table import form_feeding, form_of_kind, forms, make_for
 from tasks.common.rows import (
     READERS,
     mismatched,
-    pair_sources,
     ranking_units,
     rating_scale,
     rating_units,
+    row_sources,
     unpaired_units,
 )
 from tasks.files.jsonl import write_jsonl
@@ -572,4 +572,4 @@ def test_mismatched_pairs_never_match(prompts):
 
 def test_sources_have_the_order_of_the_pairs(tmp_path):
     write_jsonl(tmp_path / "p.jsonl", [pair("a", "b", "c", source="s"), pair("a", "b", "c")])
-    assert pair_sources(tmp_path / "p.jsonl") == ["s", None]
+    assert row_sources(tmp_path / "p.jsonl") == ["s", None]

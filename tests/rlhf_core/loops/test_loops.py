@@ -19,7 +19,8 @@ from rlhf_core.loops.online import Critic, Models, OnlineConfig, OnlineTraining
 from rlhf_core.models.forward import policy_outputs, response_kl, response_logprobs, score_outputs
 from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import new_scalar_model, save_policy
-from rlhf_core.scoring.rewards import MissingEnd, WeightedSum
+from rlhf_core.scoring.rewards import WeightedSum
+from rlhf_core.scoring.terms.missing_end import MissingEnd
 from tiny import END, PAD
 
 
@@ -116,7 +117,7 @@ def online(accelerator, tokenizer, folder, algorithm, run=None, **settings):
         accelerator,
         Models(tiny.learned(), reference, critic, tokenizer),
         algorithm,
-        WeightedSum([("share", 2.0, share_of_a), ("missing_end", 1.0, MissingEnd(0.5))]),
+        WeightedSum([("share", 2.0, share_of_a), ("missing_end", 0.5, MissingEnd())]),
         tiny.prompts_of(list("abcdef") * 6),
         LocalSampler(4, (END,), PAD),
         OnlineConfig(**defaults | settings),
@@ -135,7 +136,9 @@ def test_on_policy_methods_raise_the_score(accelerator, tokenizer, tmp_path, alg
     assert history[0]["kl"] == pytest.approx(0.0, abs=1e-5)  # policy and reference start equal
     assert history[-1]["kl"] > 0.5
     rollout, metrics = training.rollout(40)
-    assert metrics["score"] == pytest.approx(2 * metrics["reward_share"] + metrics["reward_missing_end"], abs=1e-6)
+    assert metrics["score"] == pytest.approx(
+        2 * metrics["reward_share"] + 0.5 * metrics["reward_missing_end"], abs=1e-6
+    )
     kl = response_kl(training.policy, reference, rollout)
     assert (kl >= -1e-6).all()
     assert kl.sum(-1).mean().item() == pytest.approx(metrics["kl"], rel=0.5)  # exact sum against 32 samples

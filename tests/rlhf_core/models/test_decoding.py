@@ -308,4 +308,4 @@ def test_nan_is_an_error(policy):
 
 def test_seeds_and_prompts_must_correspond(policy):
     with pytest.raises(ValueError, match="2 prompts have 1 seeds"):
-        drawn(policy, [[6], [7]], [0])
+        SAMPLER.token_ids(policy, [[6], [7]], [0])

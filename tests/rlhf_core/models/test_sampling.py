@@ -14,7 +14,7 @@ from rlhf_core.models.drawing import Distribution, Draws, Ends
 from rlhf_core.models.forward import policy_outputs
 from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import load_policy, save_policy, stop_tokens
-from rlhf_core.scoring.rewards import MissingEnd
+from rlhf_core.scoring.terms.missing_end import MissingEnd
 from tiny import END, PAD, STOP, USER
 
 PATHS = pytest.mark.parametrize("plain", [False, True], ids=["fast", "plain"])
@@ -97,7 +97,7 @@ def test_every_stop_token_ends_a_response(tmp_path, tokenizer):
     drawn = through_the_end([[6, STOP, 9], [6, END, PAD], [6, 7, 8]], stops)
     responses, ended = [one.ids for one in drawn], [one.ended for one in drawn]
     assert responses == [[6, STOP], [6, END], [6, 7, 8]]
-    assert MissingEnd(1.5)(tiny.responses_of([[USER]] * 3, responses, ended)).tolist() == [0, 0, -1.5]
+    assert MissingEnd()(tiny.responses_of([[USER]] * 3, responses, ended)).tolist() == [0, 0, -1]
 
 
 @PATHS

@@ -6,7 +6,8 @@ from rlhf_core.common.errors import UserError
 from rlhf_core.common.responses import Response
 from rlhf_core.models.responses import Responses
 from rlhf_core.scoring.answers import TIME_LIMIT, normal_answer, read_answer
-from rlhf_core.scoring.rewards import ExactMatch, Format
+from rlhf_core.scoring.rewards import ExactMatch
+from rlhf_core.scoring.terms.format import Format
 from tasks.data.fields import Fields
 from tasks.data.formats import parse_row
 from tiny import PAD

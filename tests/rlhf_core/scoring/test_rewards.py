@@ -9,16 +9,12 @@ from rlhf_core.common.errors import UserError
 from rlhf_core.common.responses import Response
 from rlhf_core.models.responses import Responses
 from rlhf_core.models.tokens import Prompt
-from rlhf_core.scoring.rewards import (
-    ExactMatch,
-    Format,
-    Length,
-    MissingEnd,
-    ModelReward,
-    Overlong,
-    PythonReward,
-    WeightedSum,
-)
+from rlhf_core.scoring.rewards import ExactMatch, ModelReward, WeightedSum
+from rlhf_core.scoring.terms.format import Format
+from rlhf_core.scoring.terms.length import Length
+from rlhf_core.scoring.terms.missing_end import MissingEnd
+from rlhf_core.scoring.terms.overlong import OverlongPunishment
+from rlhf_core.scoring.terms.python import PythonReward
 from tiny import END, PAD, responses_of
 
 
@@ -41,7 +37,7 @@ def test_responses_compute_their_tensors():
 
 def test_each_term_alone():
     assert Length()(sampled()).tolist() == [3, 2]
-    assert MissingEnd(1.0)(sampled()).tolist() == [0, -1]
+    assert MissingEnd()(sampled()).tolist() == [0, -1]
     assert ExactMatch(r"####\s*(.+)$")(sampled()).tolist() == [1, 0]
     assert Format(r"<think>.*</think>.*")(sampled()).tolist() == [1, 0]
 
@@ -50,7 +46,7 @@ def test_overlong_grows_over_the_cache():
     """L_max = 10, L_cache = 4: 0 up to 6 tokens, -¼ with 7, -¾ with 9 and -1 with 10."""
     lengths = (3, 6, 7, 9, 10)
     responses = responses_of([[6]] * 5, [[7] * length for length in lengths])
-    assert Overlong(longest=10, cache=4)(responses).tolist() == [0, 0, -0.25, -0.75, -1]
+    assert OverlongPunishment(longest=10, cache=4)(responses).tolist() == [0, 0, -0.25, -0.75, -1]
 
 
 def test_scores_of_the_reward_model_are_clamped(monkeypatch):
@@ -75,7 +71,7 @@ def test_a_wrong_pattern_is_named():
 
 def test_weighted_sum_logs_the_parts():
     """3 · -0.5 + 0 = -1.5 and 2 · -0.5 - 3 = -4."""
-    total, parts = WeightedSum([("length", -0.5, Length()), ("missing_end", 3.0, MissingEnd(1.0))])(sampled())
+    total, parts = WeightedSum([("length", -0.5, Length()), ("missing_end", 3.0, MissingEnd())])(sampled())
     assert total.tolist() == [-1.5, -4.0]
     assert {name: value.tolist() for name, value in parts.items()} == {"length": [3, 2], "missing_end": [0, -1]}
 

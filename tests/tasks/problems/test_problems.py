@@ -11,15 +11,29 @@ from helpdesk.world import World
 from rlhf_core.algorithms.base.table import policy_algorithms
 from rlhf_core.common.errors import UserError
 from rlhf_core.common.responses import Response
+from rlhf_core.feedback.table import make_form
 from rlhf_core.models.responses import Responses
 from rlhf_core.models.tokens import Prompt
+from tasks.data.clean import Cleaned
 from tasks.files.formats import AUTO, GENERATED, ROWS
+from tasks.files.jsonl import write_jsonl
 from tasks.params.load import load_params
-from tasks.params.sections import PrepareParams, RewardTerm
+from tasks.params.reward_terms import RewardTerm
+from tasks.params.sections import PrepareParams
 from tasks.problems.table import generated_problem, owner_of, prepared_problem, problem_of, problems
 from tools.closure import ROOT
 
-KINDS = ("helpdesk", "preference", "ratings", "rankings", "unpaired", "question_answer", "demonstration", "prompts")
+KINDS = (
+    "helpdesk",
+    "instructions",
+    "preference",
+    "ratings",
+    "rankings",
+    "unpaired",
+    "question_answer",
+    "demonstration",
+    "prompts",
+)
 PARAMS = load_params(ROOT / "params.yaml")
 PREPARE = replace(PARAMS.prepare, path=str(ROOT / "helpdesk/world.json"))
 
@@ -30,15 +44,20 @@ def offering(flag):
 
 def test_what_each_task_offers():
     feedback = ["preference", "ratings", "rankings", "unpaired"]
-    assert offering("has_feedback") == ["helpdesk", *feedback]
+    assert offering("has_feedback") == ["helpdesk", "instructions", *feedback]
     assert offering("needs_judge_model") == feedback
-    assert offering("has_judge") == ["helpdesk", "question_answer"]
+    assert offering("has_judge") == ["helpdesk", "instructions", "question_answer"]
+    assert offering("has_constraints") == offering("has_outcomes") == ["instructions"]
     assert offering("has_answers") == ["question_answer"]
-    assert offering("has_panel") == offering("is_generated") == ["helpdesk"]
-    assert [kind for kind in KINDS if not problem_of(kind).has_text] == ["prompts"]
-    assert [kind for kind in KINDS if problem_of(kind).gold(PREPARE) is not None] == ["helpdesk"]
+    assert offering("has_panel") == offering("is_generated") == ["helpdesk", "instructions"]
+    assert [kind for kind in KINDS if not problem_of(kind).has_text] == ["instructions", "prompts"]
+    assert [kind for kind in KINDS if problem_of(kind).gold(PREPARE) is not None] == ["helpdesk", "instructions"]
     judges = {kind: judge.name for kind in KINDS if (judge := problem_of(kind).judge(PREPARE)) is not None}
-    assert judges == {"helpdesk": "gold rubric", "question_answer": "exact match"}
+    assert judges == {
+        "helpdesk": "gold rubric",
+        "instructions": "constraint checker",
+        "question_answer": "exact match",
+    }
     assert [problem_of(kind).kind for kind in KINDS] == list(KINDS)
 
 
@@ -47,8 +66,8 @@ def test_a_kind_without_a_task_is_an_error():
         problem_of("poems")
 
 
-def test_the_help_desk_is_the_generated_format():
-    assert generated_problem("helpdesk").kind == "helpdesk"
+def test_generated_formats():
+    assert [generated_problem(form).kind for form in GENERATED] == ["helpdesk", "instructions"]
     for form in (AUTO, *ROWS):
         assert generated_problem(form) is None
 
@@ -111,6 +130,71 @@ def test_the_help_desks_gold_reads_the_last_message():
     ]
 
 
+def write_prepared(folder, *rows):
+    path = folder / "data" / "prepared" / "prompts_train.jsonl"
+    path.parent.mkdir(parents=True)
+    write_jsonl(path, rows)
+
+
+ROW = {
+    "prompt": [{"role": "user", "content": "Write about tea. No commas."}],
+    "instruction_id_list": ["punctuation:no_comma", "change_case:english_lowercase"],
+    "kwargs": [{}, {}],
+    "about": ["tea"],
+    "group": "trained",
+}
+TEA = "the best tea is hot and strong, with milk"
+
+
+def test_the_checker_is_gold_judge_and_reward_of_the_instructions(tmp_path, monkeypatch):
+    """One of two constraints is met; a text of one word is no answer, but meets both."""
+    monkeypatch.chdir(tmp_path)
+    write_prepared(tmp_path, ROW)
+    problem, prompt = problem_of("instructions"), ROW["prompt"]
+    assert [problem.gold(PREPARE).score(prompt, text) for text in (TEA, "tea")] == [0.5, 0.0]
+    assert problem.judge(PREPARE).scores(said([Prompt(prompt, [])] * 2, TEA, "tea")) == [0.5, 0.0]
+    scores = {guard: problem.constraint_score(guard) for guard in (True, False)}
+    assert [scores[guard](prompt, "tea") for guard in (True, False)] == [0.0, 1.0]
+    (annotator,) = problem.annotators(PARAMS, None)
+    first, second = (Response([5], text, ended=True) for text in (TEA, TEA.replace(",", "")))
+    assert annotator.answers(make_form(PARAMS.collect), prompt, [first, second]) == ["B"]
+    with pytest.raises(UserError, match="has no constraints for the prompt 'Other'"):
+        scores[True]([{"role": "user", "content": "Other"}], TEA)
+
+
+def test_perplexity_is_part_of_the_guard(tmp_path, monkeypatch):
+    """Typical perplexities of 10 allow up to 30."""
+    monkeypatch.chdir(tmp_path)
+    write_prepared(tmp_path, ROW)
+    found = problem_of("instructions").outcomes([ROW["prompt"]] * 2, [TEA] * 2, [30.0, 30.1], [10.0] * 5)
+    assert found["trained/answers"].met == [1.0, 0.0]
+    assert found["trained/guarded_inst_level_strict_acc"].value == 0.25
+    assert found["trained/inst_level_strict_acc"].value == 0.5
+    assert found["trained/answers"].is_mean and not found["trained/inst_level_strict_acc"].is_mean
+
+
+def test_prompts_in_the_format_of_ifeval_are_split(tmp_path):
+    """Ten prompts: a tenth each for development and test."""
+    ids = {"instruction_id_list": ["punctuation:no_comma"]}
+    write_jsonl(tmp_path / "mine.jsonl", [{"key": n, "prompt": f"Write {n}.", **ids} for n in range(10)])
+    path = str(tmp_path / "mine.jsonl")
+    params = replace(PARAMS, prepare=replace(PREPARE, format="instructions", path=path))
+    problem = problem_of("instructions")
+    problem.check_source(params.prepare, tmp_path)
+    assert problem.look(params.prepare, tmp_path) == f"{path}, 10 prompts with constraints"
+    material = problem.generate(params)
+    files = material.files(Cleaned(rows=material.rows[:-1]))  # one was dropped
+    texts = [row["prompt"][0]["content"] for name in files for row in files[name]]
+    assert sorted(texts) == [f"Write {n}." for n in range(9)]
+    assert {name: len(rows) for name, rows in files.items()} == {
+        "prompts_train": 7,
+        "prompts_development": 1,
+        "prompts_test": 1,
+    }
+    with pytest.raises(UserError, match="is not a file"):
+        problem.check_source(replace(params.prepare, path=str(tmp_path)), tmp_path)
+
+
 def test_questions_are_judged_by_their_answers():
     judge = problem_of("question_answer").judge(replace(PREPARE, answer_pattern=r"#(\d+)"))
     prompts = [Prompt([], [], answer="4")] * 3
@@ -150,6 +234,8 @@ def with_policy(algorithms, *terms):
         ("prompts", ["grpo"], ["model"], r"policy.rewards names model, .* Use the reward length, format or python"),
         ("preference", ["grpo"], ["exact_answer"], "names exact_answer, but the data has no answers"),
         ("helpdesk", ["best_of_n"], ["exact_answer"], "names exact_answer, but the data has no answers"),
+        ("helpdesk", ["grpo"], ["constraints"], "names constraints, but the data has no constraints"),
+        ("instructions", ["grpo"], ["exact_answer"], "names exact_answer, but the data has no answers"),
     ],
 )  # fmt: skip
 def test_methods_and_rewards_that_a_task_does_not_support_are_rejected(kind, algorithms, terms, message):
@@ -164,11 +250,12 @@ def test_methods_and_rewards_that_a_task_does_not_support_are_rejected(kind, alg
         ("unpaired", ["ppo", "dpo", "kto"], ["model"]),
         ("question_answer", ["grpo"], ["exact_answer"]),
         ("prompts", ["grpo"], ["length"]),
+        ("instructions", ["ppo", "dpo", "grpo"], ["model", "constraints"]),
         ("preference", ["dpo"], ["exact_answer"]),  # DPO never reads policy.rewards
     ],
 )
 def test_methods_and_rewards_that_a_task_supports_are_accepted(kind, algorithms, terms):
-    problem_of(kind).check(with_policy(algorithms, *terms), from_scratch=kind != "prompts")
+    problem_of(kind).check(with_policy(algorithms, *terms), from_scratch=problem_of(kind).has_text)
 
 
 def test_prompts_train_nothing_from_scratch():

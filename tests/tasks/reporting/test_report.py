@@ -17,6 +17,7 @@ from tasks.reporting.explanations import reward_sentence, sampling_sentences
 from tasks.reporting.findings import label, title
 from tasks.reporting.formats import duration, number
 from tasks.reporting.report_page import markdown_text
+from tasks.reporting.seeds import code_and_data
 from tasks.runtime import tracking
 from tasks.runtime.stage import Stage, write_json
 from tasks.stages.report import build_report, render_page
@@ -35,7 +36,10 @@ STAGES = {
     "models/policies/dpo": "offline@dpo",
     "evaluation": "evaluate",
 }
-REWARDS = [{"name": "model", "weight": 1.0, "clamp": 3.0}, {"name": "missing_end", "weight": 3.0, "clamp": None}]
+REWARDS = [
+    {"name": "model", "weight": 1.0, "clamp": 3.0, "meaning": "score of the reward model"},
+    {"name": "missing_end", "weight": 3.0, "clamp": None, "meaning": "−1 for a cut"},
+]
 OWN = {"key": "f" * 32, "params": {}, "inputs": {"evaluation": "ee.dir"}, "outputs": ["reports/report.json"]}
 
 
@@ -289,7 +293,7 @@ def test_a_reward_without_a_reward_model_is_shown(checkout: None) -> None:
     """A run of GRPO on exact answers."""
     make_outputs(None)
     results = json.loads(Path("evaluation/results.json").read_text())
-    results["rewards"] = [{"name": "exact_answer", "weight": 2.0, "clamp": None}]
+    results["rewards"] = [{"name": "exact_answer", "weight": 2.0, "clamp": None, "meaning": "1 for a right one"}]
     for figures in (results["sft"], *results["policies"].values()):
         figures |= {"reward": interval(0.75, 0.25), "reward_terms": {"exact_answer": 0.375}}
     write_json(Path("evaluation/results.json"), results)
@@ -297,6 +301,31 @@ def test_a_reward_without_a_reward_model_is_shown(checkout: None) -> None:
     assert "0.750<small>0.500 to 1.00</small><small>exact_answer 0.375</small></td>\n<td>–</td>" in html
     assert "| 0.750 | exact\\_answer 0.375 | – |" in markdown
     assert "Reward is the sum of policy.rewards: 2 × exact_answer." in html
+    assert "<b>exact_answer</b>: 1 for a right one" in html and "- **exact\\_answer**: 1 for a right one" in markdown
+    assert "<b>missing_end</b>" not in html
+
+
+def test_the_tasks_own_figures_are_shown_with_their_differences(outputs: None) -> None:
+    """A value with its difference to SFT, one without, and one that no prompt has a part in."""
+    results = json.loads(Path("evaluation/results.json").read_text())
+    own = {"a/strict": (0.525, interval(0.35, 0.08)), "a/loose": (0.5, None), "b/strict": (None, None)}
+    for figures in (results["sft"], *results["policies"].values()):
+        is_sft = figures is results["sft"]
+        figures["task"] = {
+            name: {"value": value, "difference": None if is_sft else difference}
+            for name, (value, difference) in own.items()
+        }
+    write_json(Path("evaluation/results.json"), results)
+    html, markdown = draw()
+    assert "<td>a/strict</td><td>0.525 (+0.350, 0.270 to 0.430)</td><td>0.525 (+0.350, 0.270 to 0.430)</td>" in html
+    assert "<td>b/strict</td><td>–</td><td>–</td><td>–</td>" in html
+    assert "| a/loose | 0.500 | 0.500 | 0.500 |" in markdown
+    assert "Figures of the task" in html and "## Figures of the task" in markdown
+
+
+def test_a_task_without_own_figures_has_no_such_table(outputs: None) -> None:
+    html, markdown = draw()
+    assert "Figures of the task" not in html + markdown
 
 
 def test_a_judge_without_scores_is_reported_by_its_win_rates(outputs: None) -> None:
@@ -420,6 +449,38 @@ def test_runs_are_linked_by_stage_key(outputs: None, monkeypatch: pytest.MonkeyP
 def test_looking_for_runs_creates_no_store(outputs: None) -> None:
     draw()
     assert not Path("mlflow.db").exists()
+
+
+def test_the_pages_have_a_section_over_seeds(outputs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DPO's win rates 0.8635 and 0.8435 of seeds 7 and 8: mean 0.8535, s/√2 = 0.01, ± 12.7062 × 0.01 = 0.127.
+
+    The run of seed 8 has the same parameters, code and data; the one of seed 9 has other code.
+    """
+    Path("dvc.lock").write_text("lock")
+    params = {"run.seed": "7", "sft.epochs": "1"}
+    metrics = {"win_rate_vs_sft/dpo": 0.8435, "kl/dpo": 5.25, "mean_length/dpo": 30.0}
+    code = code_and_data(build_report(OWN))
+
+    def finished(params: dict[str, str], **tags: str) -> SimpleNamespace:
+        return SimpleNamespace(data=SimpleNamespace(params=params, metrics=metrics, tags=tags))
+
+    runs = [
+        finished(params | {"run.seed": "9"}, code_and_data="other"),
+        finished(params | {"run.seed": "8"}, code_and_data=code),
+        finished(params, code_and_data=code, **tracking.lock_tag(Path())),
+    ]
+    monkeypatch.setattr(tracking, "pipeline_runs", lambda: runs)
+    html, markdown = draw()
+    assert "seeds 7, 8 (n = 2)" in html and "seeds 7, 8 (n = 2)" in markdown
+    dpo = next(line for line in markdown.splitlines() if line.startswith("| DPO | 0.854"))
+    assert dpo == (
+        "| DPO | 0.854 (0.726 to 0.981) | 7: 0.864, 8: 0.844 | 5.00 (1.82 to 8.18) | 7: 4.75, 8: 5.25 "
+        "| 30.6 (22.7 to 38.6) | 7: 31.2, 8: 30.0 |"
+    )
+    assert "0.854 (0.726 to 0.981)<small>7: 0.864, 8: 0.844</small>" in html
+    assert "95 % interval over the prompts of this run" in html
+    monkeypatch.setattr(tracking, "pipeline_runs", lambda: runs[2:])  # one seed alone
+    assert "Over seeds" not in "".join(draw())
 
 
 def test_outputs_that_are_not_the_reports_are_named(outputs: None) -> None:

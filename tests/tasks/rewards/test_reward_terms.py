@@ -10,8 +10,9 @@ import yaml
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.responses import Response, Responses
 from rlhf_core.models.tokens import Prompt
+from rlhf_core.scoring.terms.python import import_function
 from tasks.params.load import validate, with_values
-from tasks.rewards.terms import import_function, make_reward
+from tasks.rewards.terms import make_reward
 from tiny import END, PAD
 from tools.closure import ROOT
 
@@ -92,7 +93,9 @@ def test_the_list_as_a_whole(tmp_path, monkeypatch):
 
 def test_the_clamp_in_the_parameters_applies_to_the_reward_model(accelerator, tmp_path, monkeypatch):
     """Twice the score, which is clamped to ±1.5."""
-    models = SimpleNamespace(accelerator=accelerator, reward_model=lambda path: torch.nn.Linear(1, 1))
+    judge = torch.nn.Linear(1, 1)
+    judge.has_own_tokenizer = False
+    models = SimpleNamespace(accelerator=accelerator, reward_model=lambda path: judge)
     monkeypatch.setattr("rlhf_core.scoring.rewards.scores", lambda model, batch: torch.tensor([-2.0, 1.0]))
     reward = make([{"name": "model", "weight": 2.0, "clamp": 1.5}], "helpdesk", tmp_path, monkeypatch, models)
     assert reward(sampled())[0].tolist() == [-3, 2]

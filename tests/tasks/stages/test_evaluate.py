@@ -23,7 +23,8 @@ from rlhf_core.models.forward import response_kl, response_logprobs, scores
 from rlhf_core.models.sampling import LocalSampler
 from rlhf_core.models.store import new_scalar_model, own_temperature, save_policy, save_scalar_model
 from rlhf_core.models.tokens import Prompt
-from rlhf_core.scoring.rewards import PythonReward, WeightedSum
+from rlhf_core.scoring.rewards import WeightedSum
+from rlhf_core.scoring.terms.python import PythonReward
 from tasks.common.sampling import sample_responses
 from tasks.files.jsonl import read_jsonl, write_jsonl
 from tasks.params.load import load_params, merged

@@ -31,11 +31,12 @@ from rlhf_core.scoring.rewards import ModelReward
 from tasks.common.rows import preference_units, rating_scale, rating_units, text_units
 from tasks.files.jsonl import read_jsonl, write_jsonl
 from tasks.params.load import load_params, merged, validate, with_values
+from tasks.reward_models.fit import sft_responses
 from tasks.runtime.stage import Restored
 from tasks.stages.base import base
 from tasks.stages.collect import collect
 from tasks.stages.prepare import prepare
-from tasks.stages.reward import _sft_responses, reward
+from tasks.stages.reward import reward
 from tasks.stages.sample import sample
 from tasks.stages.sft import sft
 from tools.closure import ROOT
@@ -195,19 +196,19 @@ def test_members_of_an_ensemble_start_from_heads_of_their_own(desk):
     assert (first - second).abs().max() > 1e-3
 
 
-def on_sft_responses(model):
+def onsft_responses(model):
     """Scores of the responses that the stage centres on."""
     stage = SimpleNamespace(params=load_params())
-    return ModelReward(model, 16)(_sft_responses(stage, "reward"))
+    return ModelReward(model, 16)(sft_responses(stage, "reward"))
 
 
 @pytest.mark.parametrize("unit_scale", [True, False])
 def test_rewards_have_mean_0_on_the_sft_model_and_std_1_if_configured(desk, unit_scale):
     (_, summary) = desk(sample, collect, reward, reward={"unit_scale": unit_scale})
     model = load_reward_model(REWARD)
-    scored = on_sft_responses(model)
+    scored = onsft_responses(model)
     model.set_normalisation(0.0, 1.0)
-    raw = on_sft_responses(model)
+    raw = onsft_responses(model)
     spread = raw.std(correction=0).item()
     assert abs(raw.mean().item()) > 1e-3  # otherwise there would be nothing to centre
     assert abs(math.log(spread)) > 0.5  # otherwise an inverted scale would not show
@@ -222,10 +223,10 @@ def test_each_member_of_an_ensemble_is_centred_separately(desk):
     """The members' means are equal, so the minimum is not always the same member's. The mean of the minimum is 0."""
     desk(sample, collect, reward, reward={"members": 2, "aggregate": "min"})
     model = load_reward_model(REWARD)
-    means = [on_sft_responses(member).mean().item() for member in model.models]
+    means = [onsft_responses(member).mean().item() for member in model.models]
     assert means[0] == pytest.approx(means[1], abs=1e-4)
     assert means[0] > 1e-2  # above the mean of the minimum
-    assert on_sft_responses(model).mean().item() == pytest.approx(0.0, abs=1e-4)
+    assert onsft_responses(model).mean().item() == pytest.approx(0.0, abs=1e-4)
 
 
 def test_further_judgements_measure_agreement_and_change_nothing_else(desk):

@@ -39,8 +39,6 @@ MODULES = [
             "judged.clamp(max=self.clamp)",
             "scores are clamped on one side only",
         ),
-        Fault("MissingEnd.__call__", "(~responses.ended)", "responses.ended", "the end token punished"),
-        Fault("Overlong.__call__", ".clamp(0, 1)", "", "short responses rewarded"),
         Fault("WeightedSum.__call__", "total + weight * value", "total + value", "weights ignored"),
         Fault(
             "WeightedSum.__call__",
@@ -50,11 +48,51 @@ MODULES = [
             f"tests/rlhf_core/scoring/test_rewards.py {RUNS}",
             31,
         ),
+    ),
+    Module(
+        "rlhf_core/scoring/terms/missing_end.py",
+        "tests/rlhf_core/scoring/test_rewards.py",
+        Fault("MissingEnd.__call__", "(~responses.ended)", "responses.ended", "the end token punished"),
+    ),
+    Module(
+        "rlhf_core/scoring/terms/overlong.py",
+        "tests/rlhf_core/scoring/test_rewards.py",
+        Fault("OverlongPunishment.__call__", ".clamp(0, 1)", "", "short responses rewarded"),
+    ),
+    Module(
+        "rlhf_core/scoring/terms/format.py",
+        "tests/rlhf_core/scoring/test_rewards.py",
         Fault(
             "Format.__call__",
-            "matches_whole(self.pattern, text.strip())",
-            "format_pattern(self.pattern).search(text)",
+            'matches_whole(self.pattern or "", text.strip())',
+            'format_pattern(self.pattern or "").search(text)',
             "a match of part of the response suffices",
+        ),
+    ),
+    Module(
+        "rlhf_core/scoring/terms/model.py",
+        "tests/tasks/rewards/test_reward_terms.py",
+        Fault("Model.make", "offer.rows, self.clamp)", "offer.rows)", "the clamp ignored"),
+    ),
+    Module(
+        "rlhf_core/scoring/foreign.py",
+        "tests/rlhf_core/scoring/test_foreign.py",
+        Fault(
+            "ForeignReward.__call__",
+            "self._example(prompt.messages, text)",
+            'self._example(prompt.messages, "")',
+            "an existing reward model does not see the response",
+        ),
+        Fault("load_foreign", "config.num_labels != 1", "False", "the first of several scores taken"),
+        Fault("load_foreign", "largest >= embedding", "largest > embedding", "one token beyond the embedding accepted"),
+    ),
+    Module(
+        "rlhf_core/feedback/opinion.py",
+        "tests/rlhf_core/feedback/test_exact_annotator.py",
+        Fault("ExactOpinion.verdict", '"tie" if first == second else ', "", "equal responses get a preference"),
+        Fault("ExactOpinion.ranks", "reverse=True", "reverse=False", "the worst response ranked first"),
+        Fault(
+            "ExactOpinion.scores", "min(1 + int(worth * highest), highest)", "1 + int(worth * highest)", "off the scale"
         ),
     ),
     Module(

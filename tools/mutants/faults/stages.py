@@ -8,6 +8,7 @@ TRACKING = "tests/tasks/runtime/test_tracking.py"
 ERRORS = "tests/tasks/stages/test_stage_errors.py"
 EVALUATE = "tests/tasks/stages/test_evaluate.py"
 REWARD = "tests/tasks/stages/test_reward_stage.py"
+SOURCES = "tests/tasks/reward_models/test_feedback_sources.py"
 FORMS = "tests/rlhf_core/feedback/test_feedback_forms.py"
 FINDINGS = "tests/tasks/reporting/test_findings.py"
 
@@ -16,9 +17,9 @@ MODULES = [
         "tasks/common/rows.py",
         FORMS,
         Fault(
-            "preference_units",
-            'row.get(f"{side}_tokens") or encode_response(tokenizer, row[side])',
-            "encode_response(tokenizer, row[side])",
+            "_examples",
+            "ids or encode_response(reader, text)",
+            "encode_response(reader, text)",
             "sampled responses are encoded again",
             "tests/rlhf_core/models/test_tokens.py",
             2,
@@ -64,8 +65,7 @@ MODULES = [
     Module(
         "tasks/rewards/terms.py",
         "tests/tasks/rewards/test_reward_terms.py",
-        Fault("make_reward", "(term.label, term.weight,", "(term.label, 1.0,", "weights of policy.rewards ignored"),
-        Fault("_model", "ModelReward(model, rows, term.clamp)", "ModelReward(model, rows)", "the clamp ignored"),
+        Fault("make_reward", "(entry.label, entry.weight,", "(entry.label, 1.0,", "weights of policy.rewards ignored"),
     ),
     Module(
         "tasks/common/preflight.py",
@@ -195,16 +195,17 @@ MODULES = [
         ),
     ),
     Module(
-        "tasks/stages/reward.py",
+        "tasks/reward_models/fit.py",
         REWARD,
-        Fault("_fit", "on_sft.std(correction=0).item() if params.unit_scale else 1.0", "1.0", "unit_scale ignored"),
         Fault(
-            "_fit",
+            "fit_model", "on_sft.std(correction=0).item() if params.unit_scale else 1.0", "1.0", "unit_scale ignored"
+        ),
+        Fault(
+            "fit_model",
             "model.set_normalisation(on_sft.mean().item(),",
             "model.set_normalisation(0.0,",
             "rewards not centred on the SFT model",
         ),
-        Fault("_pair_metrics", "if unit[0].preference != 0.5]", "]", "ties in the accuracy"),
         Fault(
             "_train",
             'seed_everything(stage.params.run.seed, "reward", name, "weights")',
@@ -212,12 +213,44 @@ MODULES = [
             "members of an ensemble start with equal weights",
             tests_of(REWARD, "members_of_an_ensemble_start_from_heads_of_their_own"),
         ),
+    ),
+    Module(
+        "tasks/reward_models/measure.py",
+        REWARD,
+        Fault("pair_metrics_of", "if unit[0].preference != 0.5]", "]", "ties in the accuracy"),
         Fault(
-            "_native_metrics",
+            "native_metrics",
             "fit.rating_scale[1] * root_mean_square",
             "root_mean_square",
             "the error of ratings on another scale",
         ),
+    ),
+    Module(
+        "tasks/reward_models/feedback.py",
+        SOURCES,
+        Fault("_of_sources", "if source in sources]", "]", "every model learns from all sources"),
+        Fault("check_sources", 'row.get("label", 1.0) != 0.5', "True", "a source with only ties is measured"),
+    ),
+    Module(
+        "tasks/data/readers.py",
+        SOURCES,
+        Fault("_file_source", "parts[1] if len(parts) > 1 else parts[0]", "parts[-1]", "the last part is the source"),
+        Fault("with_file_sources", "if row.source is None else row", "", "a row's own source is lost"),
+    ),
+    Module(
+        "rlhf_core/models/tokens.py",
+        SOURCES,
+        Fault(
+            "same_tokens",
+            "and first.chat_template == second.chat_template",
+            "",
+            "a reward model with another template reads the policy's token ids",
+        ),
+    ),
+    Module(
+        "tasks/params/schema.py",
+        SOURCES,
+        Fault("Params.critic", "self.policy.critic or", "", "the named critic is ignored"),
     ),
     Module(
         "tasks/stages/collect.py",
