@@ -407,4 +407,26 @@ MODULES = [
             "no layer is checkpointed",
         ),
     ),
+    Module(
+        "rlhf_core/loops/common/optimizer.py",
+        ADAPTERS,
+        Fault("make_optimizer", "AdamW(list(groups), eps=eps, ", "AdamW(list(groups), ", "Adam's ε ignored"),
+    ),
+    Module(
+        "rlhf_core/loops/common/resume.py",
+        ADAPTERS,
+        Fault("trained_state", "if name not in frozen", "", "frozen weights in every resume state"),
+        Fault(
+            "load_trained_state",
+            "if unexpected or set(missing) - _frozen(model):",
+            "if False:",
+            "half a state is loaded",
+        ),
+    ),
+    Module(
+        "tasks/runtime/out_of_memory.py",
+        "tests/tasks/runtime/test_memory.py",
+        Fault("advice", "limit = min(memory, now)", "limit = memory", "advice that needs more memory than now"),
+        Fault("_with_micro_batch", "micro_batch_size=size", "micro_batch_size=1", "advice for another micro-batch"),
+    ),
 ]
