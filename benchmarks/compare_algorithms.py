@@ -1,9 +1,9 @@
 """Compare all methods on equal terms over several seeds: run profile `comparison` and write docs/comparison.md.
 
-    python benchmarks/compare_algorithms.py [--seeds 0 1 2]
+    python benchmarks/compare_algorithms.py [--seeds 0,1,2]
 
-Each seed is one run of the whole pipeline, stored in runs/comparison-seed-N. A stored run is reused; to repeat it,
-delete its folder and run `dvc exp remove comparison-seed-N`.
+Runs `rlhf run --profile comparison --name comparison --seeds 0,1,2`, which runs the missing seeds. To repeat a seed:
+`dvc exp remove comparison-seed-N`.
 """
 
 import argparse
@@ -18,28 +18,16 @@ from statistics import mean
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from flows.run.seeds import read_seeds  # noqa: E402
 from tasks.params.derived import stage_of  # noqa: E402
 from tasks.reporting.findings import label  # noqa: E402
 from tasks.reporting.formats import duration, number, rate  # noqa: E402
 from tasks.reporting.sources import find_runs  # noqa: E402
 from tasks.runtime.git import head  # noqa: E402
 
+NAME = "comparison"  # of the profile and of the runs
 PAGE = ROOT / "docs" / "comparison.md"
 FIGURES = ("judge_score", "reward", "kl", "mean_length", "sampled_tokens", "trained_tokens")
-
-
-def name_of(seed):
-    """Return the name of a seed's run."""
-    return f"comparison-seed-{seed}"
-
-
-def run(seed):
-    """Return the report of one seed's run. Run the pipeline if the run is not stored."""
-    report = ROOT / "runs" / name_of(seed) / "report.json"
-    if not report.is_file():
-        command = ["rlhf", "run", "--profile", "comparison", "--name", name_of(seed), "--set", f"run.seed={seed}"]
-        subprocess.run(command, cwd=ROOT, check=True)
-    return json.loads(report.read_text(encoding="utf-8"))
 
 
 def over_seeds(reports, name):
@@ -92,9 +80,13 @@ def page(reports, seeds):
 def main():
     """Run the missing seeds, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    seeds = parser.parse_args().seeds
-    written = page([run(seed) for seed in seeds], seeds)
+    parser.add_argument("--seeds", default="0,1,2")
+    given = parser.parse_args().seeds
+    command = ["rlhf", "run", "--profile", NAME, "--name", NAME, "--seeds", given]
+    subprocess.run(command, cwd=ROOT, check=True)
+    seeds = read_seeds(given)
+    reports = [ROOT / "runs" / f"{NAME}-seed-{seed}" / "report.json" for seed in seeds]
+    written = page([json.loads(path.read_text(encoding="utf-8")) for path in reports], seeds)
     marker = "\n## What the figures show, and what they do not\n"
     old = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
     PAGE.write_text(written + (marker + old.split(marker, 1)[1] if marker in old else ""), encoding="utf-8")

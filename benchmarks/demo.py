@@ -47,10 +47,9 @@ def stage_times(
     return found
 
 
-def last_complete(root: Path, stages: Sequence[str]) -> tuple[list[Ran], float, int] | None:
+def last_complete(stages: Sequence[str]) -> tuple[list[Ran], float, int] | None:
     """Return the stages of the last finished flow in which all `stages` ran, its seconds, and run.parallel."""
-    from flows.run.lineage import KIND
-    from tasks.runtime.tracking import EXPERIMENT, client
+    from tasks.runtime.tracking import EXPERIMENT, PIPELINE, client
 
     mlflow = client()
     experiment = mlflow.get_experiment_by_name(EXPERIMENT)
@@ -58,7 +57,7 @@ def last_complete(root: Path, stages: Sequence[str]) -> tuple[list[Ran], float, 
         return None
     flows = mlflow.search_runs(
         [experiment.experiment_id],
-        filter_string=f"tags.kind = '{KIND}' and attributes.status = 'FINISHED'",
+        filter_string=f"tags.kind = '{PIPELINE}' and attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
     )
     for flow in flows:
@@ -87,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     graph = {stage.name: list(stage.upstream) for stage in read_graph(ROOT)}
     # `params` writes a file and has no MLflow run.
-    found = last_complete(ROOT, [name for name in graph if name != "params"])
+    found = last_complete([name for name in graph if name != "params"])
     if found is None:
         print("error: no finished run in which every stage ran. Run `make demo` in a new clone.", file=sys.stderr)
         return 1

@@ -48,6 +48,7 @@ class Recorder:
         self.step_seconds: list[float] = []
         self.decode_seconds: list[float] = []
         self.decoding = self.loaded = 0.0
+        self.profiled_wall = 0.0  # the profiler's clock is wall time, which other load stretches evenly
         self.per_step: dict[str, float] = {}  # seconds of work done once, per step
         self.operations: Operations | None = None
 
@@ -65,6 +66,8 @@ class Recorder:
     def end_step(self) -> None:
         """Note the step, and wait for the next turn."""
         self.step_seconds.append(clock() - self.began)
+        if self.operations is not None:
+            self.profiled_wall += time.perf_counter() - self.wall_began
         self.decode_seconds.append(self.decoding)
         done = len(self.step_seconds)
         if done == self.warmup:
@@ -120,13 +123,14 @@ class Recorder:
         return found
 
     def _shares(self) -> dict[str, float] | None:
-        return self.operations and self.operations.shares(sum(self.step_seconds[-self.profiled :]))
+        return self.operations and self.operations.shares(self.profiled_wall)
 
     def _wait(self) -> None:
         print(READY, flush=True)
         if not sys.stdin.readline():
             os._exit(3)  # the other side has failed
         self.decoding = 0.0
+        self.wall_began = time.perf_counter()
         self.began = clock()
 
 

@@ -195,9 +195,9 @@ def together(spans: Mapping[str, Span], parallel: int) -> Span:
 
 
 def span_text(span: Span) -> str:
-    """Format a span with two significant digits: `20–40 s`, `3–6 min`, `1.5–3 h`."""
-    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
+    """Format a span with two significant digits: `20–40 s`, `3–6 min`, `1.5–3 h`, `1,800–3,600 days`."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if span[1] >= 1.5 * size or size == 1:
-            low, high = (f"{value / size:.2g}" for value in span)
+            low, high = (f"{float(f'{value / size:.2g}'):,g}" for value in span)
             return f"{low} {unit}" if low == high else f"{low}–{high} {unit}"
     raise AssertionError

@@ -13,7 +13,7 @@ from flows.run import stopping
 from flows.run.changes import Changes, require_inputs
 from flows.run.graph import read_graph, select
 from flows.run.lineage import read_report
-from flows.run.seeds import SeedPlan, plan_seeds, read_seeds
+from flows.run.seeds import SeedPlan, plan_seeds, read_seeds, require_seeds
 from flows.run.workspace import plan
 from flows.servers import temporary
 from flows.servers.services import find
@@ -59,10 +59,12 @@ def run_pipeline(
         Stopped, KeyboardInterrupt: the user stopped the run.
     """
     changes = Changes.from_command_line(profile, assignments)
+    chosen = read_seeds(seeds) if seeds is not None else []
+    if chosen:
+        require_seeds(chosen, changes, only)
     resolved = changes.resolve(root)
     require_inputs(resolved.params, root)
     select(read_graph(root), only)
-    chosen = read_seeds(seeds) if seeds is not None else []
     planned = plan_seeds(root, changes, chosen, name, only) if chosen else None
     if planned is None:
         plan(root, resolved, name)

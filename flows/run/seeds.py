@@ -40,19 +40,32 @@ def read_seeds(text: str) -> list[int]:
     """Parse the seeds of a command line: `0,1,2`.
 
     Raises:
-        UserError: one of them is not a whole number of at least 0; or see `require_seeds`.
+        UserError: one of them is not a whole number of at least 0, or is named twice.
     """
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if not (part.isascii() and part.isdigit()):
             raise UserError(f"--seeds {shorten(text)}: {shorten(part)!r} is not a seed. {EXAMPLE}")
     seeds = [int(part) for part in parts]
-    require_seeds(seeds)
+    _require_distinct(seeds)
     return seeds
 
 
-def require_seeds(seeds: Sequence[int]) -> None:
-    """Raise UserError if a seed is negative or named twice."""
+def require_seeds(seeds: Sequence[int], changes: Changes, only: str | None) -> None:
+    """Check seeds against the rest of the request.
+
+    Raises:
+        UserError: a seed is negative or named twice; the seed is set elsewhere too; or only some stages are chosen, so
+            that nothing would be compared.
+    """
+    _require_distinct(seeds)
+    if SEED in changes.overrides:
+        raise UserError(f"Both --seeds and {SEED} choose the seed. Leave one of them out.")
+    if only:
+        raise UserError("--seeds compares finished runs, so it needs all stages. Leave out --only.")
+
+
+def _require_distinct(seeds: Sequence[int]) -> None:
     for place, seed in enumerate(seeds):
         if seed < 0:
             raise UserError(f"Seed {seed} is negative. {EXAMPLE}")
@@ -71,14 +84,10 @@ def plan_seeds(
     """Return the run of each seed, before anything is made.
 
     Raises:
-        UserError: wrong seeds, parameters or name; the seed is set elsewhere too; only some stages are chosen, so that
-            nothing would be compared; or an experiment or an unfinished run of a seed has other parameters.
+        UserError: see `require_seeds`; the parameters or the name are wrong; or an experiment or an unfinished run of a
+            seed has other parameters.
     """
-    require_seeds(seeds)
-    if SEED in changes.overrides:
-        raise UserError(f"Both --seeds and {SEED} choose the seed. Leave one of them out.")
-    if only:
-        raise UserError("--seeds compares finished runs, so it needs all stages. Leave out --only.")
+    require_seeds(seeds, changes, only)
     resolve = resolve or (lambda wanted: wanted.resolve(root))
     group = name or automatic_name(root, resolve(changes))
     runs = []

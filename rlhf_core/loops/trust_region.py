@@ -136,12 +136,13 @@ class TrustRegion:
         """(F + damping) v. The Fisher matrix F is the Hessian of KL(π_old‖π_θ) at θ = θ_old."""
         product = self.algorithm.cg_damping * vector
         for batch, weights in parts:
-            with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no second derivative
+            # Other attention kernels have no second derivative. A checkpointed layer runs again in the backward pass.
+            with sdpa_kernel(SDPBackend.MATH):
                 logits = response_logits(self.policy, batch)
-            kl = exact_kl(logits.detach(), logits, self.temperature)
-            mean = (kl.masked_fill(batch.response_mask == 0, 0.0) * weights).sum()
-            slope = _flat(torch.autograd.grad(mean, self.parameters, create_graph=True))
-            product = product + _flat(torch.autograd.grad(slope @ vector, self.parameters))
+                kl = exact_kl(logits.detach(), logits, self.temperature)
+                mean = (kl.masked_fill(batch.response_mask == 0, 0.0) * weights).sum()
+                slope = _flat(torch.autograd.grad(mean, self.parameters, create_graph=True))
+                product = product + _flat(torch.autograd.grad(slope @ vector, self.parameters))
         return product
 
 

@@ -51,6 +51,7 @@ class ModelShape:
     width: int
     heads: int
     vocabulary: int
+    keys: int = 0  # width of the keys of a layer, smaller than `width` if heads share them; 0: as width
     linear: int = 0
     sides: int = 0
 
@@ -87,9 +88,17 @@ def model_shape(config: "PretrainedConfig") -> ModelShape:
         width=text.hidden_size,
         heads=text.num_attention_heads,
         vocabulary=text.vocab_size,
+        keys=_key_width(text),
         linear=sum(layer.weight.numel() for layer in layers),
         sides=sum(sum(layer.weight.shape) for layer in layers),
     )
+
+
+def _key_width(text: Any) -> int:
+    """Width of the keys of one layer, from its key-value heads."""
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(heads * size)
 
 
 def estimate(shape: ModelShape, params: Params, is_from_scratch: bool) -> list[Need]:
@@ -191,7 +200,7 @@ def _sampling(shape: ModelShape, params: Params) -> float:
     from rlhf_core.models.sampling import LocalSampler  # imports torch
 
     value = 2 if params.run.precision == "bf16" else 4  # bytes
-    cache = 2 * shape.layers * LocalSampler.rows * _tokens(params) * shape.width * value
+    cache = 2 * shape.layers * LocalSampler.rows * _tokens(params) * (shape.keys or shape.width) * value
     return cache + LOGIT_COPIES * LocalSampler.rows * shape.vocabulary * 4
 
 

@@ -24,7 +24,7 @@ def rewards(name: str) -> None:
                 "Set reward_models.names to []."
             )
         begin = start(stage.params, stage.folder / "tokenizer")
-        fit = configured(stage.params, problem, begin, name, stage.params.reward_models.of(name))
+        fit = configured(stage.params, problem, begin, name, stage.params.reward_models.sources[name])
         run_checks(stage.name, checks(stage.params, name))
         fit_model(stage, begin, reward_model(name), fit)
 

@@ -1,7 +1,6 @@
 """Growth, the demo, the GPU and the page, without measuring anything for long."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -117,10 +116,10 @@ def test_last_complete_run_is_the_newest_one_with_every_stage(store):
             mlflow.set_terminated(child.info.run_id, end_time=begin + 3000)
         mlflow.set_terminated(run.info.run_id, end_time=begin + 9000)
 
-    assert demo.last_complete(Path(), ["sft"]) is None
+    assert demo.last_complete(["sft"]) is None
     flow(1_000_000, ["sft", "report"])
     flow(2_000_000, ["report"])
-    ran, seconds, parallel = demo.last_complete(Path(), ["sft", "report"])
+    ran, seconds, parallel = demo.last_complete(["sft", "report"])
     assert sorted((run.stage, run.start, run.end) for run in ran) == [("report", 1.0, 3.0), ("sft", 1.0, 3.0)]
     assert (seconds, parallel) == (9.0, 2)
 

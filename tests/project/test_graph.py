@@ -131,8 +131,12 @@ def sections_read(script: str) -> set[str]:
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "params"])
 def test_parameters_read_are_named(stage):
-    """`methods` means the two lists; `section` means the section of the stage's own method."""
-    of = {"policy.methods": ["policy.online", "policy.offline"], "policy.section": ["policy.${item.method}"]}
+    """`methods` means the two lists; `section` and `of` mean the section of the stage's own method or model."""
+    of = {
+        "policy.methods": ["policy.online", "policy.offline"],
+        "policy.section": ["policy.${item.method}"],
+        "reward_models.of": ["reward_models.sources.${item.model}"],
+    }
     named = parameters(stage)
     for read in sections_read(f"tasks/stages/{stage}.py"):
         for key in of.get(read, [read]):

@@ -55,6 +55,7 @@ prepare:
   format: auto
 sft:
   learning_rate: 0.001  # found by trying
+reward_models: {names: []}
 policy:
   online: [ppo, grpo]
   offline: [dpo]

@@ -68,6 +68,20 @@ def mistake(folder, *arguments):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--seeds", "0,0"], "Seed 0 is named twice; its run would be counted twice. Name each seed once."),
+        (
+            ["--seeds", "0,1", "--set", "run.seed=3"],
+            "Both --seeds and run.seed choose the seed. Leave one of them out.",
+        ),
+    ],
+)
+def test_wrong_seeds_are_reported_without_heavy_libraries(checkout, arguments, found):
+    assert mistake(checkout, "run", *arguments) == [f"error: {found}"]
+
+
+@pytest.mark.parametrize(
     ("assignment", "found"),
     [
         ("policy.dpo.beta=-1", "'policy.dpo.beta' is -1; it must be a finite number, above 0."),

@@ -154,6 +154,36 @@ def test_runs_that_were_judged_differently_are_separate() -> None:
     assert names == [["b", "a"], ["other judge"], ["other data"], ["fewer"], ["old"]]
 
 
+def test_compare_shows_runs_of_several_seeds_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two settings with two seeds each, the better mean first; a seed alone is only shown by itself."""
+    runs = [
+        replace(run(name, name, {"dpo": rate}, run__seed=seed, policy__dpo__beta=beta), code_and_data="c")
+        for name, rate, seed, beta in (
+            ("a-0", 0.6, "0", "0.1"), ("a-1", 0.7, "1", "0.1"), ("b-0", 0.7, "0", "0.2"), ("b-1", 0.9, "1", "0.2"),
+            ("alone", 0.95, "0", "0.3"),
+        )
+    ]  # fmt: skip
+    monkeypatch.setattr(compare, "finished_runs", lambda: runs)
+    out, text = console()
+    compare_runs(out)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    assert [line for line in lines if "Over seeds" in line] == [
+        "S1  Over seeds 0, 1 (n = 2): b-0, b-1",
+        "S2  Over seeds 0, 1 (n = 2): a-0, a-1",
+        "Over seeds: mean (95 % t-interval over seeds).",
+    ]
+    # b: mean 0.8, ± 12.7062 × 0.1; a: mean 0.65, ± 12.7062 × 0.05
+    rows = [" ".join(line.split()) for line in lines if line.startswith("dpo")]
+    assert rows == [
+        "dpo 0.800 (-0.471 to 2.071) – – 0: 0.700, 1: 0.900",
+        "dpo 0.650 (0.015 to 1.285) – – 0: 0.600, 1: 0.700",
+    ]
+    assert [line.split() for line in lines if line.endswith(("S1", "S2"))] == [
+        ["policy.dpo.beta", "0.2", "S1"],
+        ["0.1", "S2"],
+    ]
+
+
 LONG = "policy.dpo.beta-0.2-sft.epochs-2-reward.epochs-3-x"
 
 
@@ -380,7 +410,7 @@ def test_weights_are_counted_without_allocating_them() -> None:
     # embeddings 10*4, attention 4*4*4, feed-forward 3*4*6, norms 3*4; the head is the embeddings
     # linear layers: four of 4*4, two of 4*6 and one of 6*4
     linear = {"linear": 64 + 72, "sides": 4 * 8 + 3 * 10}
-    assert model_shape(llama) == ModelShape(weights=188, layers=1, width=4, heads=2, vocabulary=10, **linear)
+    assert model_shape(llama) == ModelShape(188, layers=1, width=4, heads=2, vocabulary=10, keys=4, **linear)
     assert model_shape(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=10, n_positions=4)).layers == 2
 
 

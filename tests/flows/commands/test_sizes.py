@@ -79,6 +79,12 @@ def test_memory_of_adapters_on_8b_by_hand() -> None:
     assert needs["online@ppo"].models == pytest.approx(17.7e9, rel=0.01)
 
 
+def test_cache_of_shared_keys_by_hand() -> None:
+    """Keys and values of 8 heads of 128 in bf16, for 128 rows of 768 tokens and 32 layers; two rows of logits."""
+    needs = {need.stage: need for need in estimate(model_shape(config_of("8B")), params_of("lora_8b"), False)}
+    assert needs["sample"].activations == 2 * 32 * 128 * 768 * (8 * 128) * 2 + 2 * 128 * 128256 * 4
+
+
 def test_time_of_dpo_by_hand() -> None:
     """1,000 preferences: 0.1 each for development and test, 0.2 for the judge: 600 to train on. Batches of 64: 10 steps
     of 64 pairs, 1,280 rows of 768 tokens, half of that at least.

@@ -11,6 +11,7 @@ from rlhf_core.algorithms.trpo import TRPO
 from rlhf_core.common.batch import collate
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.trust_region import TrustRegion, conjugate_gradient
+from rlhf_core.models.checkpointing import checkpoint_layers
 from rlhf_core.models.forward import response_logits, response_logprobs
 from tiny import PAD
 
@@ -59,6 +60,19 @@ def test_fisher_product_equals_that_of_the_matrix():
             expected = expected + weight * (flat @ vector) * flat
     found = region._fisher_product(region._parts(rollout), vector)
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+
+
+def test_a_fisher_product_through_checkpointed_layers(family):
+    """The layers that run again in the two backward passes use the same attention kernel."""
+    products = []
+    for checkpointing in (False, True):
+        policy, rollout, region = setting(family)
+        if checkpointing:
+            checkpoint_layers(policy)
+        policy.train()
+        vector = torch.ones(sum(parameter.numel() for parameter in region.parameters))
+        products.append(region._fisher_product(region._parts(rollout), vector))
+    assert torch.equal(*products)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES.values(), ids=tiny.FAMILIES)

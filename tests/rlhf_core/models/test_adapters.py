@@ -374,10 +374,10 @@ def test_a_resume_state_holds_the_adapter_alone():
 
 
 def test_adamw_by_hand():
-    """Step 1: m/(√v + ε) = 1 for a gradient of 1, plus weight decay: 2 - 0.1 (1 + 0.5 · 2)."""
+    """Step 1: m/(√v + ε) = 1/(1 + 1) for a gradient of 1, plus weight decay: 2 - 0.1 (0.5 + 0.5 · 2)."""
     weight = torch.nn.Parameter(torch.tensor([2.0]))
     weight.grad = torch.tensor([1.0])
-    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), [{"params": [weight], "lr": 0.1}])
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5, adam_eps=1.0), [{"params": [weight], "lr": 0.1}])
     optimizer.step()
-    assert weight.item() == pytest.approx(1.8)
+    assert weight.item() == pytest.approx(1.85)
     assert optimizer.defaults["fused"]

@@ -226,7 +226,11 @@ def test_stages_read_every_value_except_the_number_of_parallel_stages(tmp_path):
     effective_params(tmp_path)
     text = (tmp_path / "params.effective.yaml").read_text()
     content = yaml.safe_load(text)
-    shared = (*(f"policy.{loop}" for loop in LOOPS.values()), "model.lora.")  # model.lora is null
+    shared = (
+        *(f"policy.{loop}" for loop in LOOPS.values()),
+        "model.lora.",
+        "reward_models.sources",
+    )  # the last two are empty
     sections = (
         "run",
         "model",
@@ -447,7 +451,7 @@ def test_merging_overrides_values_and_does_not_change_the_original():
 
 
 def test_unknown_profile_lists_the_existing_ones():
-    with pytest.raises(UserError, match=r"'fast' does not exist. Choose from: comparison, default, preferences"):
+    with pytest.raises(UserError, match=r"'fast' does not exist. Choose from: comparison, default, full_1b,"):
         load_profile("fast", ROOT)
 
 
@@ -517,3 +521,31 @@ def test_two_forms_with_one_option_must_declare_it_equally():
     assert options_of({"one": one, "other": one}, "collect")["scale"].owners == ("one", "other")
     with pytest.raises(TypeError, match=r"collect\.scale differs between one and other"):
         options_of({"one": one, "other": other}, "collect")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"model.dtype": "bf16"}, "model.dtype bf16 computes in bf16; set run.precision to bf16"),
+        ({"model.dtype": "4bit"}, "in 'model', dtype 4bit cannot be trained; set lora, or dtype to bf16"),
+        ({"model.lora.r": 0}, "'model.lora.r' is 0; it must be a whole number, at least 1"),
+        ({"model.lora.lora_dropout": 0.1}, "in 'model.lora', lora_dropout is 0.1: policies, references and rewards"),
+        ({"model.lora.target_modules": 3}, "'model.lora.target_modules' is 3; it must be text, or a list"),
+        ({"model.lora.target_modules": "("}, "in 'model.lora', target_modules is not a regular expression"),
+        ({"model.lora": "x"}, "'model.lora' is 'x'; it must be a section of keys, or null"),
+        ({"model.attn_implementation": "fast"}, "must be one of sdpa, eager, flash_attention_2"),
+    ],
+)
+def test_wrong_values_of_the_model(values, said):
+    with pytest.raises(UserError) as error:
+        validate(with_values(read_yaml(ROOT / "params.yaml"), values))
+    assert said in str(error.value)
+
+
+def test_lora_is_set_by_one_key_and_unset_by_null():
+    raw = with_values(read_yaml(ROOT / "params.yaml"), dict([read_assignment("model.lora.r=8")]))
+    lora = validate(raw).model.lora
+    assert (lora.r, lora.lora_alpha, lora.target_modules) == (8, 32, "all-linear")
+    assert validate(with_values(raw, dict([read_assignment("model.lora=null")]))).model.lora is None
+    with pytest.raises(UserError, match=r"Did you mean 'model\.lora\.lora_alpha'"):
+        read_assignment("model.lora.lora_alfa=8")

@@ -13,7 +13,14 @@ from tasks.params.schema import Params
 
 RECIPES = ("preferences", "full_1b", "lora_8b", "verifiable", "helpful_harmless")
 # What a run's own data and model replace, what only the help desk has, and a model trained from scratch.
-NOT_A_RECIPES = ("model.path", "prepare.path", "prepare.demonstrations", "policy.reward_code", "base.")
+NOT_A_RECIPES = (
+    "model.path",
+    "prepare.path",
+    "prepare.demonstrations",
+    "policy.reward_code",
+    "base.",
+    "reward_models.",
+)
 
 
 def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -72,6 +79,20 @@ def test_adapters_have_ten_times_the_learning_rates_of_full_training() -> None:
     assert lora.policy.section("ppo").critic_learning_rate == pytest.approx(
         10 * full.policy.section("ppo").critic_learning_rate
     )
+
+
+def test_feedback_of_two_sources_has_two_reward_models() -> None:
+    """Their weights sum to 1; each learns from the source of its name."""
+    params = params_of("helpful_harmless")
+    assert {name: params.reward_models.of(name) for name in params.reward_models.names} == {
+        "helpful": ["helpful"],
+        "harmless": ["harmless"],
+    }
+    assert [(entry.label, entry.weight) for entry in params.policy.rewards] == [
+        ("helpful", 0.5),
+        ("harmless", 0.5),
+        ("missing_end", 1.0),
+    ]
 
 
 def write(root: Path, **profiles: str) -> None:

@@ -17,6 +17,7 @@ from tasks.reporting.explanations import reward_sentence, sampling_sentences
 from tasks.reporting.findings import label, title
 from tasks.reporting.formats import duration, number
 from tasks.reporting.report_page import markdown_text
+from tasks.reporting.seeds import code_and_data
 from tasks.runtime import tracking
 from tasks.runtime.stage import Stage, write_json
 from tasks.stages.report import build_report, render_page
@@ -448,6 +449,38 @@ def test_runs_are_linked_by_stage_key(outputs: None, monkeypatch: pytest.MonkeyP
 def test_looking_for_runs_creates_no_store(outputs: None) -> None:
     draw()
     assert not Path("mlflow.db").exists()
+
+
+def test_the_pages_have_a_section_over_seeds(outputs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DPO's win rates 0.8635 and 0.8435 of seeds 7 and 8: mean 0.8535, s/√2 = 0.01, ± 12.7062 × 0.01 = 0.127.
+
+    The run of seed 8 has the same parameters, code and data; the one of seed 9 has other code.
+    """
+    Path("dvc.lock").write_text("lock")
+    params = {"run.seed": "7", "sft.epochs": "1"}
+    metrics = {"win_rate_vs_sft/dpo": 0.8435, "kl/dpo": 5.25, "mean_length/dpo": 30.0}
+    code = code_and_data(build_report(OWN))
+
+    def finished(params: dict[str, str], **tags: str) -> SimpleNamespace:
+        return SimpleNamespace(data=SimpleNamespace(params=params, metrics=metrics, tags=tags))
+
+    runs = [
+        finished(params | {"run.seed": "9"}, code_and_data="other"),
+        finished(params | {"run.seed": "8"}, code_and_data=code),
+        finished(params, code_and_data=code, **tracking.lock_tag(Path())),
+    ]
+    monkeypatch.setattr(tracking, "pipeline_runs", lambda: runs)
+    html, markdown = draw()
+    assert "seeds 7, 8 (n = 2)" in html and "seeds 7, 8 (n = 2)" in markdown
+    dpo = next(line for line in markdown.splitlines() if line.startswith("| DPO | 0.854"))
+    assert dpo == (
+        "| DPO | 0.854 (0.726 to 0.981) | 7: 0.864, 8: 0.844 | 5.00 (1.82 to 8.18) | 7: 4.75, 8: 5.25 "
+        "| 30.6 (22.7 to 38.6) | 7: 31.2, 8: 30.0 |"
+    )
+    assert "0.854 (0.726 to 0.981)<small>7: 0.864, 8: 0.844</small>" in html
+    assert "95 % interval over the prompts of this run" in html
+    monkeypatch.setattr(tracking, "pipeline_runs", lambda: runs[2:])  # one seed alone
+    assert "Over seeds" not in "".join(draw())
 
 
 def test_outputs_that_are_not_the_reports_are_named(outputs: None) -> None:

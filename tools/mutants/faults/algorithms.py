@@ -255,7 +255,7 @@ MODULES = [
             f"{CREDIT} {METHODS}",
             20,
         ),
-        Fault("PPO.needs", "entropies=True", "entropies=False", "no entropies are logged", METHODS),
+        Fault("PPO.needs", 'else "value"', "else None", "no entropies are logged", METHODS),
     ),
     Module(
         "rlhf_core/algorithms/ppo_penalty.py",

@@ -5,6 +5,7 @@ from tools.mutants.fault import Fault, Module, tests_of
 LOCKS = "tests/flows/run/test_locks.py"
 GUARD = "tests/flows/servers/test_guard.py"
 FLOWS = "tests/flows/run/test_flows.py"
+SEEDS = "tests/flows/run/test_run_seeds.py"
 COMMANDS = "tests/flows/commands/test_flows_commands.py"
 BEFORE = "tests/flows/commands/test_before_a_run.py"
 
@@ -133,9 +134,36 @@ MODULES = [
             "failed_run_is_resumed_only_by_the_same_run",
             "name_of_an_experiment_is_unique",
         ),
-        Fault("plan", 'edits = git(root, "diff", "HEAD", "--binary")', 'edits = b""', "the user's edits left out"),
+        Fault("_code", 'edits = git(root, "diff", "HEAD", "--binary")', 'edits = b""', "the user's edits left out"),
         Fault("_refuse_other", "known.read_text() != fingerprint", "False", "a run is resumed with other parameters"),
         Fault("_experiment_refs", "== [name]", "!= []", "any experiment counts as one with this name"),
+    ),
+    Module(
+        "flows/run/seeds.py",
+        tests_of(SEEDS, "bad_seeds_are_named", "each_seed_is_an_experiment_with_its_seed", "bad_input_is_refused"),
+        Fault("_require_distinct", "if seed in seeds[:place]:", "if False:", "a seed counts twice"),
+        Fault("plan_seeds", "SEED: seed}", "SEED: seeds[0]}", "all runs have the first seed"),
+        Fault("require_seeds", "if SEED in changes.overrides:", "if False:", "a seed of --set is silently replaced"),
+        Fault("plan_seeds", 'f"{group}-seed-{seed}"', 'f"{group}-seed"', "seeds share an experiment"),
+    ),
+    Module(
+        "tasks/reporting/seeds.py",
+        "tests/tasks/reporting/test_seeds.py",
+        Fault("estimate", "(1 + CONFIDENCE) / 2", "CONFIDENCE", "a one-sided interval"),
+        Fault("estimate", "t.ppf((1 + CONFIDENCE) / 2, n - 1)", "t.ppf((1 + CONFIDENCE) / 2, n)", "degrees of freedom"),
+        Fault("estimate", "/ n**0.5", "", "the interval of one value, not of the mean"),
+        Fault(
+            "same_but_seed", ".setdefault(int(run.params[SEED]), run)", "[int(run.params[SEED])] = run", "old runs win"
+        ),
+        Fault("_likeness", "return run.code_and_data, ", 'return "", ', "runs of other code or data are averaged"),
+        Fault(
+            "code_and_data", "if not any(", "if any([True]) or any(", "what depends on the seed counts as code or data"
+        ),
+    ),
+    Module(
+        "tasks/params/load.py",
+        "tests/tasks/params/test_recipes.py",
+        Fault("load_profile", "if name in within:", "if False:", "profiles that extend each other are read for ever"),
     ),
     Module(
         "flows/run/yaml_edit.py",

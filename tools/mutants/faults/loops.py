@@ -4,6 +4,7 @@ from tools.mutants.fault import Fault, Module
 
 CREDIT = "tests/rlhf_core/algorithms/test_credit.py"
 RATIOS = "tests/rlhf_core/loops/test_ratios.py"
+LESS_WORK = "tests/rlhf_core/loops/test_less_work.py"
 METHODS = "tests/rlhf_core/loops/test_every_method.py"
 LOOPS = "tests/rlhf_core/loops/test_loops.py"
 DYNAMIC = "tests/rlhf_core/loops/test_dynamic_sampling.py"
@@ -39,9 +40,13 @@ MODULES = [
         Fault("stream_indices", "start = step * size", "start = 0", "the same prompts in each step", ONLINE),
     ),
     Module(
+        "rlhf_core/loops/common/optimizer.py",
+        ONLINE,
+        Fault("make_optimizer", "config.adam_eps, ", "1e-8, ", "Adam's ε ignored", ONLINE, 21),
+    ),
+    Module(
         "rlhf_core/loops/common/update.py",
         LOOPS,
-        Fault("GradientStep.__init__", "eps=config.adam_eps, ", "", "Adam's ε ignored", ONLINE, 21),
         Fault(
             "GradientStep.__call__",
             "            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)\n",
@@ -79,7 +84,15 @@ MODULES = [
             CREDIT,
             15,
         ),
-        Fault("unit_slices", "ends[start], ends[stop]", "start, stop", "pairs are split between microbatches", LOOPS),
+        Fault(
+            "unit_slices",
+            "slice(ends[start], ends[unit - 1])",
+            "slice(start, unit - 1)",
+            "pairs are split between microbatches",
+            LOOPS,
+        ),
+        Fault("unit_slices", "count > size.tokens", "False", "tokens of a microbatch are not limited", LESS_WORK),
+        Fault("with_gradient", "minibatch.select(rows), weights[rows]", "minibatch, weights", "rows kept", LESS_WORK),
         Fault(
             "GradientStep._require_finite",
             "torch.isfinite(value).all()",
@@ -141,8 +154,8 @@ MODULES = [
         ),
         Fault(
             "with_ref_logprobs",
-            "next(rows)[: len(row.response_ids)]",
-            "next(rows)",
+            "values[: len(key[1])]",
+            "values",
             "stored log-probabilities include padding",
             LOOPS,
         ),
@@ -202,17 +215,17 @@ MODULES = [
         ),
         Fault("OnlineTraining.rollout", "        self.policy.eval()\n", "", "dropout while sampling", ONLINE, 10),
         Fault(
-            "OnlineTraining._record",
-            "response_logprobs(self.reference, part, temperature=temperature)",
-            "response_logprobs(self.reference, part)",
+            "OnlineTraining._logprobs",
+            "response_logprobs(model, batch, temperature=self.config.temperature)",
+            "response_logprobs(model, batch)",
             "the reference ignores the temperature",
             RATIOS,
             11,
         ),
         Fault(
             "OnlineTraining._record",
-            "response_logprobs(self.reference, part,",
-            "response_logprobs(self.policy, part,",
+            "partial(self._logprobs, self.reference)",
+            "partial(self._logprobs, self.policy)",
             "KL to the policy itself",
             f"{LOOPS} {ONLINE} {RATIOS}",
         ),

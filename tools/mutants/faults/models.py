@@ -5,6 +5,7 @@ from tools.mutants.fault import Fault, Module, tests_of
 CREDIT = "tests/rlhf_core/algorithms/test_credit.py"
 RATIOS = "tests/rlhf_core/loops/test_ratios.py"
 TOKENS = "tests/rlhf_core/models/test_tokens.py"
+PACKING = "tests/rlhf_core/models/test_packing.py"
 FORWARD = "tests/rlhf_core/models/test_forward.py"
 SAMPLING = "tests/rlhf_core/models/test_sampling.py"
 DECODING = "tests/rlhf_core/models/test_decoding.py"
@@ -22,6 +23,39 @@ TEMPERED_KL = tests_of(
 
 MODULES = [
     Module(
+        "rlhf_core/models/head.py",
+        PACKING,
+        Fault(
+            "kl_of_states",
+            "exact_kl(head(states), ref_head(ref_states), temperature)",
+            "exact_kl(head(states) / temperature, ref_head(ref_states))",
+            "the reference ignores the temperature",
+            TEMPERED_KL,
+            33,
+        ),
+        Fault(
+            "_Logprobs.forward",
+            "_logits(part, cast, temperature)",
+            "_logits(part, cast, 1.0)",
+            "temperature ignored by the chunked head",
+            PACKING,
+            11,
+        ),
+        Fault(
+            "_slopes_",
+            "probabilities.mul_(-of_logprobs",
+            "probabilities.mul_(of_logprobs",
+            "gradient with the wrong sign",
+        ),
+    ),
+    Module(
+        "rlhf_core/models/packing.py",
+        PACKING,
+        Fault("_Packing._tree", "response[in_response]", "response[in_response] + 1", "positions skip one"),
+        Fault("Tree.__init__", ".tril()", "", "tokens see later ones"),
+        Fault("_Packing._rows", "ends - self.sizes - 1", "ends - self.sizes", "values read one token late"),
+    ),
+    Module(
         "rlhf_core/models/forward.py",
         FORWARD,
         Fault(
@@ -35,10 +69,10 @@ MODULES = [
         Fault("response_logits", "logits[:, -keep:-1]", "logits[:, -keep + 1 :]", "logits of the next token", FORWARD),
         Fault(
             "policy_outputs",
-            "token_entropies(logits, temperature)",
-            "token_entropies(logits)",
+            "logits.detach(), temperature)",
+            "logits.detach())",
             "entropy at another temperature",
-            RATIOS,
+            PACKING,
             11,
         ),
         Fault(
@@ -55,14 +89,6 @@ MODULES = [
             "exact_kl(logits.detach(), ref_logits, temperature)",
             "KL penalty without a gradient",
             FORWARD,
-        ),
-        Fault(
-            "response_kl",
-            "exact_kl(response_logits(policy, batch), response_logits(reference, batch), temperature)",
-            "exact_kl(response_logits(policy, batch) / temperature, response_logits(reference, batch))",
-            "the reference ignores the temperature",
-            TEMPERED_KL,
-            33,
         ),
         Fault(
             "values",
@@ -266,9 +292,9 @@ MODULES = [
         "rlhf_core/models/store.py",
         RUNS,
         Fault("without_dropout", "setattr(config, name, 0.0)", "pass", "dropout in a forward pass", FORWARD, 10),
-        Fault("ScalarModel.forward", " / self.scale", "", "the scale of a reward model lost", PORTABLE, 26),
+        Fault("ScalarModel.scalars", " / self.scale", "", "the scale of a reward model lost", PORTABLE, 26),
         Fault(
-            "ScalarModel.forward",
+            "ScalarModel.scalars",
             "(scalars - self.offset)",
             "scalars",
             "the centring of a reward model lost",
@@ -380,5 +406,27 @@ MODULES = [
             "",
             "no layer is checkpointed",
         ),
+    ),
+    Module(
+        "rlhf_core/loops/common/optimizer.py",
+        ADAPTERS,
+        Fault("make_optimizer", "AdamW(list(groups), eps=eps, ", "AdamW(list(groups), ", "Adam's ε ignored"),
+    ),
+    Module(
+        "rlhf_core/loops/common/resume.py",
+        ADAPTERS,
+        Fault("trained_state", "if name not in frozen", "", "frozen weights in every resume state"),
+        Fault(
+            "load_trained_state",
+            "if unexpected or set(missing) - _frozen(model):",
+            "if False:",
+            "half a state is loaded",
+        ),
+    ),
+    Module(
+        "tasks/runtime/out_of_memory.py",
+        "tests/tasks/runtime/test_memory.py",
+        Fault("advice", "limit = min(memory, now)", "limit = memory", "advice that needs more memory than now"),
+        Fault("_with_micro_batch", "micro_batch_size=size", "micro_batch_size=1", "advice for another micro-batch"),
     ),
 ]

@@ -17,9 +17,9 @@ MODULES = [
         "tasks/common/rows.py",
         FORMS,
         Fault(
-            "preference_units",
-            'row.get(f"{side}_tokens") or encode_response(tokenizer, row[side])',
-            "encode_response(tokenizer, row[side])",
+            "_examples",
+            "ids or encode_response(reader, text)",
+            "encode_response(reader, text)",
             "sampled responses are encoded again",
             "tests/rlhf_core/models/test_tokens.py",
             2,
