@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from instructions.checker import Task, fluency_limit
 from instructions.figures import accuracies
-from instructions.generate import generate
 from instructions.prompt_files import read_prompts
 from instructions.topics import Topics
 from rlhf_core.common.errors import UserError
@@ -136,6 +135,8 @@ class Instructions(Generated):
 
     def generate(self, params: Params) -> Material:
         """Generate the prompts from the seed, or read them from a file and split them."""
+        from instructions.generate import generate  # imports torch
+
         section, path = params.prepare, Path(params.prepare.path)
         if path.suffix == PROMPTS_SUFFIX:
             given = read_prompts(path)
