@@ -69,8 +69,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Base) -> None:
 def _inject(model: PreTrainedModel, config: Any, base: Base) -> None:
     from peft import inject_adapter_in_model
 
-    model.requires_grad_(False)
-    inject_adapter_in_model(config, model, adapter_name=NAME)
+    inject_adapter_in_model(config, model, adapter_name=NAME)  # freezes all other weights
     for _, parameter in adapter_parameters(model):
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)

@@ -142,6 +142,8 @@ def test_advice_if_the_estimate_is_too_low():
     """By the estimate it would fit; a change must then need less than now."""
     said = advice("sft", params_of(), LARGE, 1000 * GB)
     assert "sft.micro_batch_size 16" in said and "model.lora.r 16" in said
+    small = params_of(sft__micro_batch_size=1)  # bf16 copies of trained weights need more than the activations save
+    assert "model.dtype" not in advice("sft", small, LARGE, 1000 * GB)
     assert advice("prepare", params_of(), LARGE, GB).endswith("Close other programs, or set run.parallel to 1.")
 
 

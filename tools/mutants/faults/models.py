@@ -378,11 +378,8 @@ MODULES = [
     Module(
         "rlhf_core/models/adapters.py",
         ADAPTERS,
-        Fault("_inject", "model.requires_grad_(False)", "pass", "the frozen base is trained"),
         Fault("_inject", "parameter.requires_grad_(True)", "pass", "nothing is trained, not even the score head"),
         Fault("load_adapter", "own.weights_sha256 != base.weights_sha256", "False", "an adapter of another base"),
-        Fault("save_adapter", "None if _head(model) is None else [HEAD]", "None", "peft drops the score head"),
-        Fault("_is_transposed", "isinstance(module, Conv1D) for", "False for", "GPT-2's adapter is transposed"),
     ),
     Module(
         "rlhf_core/models/merging.py",
@@ -406,11 +403,6 @@ MODULES = [
             "",
             "no layer is checkpointed",
         ),
-    ),
-    Module(
-        "rlhf_core/loops/common/optimizer.py",
-        ADAPTERS,
-        Fault("make_optimizer", "AdamW(list(groups), eps=eps, ", "AdamW(list(groups), ", "Adam's ε ignored"),
     ),
     Module(
         "rlhf_core/loops/common/resume.py",
