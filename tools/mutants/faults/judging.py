@@ -13,7 +13,7 @@ MODULES = [
         "rlhf_core/scoring/judges.py",
         JUDGES,
         Fault("win_rate", "judge.prefer(opponent, policy)", "judge.prefer(policy, opponent)", "judged in one order"),
-        Fault("win_rate", "(a + b) / 2 for a, b", "a for a, b", "only one of two verdicts counts", LOSSES),
+        Fault("win_rate", "(a + b) / 2 for a, b", "a for a, b", "only one of two verdicts counts"),
         Fault("ScoreJudge.prefer", "0.5 if is_tie", "1.0 if is_tie", "ties count as wins"),
         Fault(
             "ScoreJudge.prefer",
