@@ -2,7 +2,6 @@
 
 from tools.mutants.fault import Fault, Module
 
-LOSSES = "tests/rlhf_core/maths/test_losses.py"
 RUNS = "tests/rlhf_core/loops/test_runs.py"
 JUDGES = "tests/rlhf_core/scoring/test_judges.py"
 PANEL = "tests/rlhf_core/feedback/test_annotators.py"
