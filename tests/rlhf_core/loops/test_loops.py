@@ -1,5 +1,7 @@
 """Both loops end to end on toy tasks that a model of a few thousand weights learns in seconds."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from rlhf_core.algorithms.base.sft import SFT
 from rlhf_core.algorithms.base.table import policy_algorithm, policy_algorithms, reward_loss, reward_losses
 from rlhf_core.algorithms.dpo import DPO
 from rlhf_core.algorithms.grpo import GRPO
+from rlhf_core.algorithms.kto import KTO
 from rlhf_core.algorithms.ppo import PPO
 from rlhf_core.algorithms.reward.bradley_terry import BradleyTerry
 from rlhf_core.common.batch import Example, collate, collate_units
@@ -78,14 +81,19 @@ def test_dpo_raises_the_margin(accelerator, tmp_path):
 
 
 def test_ref_logprobs_are_computed_once_per_token(accelerator):
-    """The units keep their tokens and have one log-probability per response token, for any microbatch size."""
-    reference, units = tiny.rotary(), preference_units()[:5]
+    """The units keep their tokens and have one log-probability per response token, for any microbatch size.
+
+    Responses of different lengths share a microbatch, so the shorter ones are padded.
+    """
+    reference, units = tiny.rotary(), [(row,) for row in tiny.examples(5)]
+    assert len({len(row.response_ids) for (row,) in units}) > 1
     batch = collate([row for unit in units for row in unit], PAD)
     expected = response_logprobs(reference, batch)
     done = with_ref_logprobs(accelerator, reference, units, OfflineConfig(micro_batch_size=2), pad_id=PAD)
     assert [[row.response_ids for row in unit] for unit in done] == [
         [row.response_ids for row in unit] for unit in units
     ]
+    assert [len(row.ref_logprobs) for (row,) in done] == [len(row.response_ids) for (row,) in units]
     found = collate([row for unit in done for row in unit], PAD).ref_logprobs
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
@@ -99,6 +107,21 @@ def test_evaluation_averages_over_all_held_out_rows(accelerator):
     config = OfflineConfig(micro_batch_size=2)
     found = evaluate_offline(accelerator, model, policy_outputs, SFT(), units, config, PAD)
     assert found["development_loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_evaluation_of_kto_has_one_reference_point(accelerator):
+    """z_0 is the mean log-ratio of the mismatched rows of all held-out units, also in microbatches of one unit."""
+    model, labelled, mismatched = tiny.rotary(), tiny.examples(6)[:3], tiny.examples(6)[3:]
+    zeros = [[0.0] * len(row.response_ids) for row in (*labelled, *mismatched)]
+    rows = [replace(row, desirable=1.0, ref_logprobs=zero) for row, zero in zip(labelled, zeros[:3], strict=True)]
+    others = [replace(row, ref_logprobs=[-9.0] * len(zero)) for row, zero in zip(mismatched, zeros[3:], strict=True)]
+    units = list(zip(rows, others, strict=True))
+    batch = collate(others, PAD)
+    logratios = ((response_logprobs(model, batch) + 9.0) * batch.response_mask).sum(-1)
+    assert logratios.min() > 0
+    assert logratios.std() > 1
+    found = evaluate_offline(accelerator, model, policy_outputs, KTO(), units, OfflineConfig(micro_batch_size=1), PAD)
+    assert found["development_reference_point"] == pytest.approx(logratios.mean().item(), abs=1e-4)
 
 
 def share_of_a(sampled):

@@ -2,7 +2,6 @@
 
 from tools.mutants.fault import Fault, Module
 
-LOSSES = "tests/rlhf_core/maths/test_losses.py"
 RUNS = "tests/rlhf_core/loops/test_runs.py"
 JUDGES = "tests/rlhf_core/scoring/test_judges.py"
 PANEL = "tests/rlhf_core/feedback/test_annotators.py"
@@ -13,7 +12,7 @@ MODULES = [
         "rlhf_core/scoring/judges.py",
         JUDGES,
         Fault("win_rate", "judge.prefer(opponent, policy)", "judge.prefer(policy, opponent)", "judged in one order"),
-        Fault("win_rate", "(a + b) / 2 for a, b", "a for a, b", "only one of two verdicts counts", LOSSES),
+        Fault("win_rate", "(a + b) / 2 for a, b", "a for a, b", "only one of two verdicts counts"),
         Fault("ScoreJudge.prefer", "0.5 if is_tie", "1.0 if is_tie", "ties count as wins"),
         Fault(
             "ScoreJudge.prefer",
