@@ -14,7 +14,7 @@ from tasks.runtime.progress import progress
 
 def make_sampler(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float
-) -> Sampler:
+) -> LocalSampler:
     """Return a sampler with the policy's stop tokens."""
     return LocalSampler(max_new_tokens, stop_tokens(policy, tokenizer), tokenizer.pad_token_id, temperature)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from rlhf_core.common.responses import Response
 from rlhf_core.maths.reductions import sequence_sum
 from rlhf_core.models.forward import response_kl, response_logprobs
 from rlhf_core.models.responses import Responses
-from rlhf_core.models.sampling import Sampler
+from rlhf_core.models.sampling import LocalSampler, Sampler
 from rlhf_core.models.store import own_temperature
-from rlhf_core.models.tokens import Prompt
+from rlhf_core.models.tokens import Prompt, decode_response, encode_response
 from rlhf_core.scoring.rewards import WeightedSum
 from tasks.common.models import StageModels
 from tasks.common.sampling import make_sampler, sample_responses
@@ -58,33 +58,40 @@ class PolicySampler:
         """Sample a policy's responses, and measure its KL to the SFT model at the policy's own temperature.
 
         The sampling temperature is evaluate.temperature, or if null the policy's own, from its generation config. The
-        KL compares distributions at the policy's own temperature. If the two temperatures differ, the KL is measured on
-        a second sample. Best-of-N sampling has no log-probabilities, so its KL is the upper bound.
+        KL compares distributions at the policy's own temperature. If the two temperatures differ, or evaluate.top_k,
+        top_p or stop_strings truncate responses, the KL is measured on a second sample. Best-of-N sampling has no
+        log-probabilities, so its KL is the upper bound.
         """
         manifest = folder / BEST_OF_N
         if manifest.is_file():
             return self._best_of_n(json.loads(manifest.read_text(encoding="utf-8")), prompts, stream)
         policy = self.accelerator.prepare_model(self.models.checkpoint(folder), evaluation_mode=True)
-        own, temperature = own_temperature(policy), self._temperature(policy)
-        responses = measured = self._sample(policy, prompts, temperature, stream)
-        if temperature != own:
-            measured = self._sample(policy, prompts, own, f"{stream}/kl")
-        return PolicySample(responses, temperature, self._kl(policy, measured, own), own)
+        own, sampler = own_temperature(policy), self._judged(policy)
+        responses = measured = self._sample(policy, prompts, sampler, stream)
+        if sampler.truncates or sampler.temperature != own:
+            measured = self._sample(policy, prompts, self._sampler(policy, own), f"{stream}/kl")
+        return PolicySample(responses, sampler.temperature, self._kl(policy, measured, own), own)
 
     def _best_of_n(self, chosen: Mapping[str, Any], prompts: Sequence[Prompt], stream: str) -> PolicySample:
         """Return the best of N samples of the SFT model, by the reward that policies are optimised for."""
-        temperature = self._temperature(self.reference)
-        sampler = self._sampler(self.reference, temperature)
+        sampler = self._judged(self.reference)
         reward = self.reward or make_reward(self.params, self.models, ROWS)  # raises an error with the reason
         best, _ = best_of_n(
             self.reference, self.tokenizer, prompts, sampler, reward, chosen["best_of"], self._stream(stream)
         )
         bound = torch.full((len(prompts),), chosen["kl_bound"])
-        return PolicySample(self._rows(prompts, best), temperature, bound, temperature, kl_is_bound=True)
+        own = sampler.temperature
+        return PolicySample(self._rows(prompts, best), own, bound, own, kl_is_bound=True)
 
-    def _sample(self, policy: PreTrainedModel, prompts: Sequence[Prompt], temperature: float, stream: str) -> Responses:
-        sampler = self._sampler(policy, temperature)
-        return self._rows(prompts, sample_responses(policy, self.tokenizer, prompts, sampler, self._stream(stream)))
+    def _sample(self, policy: PreTrainedModel, prompts: Sequence[Prompt], sampler: Sampler, stream: str) -> Responses:
+        responses = sample_responses(policy, self.tokenizer, prompts, sampler, self._stream(stream))
+        return self._rows(prompts, [self._without_stop_string(response) for response in responses])
+
+    def _without_stop_string(self, response: Response) -> Response:
+        """A response that a stop string ended, as if it had ended before it: judges must not read the string."""
+        if decode_response(self.tokenizer, response.ids) == response.text:
+            return response
+        return Response(encode_response(self.tokenizer, response.text), response.text, ended=True)
 
     def _kl(self, policy: PreTrainedModel, responses: Responses, temperature: float) -> Tensor:
         """KL(π_θ ‖ π_SFT) along each response, (n,)."""
@@ -105,12 +112,18 @@ class PolicySampler:
             found += (-total / part.lengths).exp().tolist()
         return found
 
-    def _temperature(self, policy: PreTrainedModel) -> float:
-        """The sampling temperature of a policy's judged responses."""
-        chosen = self.params.evaluate.temperature
-        return own_temperature(policy) if chosen is None else chosen
+    def _judged(self, policy: PreTrainedModel) -> Sampler:
+        """The sampler of a policy's judged responses."""
+        chosen = self.params.evaluate
+        temperature = own_temperature(policy) if chosen.temperature is None else chosen.temperature
+        return replace(
+            self._sampler(policy, temperature),
+            top_k=chosen.top_k,
+            top_p=chosen.top_p,
+            stop_strings=chosen.stop_strings,
+        )
 
-    def _sampler(self, policy: PreTrainedModel, temperature: float) -> Sampler:
+    def _sampler(self, policy: PreTrainedModel, temperature: float) -> LocalSampler:
         return make_sampler(policy, self.tokenizer, self.params.prepare.max_response_tokens, temperature)
 
     def _stream(self, name: str) -> tuple[int, str]:

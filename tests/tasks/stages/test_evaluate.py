@@ -112,6 +112,7 @@ def make_inputs():
         save_policy(bigram(table), tokenizer, Path("models", path), max_new_tokens=LONGEST)
     for path in (Path("models/policies/ppo"), Path("models/policies/ppo/snapshots/step-000002")):
         save_policy(bigram(PPO), tokenizer, path, max_new_tokens=LONGEST, temperature=OWN)
+    Path("models/rewards").mkdir()
     write(Path("models/policies/best_of_n", BEST_OF_N), {"policy": "models/sft", "best_of": 64, "kl_bound": 3.25})
 
 
@@ -240,6 +241,35 @@ def test_judged_responses_are_sampled_at_each_policys_own_temperature(own):
     assert [row["temperature"] for row in snapshots] == [1.0, OWN]
 
 
+@pytest.mark.parametrize("truncation", [{"top_k": 1}, {"top_p": 0.4}])
+def test_truncation_changes_the_judged_responses_and_not_the_kl(checkout, own, truncation):
+    """With the most likely token alone the answers are those of temperature 0; at 1, SFT's b has 73 % and DPO's a 88 %.
+
+    DPO's KL is that of whole distributions, from a second sample: that of the first token, plus that after b.
+    """
+    results, _, samples = judged(checkout, policy={"online": ["grpo"]}, evaluate=truncation)
+    assert {(row["responses"]["sft"], row["responses"]["dpo"]) for row in samples} == {("b", "a")}
+    figures = results["policies"]["dpo"]
+    assert (figures["temperature"], figures["kl_temperature"]) == (1.0, 1.0)
+    first, after_b = (divergence(PPO, SFT, last, 1.0) for last in (ASSISTANT, B))
+    count = (figures["kl"]["value"] - first) / after_b * TESTS
+    assert count == pytest.approx(round(count), abs=1e-3)
+    assert 1 <= round(count) < TESTS
+    assert results["sft"]["kl"]["value"] == 0.0
+
+
+def test_judges_read_responses_up_to_a_stop_string(checkout):
+    """GRPO says a a a a, so that "a a" ends it at once, before any word; it then counts as ended."""
+    rewards = {"rewards": [{"name": "length", "weight": 1.0}, {"name": "missing_end"}]}
+    results, _, samples = judged(
+        checkout,
+        policy={"online": ["grpo"], **rewards},
+        evaluate={"stop_strings": ["a a"], "temperature": 0.0},
+    )
+    assert {(row["responses"]["grpo"], row["responses"]["dpo"]) for row in samples} == {("", "a")}
+    assert results["policies"]["grpo"]["reward_terms"] == {"length": 1.0, "missing_end": 0.0}  # the end token
+
+
 def test_best_of_n_answers_the_best_and_reports_its_bound(own, greedy):
     """The chance that none of 64 samples begins with a is 1.9e-9. Choosing the worst would almost never be right.
 
@@ -257,7 +287,10 @@ def test_reward_is_the_sum_that_was_optimised_and_its_terms_are_shown(greedy):
     results, _, _ = greedy
     policies = results["policies"]
     weights = {"exact_answer": 2.0, "missing_end": 3.0, "length": -0.1}
-    assert results["rewards"] == [{"name": name, "weight": weights[name], "clamp": None} for name in weights]
+    assert {term["name"]: (term["weight"], term["clamp"]) for term in results["rewards"]} == {
+        name: (weight, None) for name, weight in weights.items()
+    }
+    assert results["rewards"][0]["meaning"] == "1 for a correct answer, otherwise 0"
     assert policies["ppo"]["reward"] == pytest.approx({"value": 1.8, "low": 1.8, "high": 1.8})
     assert policies["ppo"]["reward_terms"] == {"exact_answer": 1.0, "missing_end": 0.0, "length": 2.0}
     assert policies["grpo"]["reward"]["value"] == pytest.approx(-3.4)
