@@ -120,7 +120,7 @@ class PolicySampler:
             self._sampler(policy, temperature),
             top_k=chosen.top_k,
             top_p=chosen.top_p,
-            stop_strings=chosen.stop_strings,
+            stop_strings=tuple(chosen.stop_strings),
         )
 
     def _sampler(self, policy: PreTrainedModel, temperature: float) -> LocalSampler:

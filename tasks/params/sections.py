@@ -185,6 +185,6 @@ class EvaluateParams(Section):
     )
     top_k: int = setting(0, "judged responses are drawn from the k most likely tokens; 0 for all", ge=0)
     top_p: float = setting(1.0, "judged responses are drawn from the most likely tokens with this mass", gt=0, le=1)
-    stop_strings: tuple[str, ...] = setting((), "a judged response ends before the first of these")
+    stop_strings: list[str] = setting([], "a judged response ends before the first of these")
     resamples: int = setting(2000, "number of bootstrap resamples of the prompts for an interval", ge=100)
     samples: int = setting(12, "number of prompts shown side by side in the report", ge=1)
