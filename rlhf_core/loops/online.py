@@ -70,10 +70,15 @@ class OnlineTraining:
         """Prepare models and optimiser.
 
         Raises:
-            UserError: there are too few prompts for a rollout.
+            UserError: there are too few prompts for a rollout, or importance_cap has no effect.
             ValueError: the options of method, loop and sampler contradict each other.
         """
         _check(algorithm, prompts, sampler, config)
+        if algorithm.needs.sampler_logprobs and sampler.is_local and is_exact(models.policy):
+            raise UserError(
+                "importance_cap has no effect: sampling and training compute equal log-probabilities in fp32. "
+                "Leave importance_cap out, or set run.precision to bf16."
+            )
         self.accelerator, self.algorithm, self.reward = accelerator, algorithm, reward
         self.prompts, self.sampler, self.config, self.run = prompts, sampler, config, run
         self.tokenizer = models.tokenizer

@@ -193,3 +193,12 @@ def test_a_cap_without_log_probabilities_of_the_sampler_is_refused(accelerator, 
         run.rollout(0)
     _, metrics = training(accelerator, tokenizer, tmp_path, GRPO(group_size=2), sampler).rollout(0)
     assert "sampler_gap" not in metrics
+
+
+@pytest.mark.pitfall(28)
+def test_a_cap_without_effect_is_refused(accelerator, tokenizer, tmp_path):
+    """In fp32 the local sampler's log-probabilities are the trainer's; in bf16 they differ."""
+    sampler = LocalSampler(4, (END,), PAD)
+    with pytest.raises(UserError, match="importance_cap has no effect"):
+        training(accelerator, tokenizer, tmp_path, GRPO(group_size=2, importance_cap=2.0), sampler)
+    training(accelerator, tokenizer, tmp_path, GRPO(group_size=2), sampler)
