@@ -5,6 +5,7 @@ Screenshots are written to the folder SCREENSHOTS (default: a temporary folder).
 
 import json
 import os
+import re
 import socket
 import sys
 from pathlib import Path
@@ -81,6 +82,8 @@ def test_a_run_is_started_from_the_page_with_one_changed_parameter(served, page,
     # The title shows the state, and the page updates itself.
     page.get_by_text("Completed", exact=True).first.wait_for(timeout=8 * MINUTES)
     page.get_by_text("offline@dpo").first.wait_for(timeout=MINUTES)
+    page.reload(wait_until="networkidle")  # the graph of a run that was watched live is too wide
+    page.get_by_text(re.compile(r"\d+ Task runs")).wait_for()
     page.locator("canvas").first.wait_for()
     page.screenshot(path=pictures / "prefect-run.png")
     page.goto(mlflow)
