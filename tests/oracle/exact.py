@@ -92,6 +92,12 @@ def orders(group) -> int:
     return factorial(len(group)) // prod(factorial(group.count(member)) for member in set(group))
 
 
+class OtherSampler(LocalSampler):
+    """A sampler whose distribution is not the policy's."""
+
+    is_local = False
+
+
 class SampledTraining(OnlineTraining):
     """The unchanged loop; only the exact critic is refreshed before each rollout."""
 
@@ -131,7 +137,7 @@ def make_training(
         algorithm,
         WeightedSum([("table", 1.0, table_reward(problem))]),
         prompts,
-        LocalSampler(problem.longest, (problem.end,), 0),
+        (LocalSampler if sampler_temperature == 1.0 else OtherSampler)(problem.longest, (problem.end,), 0),
         config,
         Run(seed=seed, name="oracle", resume=ResumeStore(Path("nowhere"))),
     )

@@ -158,7 +158,9 @@ def test_mlflow_holds_one_run_per_stage_with_lineage(done):
     shared = set.intersection(*policies.values())  # metrics that one chart shows for all policies
     assert {"train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second"} <= shared
     assert {"train/score", "train/kl"} <= policies["online@ppo"] & policies["online@grpo"]
-    assert all(key.startswith(("train/", "development/")) for keys in policies.values() for key in keys)
+    assert all(
+        key.startswith(("train/", "development/", "trl/", "verl/")) for keys in policies.values() for key in keys
+    )
 
 
 def test_mlflow_shows_the_experiment_as_one_of_trainings(done):

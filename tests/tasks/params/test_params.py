@@ -44,7 +44,9 @@ def test_unknown_key_suggests_a_similar_one():
 
 
 def test_unknown_key_unlike_any_lists_its_section():
-    assert "Choose from: prompts, development_prompts, temperature, resamples, samples." in error({"evaluate.zzz": 1})
+    message = error({"evaluate.zzz": 1})
+    keys = "prompts, development_prompts, temperature, top_k, top_p, stop_strings, resamples, samples"
+    assert f"Choose from: {keys}." in message
 
 
 def test_wrong_type_is_named():

@@ -226,14 +226,15 @@ def test_dpo_stage_shows_its_reference_pass(monkeypatch):
 
     model = rotary()
     monkeypatch.setattr(stage_module, "progress", recorded)
-    monkeypatch.setattr(stage_module, "load_policy", lambda path: model)
+    models = SimpleNamespace(reference=lambda: model, policy=lambda stream: model)
+    monkeypatch.setattr(stage_module, "StageModels", lambda params: models)
     monkeypatch.setattr(stage_module, "load_tokenizer", lambda path: tiny_tokenizer())
     monkeypatch.setattr(stage_module, "accelerator_of", lambda params: Device())
     trained = []
     monkeypatch.setattr(stage_module, "train_and_save_policy", lambda *arguments: trained.append(arguments))
     pairs = paired(examples(10))
     config = SimpleNamespace(micro_batch_size=2, snapshots=0)
-    stage = SimpleNamespace(params=None, name="offline@dpo")
+    stage = SimpleNamespace(params=None, name="offline@dpo", stream="policy@dpo")
     stage_module._train(stage, "dpo", DPO(beta=0.1), config, pairs[:3], pairs[3:])
     assert shown == [("offline@dpo reference", 5, 5)]
     assert [len(units) for units in trained[0][4:6]] == [3, 2]

@@ -28,6 +28,7 @@ from rlhf_core.models.store import (
 )
 from rlhf_core.models.tokens import encode_prompt, encode_response
 from rlhf_core.scoring.rewards import ModelReward
+from tasks.common.models import StageModels
 from tasks.common.rows import preference_units, rating_scale, rating_units, text_units
 from tasks.files.jsonl import read_jsonl, write_jsonl
 from tasks.params.load import load_params, merged, validate, with_values
@@ -198,8 +199,8 @@ def test_members_of_an_ensemble_start_from_heads_of_their_own(desk):
 
 def onsft_responses(model):
     """Scores of the responses that the stage centres on."""
-    stage = SimpleNamespace(params=load_params())
-    return ModelReward(model, 16)(sft_responses(stage, "reward"))
+    params = load_params()
+    return ModelReward(model, 16)(sft_responses(SimpleNamespace(params=params), StageModels(params), "reward"))
 
 
 @pytest.mark.parametrize("unit_scale", [True, False])

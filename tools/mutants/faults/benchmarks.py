@@ -2,7 +2,7 @@
 
 from tools.mutants.fault import Fault, Module
 
-COMPARISON = "tests/benchmarks/test_comparison.py"
+COMPARISON = "tests/benchmarks/test_peer.py"
 PAGES = "tests/benchmarks/test_pages.py"
 
 MODULES = [
