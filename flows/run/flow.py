@@ -162,6 +162,8 @@ def _run(root: Path, resolved: Resolved, only: str | None, name: str | None) -> 
         open_workspace(root, resolved, name) as workspace,
         ParentRun(workspace.name or resolved.title(), params, root, str(flow_run.id)) as parent,
     ):
+        for message in workspace.messages:
+            logger.info(message)
         stages = select(read_graph(workspace.checkout), only)
         with StageRunner(workspace.checkout, _environment(params, parent)) as runner:
             _run_stages(stages, runner, params.run.parallel)

@@ -9,21 +9,23 @@ A failed run keeps its clone, so that the same command resumes it.
 """
 
 import hashlib
+import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flows.run.changes import Resolved
+from flows.run.experiment import experiment_refs, save_experiment
 from flows.run.locks import CHECKOUT, FAILED, IN_PLACE, RUNS, only_one, require_idle, require_no_dvc
+from flows.run.untracked import Untracked, digest, find_untracked, lend_untracked
 from flows.run.yaml_edit import update_yaml
 from rlhf_core.common.errors import UserError
+from rlhf_core.scoring.place import FOLDER
 from tasks.files import paths
 from tasks.params.load import effective, validate
 from tasks.params.plain_yaml import load_yaml
@@ -31,17 +33,22 @@ from tasks.runtime.finished import require_resume_folder, sweep_checkout
 from tasks.runtime.git import git, head
 
 FINGERPRINT = "fingerprint"  # file of an unfinished run: hash of the code and parameters that it started with
-COPY_BELOW = 1 << 20  # bytes; larger untracked files are linked
+STORED = "stored.json"  # beside it: the files without a commit that the experiment stores
 DATA_KEYS = (("prepare", "path"), ("model", "path"))  # parameters that may name the user's own files
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder in which stages run (`checkout`), the user's checkout (`root`) and the experiment (None: in place)."""
+    """The folder in which stages run (`checkout`), the user's checkout (`root`) and the experiment (None: in place).
+
+    `stored` lists the files without a commit that the experiment stores; `messages` are for the user.
+    """
 
     root: Path
     checkout: Path
     name: str | None = None
+    stored: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
 
     def finish(self, stages: Sequence[str]) -> Path:
         """Store the results of the stages and return the folder of the rendered report.
@@ -51,7 +58,7 @@ class Workspace:
         if self.name is None:
             return self.checkout / paths.REPORTS
         folder = self.checkout.parent
-        save_experiment(self.checkout, self.name, stages)
+        save_experiment(self.checkout, self.name, stages, self.stored)
         for page in (paths.PAGE, paths.MARKDOWN_PAGE, paths.REPORT):
             if (self.checkout / page).is_file():
                 shutil.copyfile(self.checkout / page, folder / page.name)
@@ -68,6 +75,7 @@ class Plan:
     name: str | None = None
     fingerprint: str = ""
     edits: bytes = b""
+    untracked: Untracked = field(default_factory=Untracked)
 
     @property
     def title(self) -> str:
@@ -88,9 +96,9 @@ def plan(root: Path, wanted: Resolved, name: str | None = None) -> Plan:
         chosen = Plan(wanted, root / IN_PLACE)
         require_resume_folder(root)
     else:
-        fingerprint, edits = _code(root, wanted)
-        experiment = name or automatic_name(root, wanted)
-        chosen = Plan(wanted, root / RUNS / experiment, experiment, fingerprint, edits)
+        fingerprint, edits, untracked = _code(root, wanted)
+        experiment = name or _name_of(wanted, fingerprint)
+        chosen = Plan(wanted, root / RUNS / experiment, experiment, fingerprint, edits, untracked)
     require_idle(chosen.folder, chosen.title)
     require_no_dvc(chosen.folder / CHECKOUT if chosen.name else root)
     _refuse_other(chosen.folder, chosen.fingerprint)
@@ -99,14 +107,20 @@ def plan(root: Path, wanted: Resolved, name: str | None = None) -> Plan:
 
 def automatic_name(root: Path, wanted: Resolved) -> str:
     """Return the name of a run without one: its changes, and the beginning of its fingerprint."""
-    return f"{wanted.changes.label()}_{_code(root, wanted)[0][:6]}"
+    return _name_of(wanted, _code(root, wanted)[0])
 
 
-def _code(root: Path, wanted: Resolved) -> tuple[str, bytes]:
-    """Return the fingerprint of the code and the parameters of a run, and the edits of the code since its commit."""
+def _name_of(wanted: Resolved, fingerprint: str) -> str:
+    return f"{wanted.changes.label()}_{fingerprint[:6]}"
+
+
+def _code(root: Path, wanted: Resolved) -> tuple[str, bytes, Untracked]:
+    """Return the fingerprint of a run's code and parameters, the edits since the commit, and the untracked files."""
     commit = head(root)
     edits = git(root, "diff", "HEAD", "--binary")
-    return hashlib.sha256(b"\0".join([commit.encode(), edits, repr(wanted.params).encode()])).hexdigest(), edits
+    untracked = find_untracked(root, [value for _, _, value, _ in _local_data(root, wanted.raw)])
+    parts = [commit.encode(), edits, digest(root, untracked), repr(wanted.params).encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest(), edits, untracked
 
 
 @contextmanager
@@ -126,25 +140,31 @@ def open_workspace(root: Path, wanted: Resolved, name: str | None = None) -> Ite
         folder, checkout = chosen.folder, chosen.folder / CHECKOUT
         _refuse_other(folder, chosen.fingerprint)  # again, now that nobody else can change the folder
         (folder / FAILED).unlink(missing_ok=True)
+        messages: list[str] = []
         if not (folder / FINGERPRINT).is_file():
             shutil.rmtree(checkout, ignore_errors=True)  # left by an interrupted clone
             make_clone(root, checkout, chosen.edits)
             _link_data(root, checkout, chosen.wanted.raw)
-            _lend_untracked(root, checkout)
+            _link_models(root, checkout)
+            lend_untracked(root, checkout, chosen.untracked)
             update_yaml(checkout / "params.yaml", _as_stored(root, chosen.wanted.raw))
+            (folder / STORED).write_text(json.dumps(chosen.untracked.stored))
             (folder / FINGERPRINT).write_text(chosen.fingerprint)
+            messages = chosen.untracked.messages()
+        stored = tuple(json.loads((folder / STORED).read_text()))
         try:
-            yield Workspace(root, checkout, chosen.name)
+            yield Workspace(root, checkout, chosen.name, stored, tuple(messages))
         except Exception as error:
             (folder / FAILED).write_text(f"{error}\n", encoding="utf-8")
             raise
         (folder / FINGERPRINT).unlink()
+        (folder / STORED).unlink()
 
 
 def require_free_name(root: Path, name: str) -> None:
     """Raise UserError if `name` is not a valid name for an experiment or is taken."""
     _require_name(name)
-    if _experiment_refs(root, name):
+    if experiment_refs(root, name):
         raise UserError(
             f"The experiment {name} already exists.\nChoose another --name, or delete it: dvc exp remove {name}"
         )
@@ -157,7 +177,7 @@ def is_stored(root: Path, name: str, wanted: Resolved) -> bool:
         UserError: the name is not valid, or the experiment has other parameters.
     """
     _require_name(name)
-    if not (references := _experiment_refs(root, name)):
+    if not (references := experiment_refs(root, name)):
         return False
     expected = effective(validate(_as_stored(root, wanted.raw)))
     for reference in references:
@@ -210,28 +230,6 @@ def _link_cache(cache: Path, linked: Path) -> None:
         ) from None
 
 
-def save_experiment(checkout: Path, name: str, stages: Sequence[str]) -> None:
-    """Save `checkout` as the DVC experiment `name` and push it to the checkout that it was cloned from.
-
-    Only `stages` are recorded, since DVC would otherwise mark stages as up to date that never ran.
-
-    Raises:
-        UserError: DVC or git failed.
-    """
-    command = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name, *stages]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, start_new_session=True)
-    if done.returncode:
-        raise UserError(f"dvc exp save failed in {checkout}: {done.stderr.strip()}")
-    for reference in _experiment_refs(checkout, name):
-        git(checkout, "push", "--quiet", "origin", f"+{reference}:{reference}")
-
-
-def _experiment_refs(folder: Path, name: str) -> list[str]:
-    """Return the git references refs/exps/XX/YYYY/NAME of an experiment, one per commit that has it."""
-    names = git(folder, "for-each-ref", "--format=%(refname)", "refs/exps").decode().split()
-    return [full for full in names if full.split("/")[4:] == [name]]
-
-
 def _refuse_other(folder: Path, fingerprint: str) -> None:
     """Raise UserError if the folder contains an unfinished run with other code or parameters."""
     known = folder / FINGERPRINT
@@ -240,19 +238,6 @@ def _refuse_other(folder: Path, fingerprint: str) -> None:
             f"{folder} contains an unfinished run with other code or parameters.\n"
             f"Choose another --name, or delete the run: rlhf runs --remove {folder.name}"
         )
-
-
-def _lend_untracked(root: Path, checkout: Path) -> None:
-    """Copy small untracked files of the user, since stages may rewrite them (dvc.lock), and link large ones."""
-    for path in filter(None, git(root, "ls-files", "--others", "--exclude-standard", "-z").decode().split("\0")):
-        source, target = root / path, checkout / path
-        if target.exists():
-            continue  # already linked as data
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_file() and source.stat().st_size < COPY_BELOW:
-            shutil.copy2(source, target)
-        else:
-            target.symlink_to(source)
 
 
 def _link_data(root: Path, checkout: Path, parameters: Mapping[str, Any]) -> None:
@@ -264,6 +249,15 @@ def _link_data(root: Path, checkout: Path, parameters: Mapping[str, Any]) -> Non
         if source.is_relative_to(root.resolve()) and not (checkout / value).exists():
             (checkout / value).parent.mkdir(parents=True, exist_ok=True)
             (checkout / value).symlink_to(source)
+
+
+def _link_models(root: Path, checkout: Path) -> None:
+    """Link the files of inputs/rewards, which git ignores. DVC reads linked files, but no linked folder."""
+    for source in (root / FOLDER).rglob("*"):
+        target = checkout / source.relative_to(root)
+        if (source.is_file() or source.is_symlink()) and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(source)
 
 
 def _as_stored(root: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:

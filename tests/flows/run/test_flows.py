@@ -19,6 +19,7 @@ import pytest
 
 from flow_scratch import PARAMS_YAML, calls, commit, dvc, free_port, make_scratch
 from flows.run.changes import Changes, require_inputs
+from flows.run.experiment import experiment_refs
 from flows.run.form import Form, chosen
 from flows.run.graph import Stage, _in_order, read_graph, select
 from flows.run.lineage import comparison_markdown, terms_of
@@ -30,6 +31,7 @@ from rlhf_core.common.errors import UserError
 from tasks.params.load import ROOT, load_params
 from tasks.params.schema import all_keys
 from tasks.reporting.comparison import figures
+from tasks.runtime.git import git
 
 
 @pytest.fixture
@@ -382,6 +384,66 @@ def test_edits_and_untracked_files_are_in_the_clone(scratch: Path) -> None:
         assert (workspace.checkout / "notes.txt").read_text() == "untracked"
         assert (workspace.checkout / "rows.jsonl").is_file()  # ignored by git, named in params.yaml
         assert re.search("learning_rate: 0.25  # found by trying", (workspace.checkout / "params.yaml").read_text())
+
+
+def test_experiment_stores_code_without_a_commit(scratch: Path) -> None:
+    """A new file, one added to git, but no data and no large file. Applying it restores what is missing or differs."""
+    names = {"tasks/mine.py": "x = 1\n", "tasks/ü b.py": "", "staged.py": "y = 1\n", "my/rows.jsonl": "{}\n"}
+    for name, text in (names | {"large.bin": "0" * (1 << 20)}).items():
+        (scratch / name).parent.mkdir(exist_ok=True)
+        (scratch / name).write_text(text)
+    git(scratch, "add", "staged.py")
+    changes = Changes(overrides={"prepare.path": "my/rows.jsonl"})
+    with open_workspace(scratch, changes.resolve(scratch), "mine") as workspace:
+        dvc(workspace.checkout, "repro")
+        workspace.finish([stage.name for stage in read_graph(workspace.checkout)])
+    assert workspace.messages == (
+        "Untracked files stored in the experiment: tasks/mine.py, tasks/ü b.py",
+        "Not stored (untracked data, links, 1 MiB or more): large.bin, my/rows.jsonl. To store a file: git add FILE",
+    )
+    (reference,) = experiment_refs(scratch, "mine")
+    stored = set(git(scratch, "diff", "--name-only", "-z", "HEAD", reference).decode().split("\0"))
+    assert stored == {"", "tasks/mine.py", "tasks/ü b.py", "staged.py", "dvc.lock", "params.yaml"}
+    (scratch / "tasks/mine.py").write_text("x = 2\n")
+    (scratch / "tasks/ü b.py").unlink()
+    dvc(scratch, "exp", "apply", "mine")
+    assert {name: (scratch / name).read_text() for name in names} == names
+    assert (scratch / "large.bin").stat().st_size == 1 << 20
+    assert "up to date" in dvc(scratch, "status")
+
+
+def test_resumed_run_stores_the_same_files(scratch: Path) -> None:
+    (scratch / "mine.py").write_text("x = 1\n")
+    changes = Changes(overrides={"sft.learning_rate": 0.4})
+    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes.resolve(scratch), "mine"):
+        raise ZeroDivisionError
+    with open_workspace(scratch, changes.resolve(scratch), "mine") as workspace:
+        assert (workspace.stored, workspace.messages) == (("mine.py",), ())
+
+
+def test_a_corrected_untracked_file_is_other_code(scratch: Path) -> None:
+    """The clone of a failed run has the file as it was, so the run must not continue there."""
+    (scratch / "mine.py").write_text("x = 1\n")
+    changes = Changes(overrides={"sft.learning_rate": 0.4})
+    first = plan(scratch, changes.resolve(scratch)).folder
+    with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes.resolve(scratch), "mine"):
+        raise ZeroDivisionError
+    (scratch / "mine.py").write_text("x = 2\n")
+    assert plan(scratch, changes.resolve(scratch)).folder != first
+    with pytest.raises(UserError, match="other code or parameters"):
+        plan(scratch, changes.resolve(scratch), "mine")
+
+
+def test_models_that_git_ignores_are_in_the_clone(scratch: Path) -> None:
+    """DVC follows links to files, not to folders."""
+    model = scratch / "inputs/rewards/one/config.json"
+    model.parent.mkdir(parents=True)
+    model.write_text("{}")
+    (scratch / ".git/info/exclude").write_text("/inputs/rewards/*\n")
+    with open_workspace(scratch, Changes("fast").resolve(scratch)) as workspace:
+        there = workspace.checkout / "inputs/rewards/one"
+        assert (there / "config.json").resolve() == model
+        assert not there.is_symlink()
 
 
 def test_failed_run_sees_corrections_of_its_data(scratch: Path) -> None:
