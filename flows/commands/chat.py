@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.checkpoint import check_checkpoint
+from tasks.files import paths
 
 
 def talk(
@@ -56,7 +57,17 @@ def _ask() -> str:
         return ""
 
 
+def _known() -> str:
+    """Say which checkpoints can be talked to."""
+    folders = [paths.BASE, paths.SFT, *sorted(paths.POLICIES.glob("*"))]
+    if found := [str(folder) for folder in folders if (folder / "config.json").is_file()]:
+        return f"Choose from: {', '.join(found)}."
+    return "There is none in models yet: start `rlhf run`, or apply an experiment with: dvc exp apply NAME"
+
+
 def _load(checkpoint: Path) -> tuple[Any, Any]:
+    if not checkpoint.is_dir():
+        raise UserError(f"{checkpoint} {'is no folder' if checkpoint.exists() else 'does not exist'}.\n{_known()}")
     check_checkpoint(checkpoint, str(checkpoint))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,5 +1,6 @@
 """The parameters of a run: params.yaml with a profile and single values merged in, resolved once per run."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from rlhf_core.common.device import require_bitsandbytes, require_cuda, require_
 from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned, reward_base
 from tasks.data.readers import first_rows, kind_of, pinned
+from tasks.files import declared
 from tasks.params.load import as_written, load_profile, merged, read_assignment, read_yaml, validate, with_values
 from tasks.params.schema import Params
 from tasks.params.sections import PrepareParams
@@ -89,10 +91,11 @@ def require_inputs(params: Params, root: Path) -> None:
     id must be pinned; the stages check the rest of it.
 
     Raises:
-        UserError: the data path is wrong (see `require_data`); rows cannot be read, or methods and rewards cannot
+        UserError: a path is wrong (see `require_no_output` and `require_data`); rows cannot be read, or methods and rewards cannot
             learn from them; the model path is neither a config nor a valid checkpoint; or learning rates do not suit
             the model (see `require_suited_model`).
     """
+    require_no_output(params, root)
     if params.run.device == "cuda":
         require_cuda()
     for entry in params.policy.rewards:
@@ -120,6 +123,34 @@ def require_inputs(params: Params, root: Path) -> None:
         path, base = root / prepare.path, prepare.preference_base
         rows = first_rows(path, prepare.format, prepare.answer_pattern, preference_base=base)
         problem_of(kind_of(rows)).check(params, from_scratch=from_scratch)
+
+
+def require_no_output(params: Params, root: Path) -> None:
+    """Check that the pipeline reads none of its own outputs: DVC would refuse the graph with a message of its own.
+
+    Raises:
+        UserError: a path is in an output, or contains one. The message names the key and a command that helps.
+    """
+    named = {
+        "model.path": (params.model.path, "inputs/models"),
+        "prepare.path": (params.prepare.path, "inputs/data"),
+        "policy.reward_code": (params.policy.reward_code, "inputs"),
+    }
+    for key, (value, folder) in named.items():
+        path = Path(os.path.relpath((root / value).resolve(), root.resolve()))
+        if value and (found := declared.output_at(path)):
+            stage, output = found
+            copy = f"{folder}/{path.name}"
+            fix = (
+                f"Copy it: mkdir -p {folder} && cp -r {value} {copy}. Then set {key} to {copy}."
+                if path.is_relative_to(output)
+                else f"Set {key} to a path without outputs, such as one in {folder}."
+            )
+            where = "is" if path == output else "is in" if path.is_relative_to(output) else "contains"
+            raise UserError(
+                f"{key} {value} {where} {f'{output}, ' if path != output else ''}an output of stage {stage}, so it "
+                f"cannot be an input.\n{fix}"
+            )
 
 
 def _optimizers(params: Params) -> list[str]:

@@ -381,10 +381,10 @@ def parameter_count(model: nn.Module) -> int:
 
 def _require_checkpoint(path: str | Path, *files: str) -> None:
     if not Path(path).is_dir():
-        raise UserError(f"{path} is not a folder. Use a checkpoint folder, such as models/sft.")
+        raise UserError(f"{path} is not a folder. Name a Hugging Face model folder.")
     for name in files:
         if not (Path(path) / name).is_file():
-            raise UserError(f"{path} has no {name}, so it is not a checkpoint folder. Use one, such as models/sft.")
+            raise UserError(f"{path} has no {name}, so it is not a checkpoint folder. Name a Hugging Face model folder.")
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -132,6 +132,14 @@ def makers(path: Path) -> list[str]:
     return [stage.name for stage in STAGES if path in stage.outputs or path in [out.parent for out in stage.outputs]]
 
 
+def output_at(path: Path) -> tuple[str, Path] | None:
+    """Return a stage and its output that `path`, relative to the checkout, is in or contains; None without one."""
+    each = ((stage.name, output) for stage in STAGES for output in stage.outputs)
+    return next(
+        ((name, output) for name, output in each if path.is_relative_to(output) or output.is_relative_to(path)), None
+    )
+
+
 def checkpoints() -> list[Path]:
     """Return the model folders that stages write, without those of a matrix."""
     folders = [path for stage in STAGES if not stage.is_matrix for path in stage.outputs]

@@ -92,14 +92,29 @@ def test_chat_keeps_the_conversation_until_an_empty_line(checkpoints: Path, monk
 @pytest.mark.parametrize(
     ("folder", "prompt", "message"),
     [
-        ("nowhere", "a", "not a checkpoint folder"),
+        ("nowhere", "a", r"nowhere does not exist\.\nThere is none in models yet"),
         ("reward", "a", "does not generate text"),
         ("policy", "the oven is late " * 20, r"exceed the model's context of 64"),
     ],
 )
-def test_chat_names_the_error(checkpoints: Path, folder: str, prompt: str, message: str) -> None:
+def test_chat_names_the_error(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, prompt: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         talk(checkpoints / folder, prompt, 8, 1.0, 0, console()[0])
+
+
+def test_chat_lists_the_checkpoints_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the base model, which is the user's own, and no folder without a model such as best-of-N sampling's."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("base/model", "sft/config", "policies/ppo/config", "policies/best_of_n/best_of_n"):
+        path = tmp_path / "models" / f"{name}.json"
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+    for name, what in {"nosuch": "does not exist", "models/sft/config.json": "is no folder"}.items():
+        with pytest.raises(UserError, match=f"^{name} {what}\\.\nChoose from: models/sft, models/policies/ppo\\.$"):
+            talk(Path(name), "a", 8, 1.0, 0, console()[0])
 
 
 # Comparison of runs

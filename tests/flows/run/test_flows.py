@@ -150,6 +150,36 @@ def test_missing_inputs_are_reported_before_the_run(scratch: Path, overrides: di
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "model.path",
+            "models/sft",
+            "model.path models/sft is an output of stage sft, so it cannot be an input.\n"
+            "Copy it: mkdir -p inputs/models && cp -r models/sft inputs/models/sft. "
+            "Then set model.path to inputs/models/sft.",
+        ),
+        ("model.path", "./models/policies/ppo/", "ppo/ is in models/policies, an output of stage online, so it"),
+        ("model.path", "link", "model.path link is an output of stage sft"),
+        (
+            "prepare.path",
+            "data",
+            "prepare.path data contains data/prepared, an output of stage prepare, so it cannot be an input.\n"
+            "Set prepare.path to a path without outputs, such as one in inputs/data.",
+        ),
+        ("policy.reward_code", "reports/report.json", "cp -r reports/report.json inputs/report.json. Then set"),
+    ],
+)
+def test_an_output_is_refused_as_input(scratch: Path, key: str, value: str, message: str) -> None:
+    (scratch / "link").symlink_to(scratch / "models/sft")
+    with pytest.raises(UserError, match=re.escape(message)):
+        require_inputs(Changes(overrides={key: value}).resolve(scratch).params, scratch)
+    absolute = {key: str(scratch / value)}
+    with pytest.raises(UserError, match="an output of stage"):
+        require_inputs(Changes(overrides=absolute).resolve(scratch).params, scratch)
+
+
+@pytest.mark.parametrize(
     ("profile", "row"),
     [
         ("preferences", '{"prompt": "Hi", "chosen": "Hello", "rejected": "No"}'),

@@ -294,7 +294,7 @@ def test_invalid_arguments_are_rejected_and_without_that_check_end_the_run_with_
         ({"sft.epochs": True}, "changed value: 'sft.epochs' is true; it must be a whole number, at least 1."),
         (
             {"model.path": "tasks"},
-            "model.path tasks has no config.json, so it is not a checkpoint folder. Use one, such as models/sft.",
+            "model.path tasks has no config.json, so it is not a checkpoint folder. Name a Hugging Face model folder.",
         ),
     ],
 )

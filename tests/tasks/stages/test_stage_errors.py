@@ -65,7 +65,7 @@ def test_a_full_disk_is_reported_for_any_error_it_causes(monkeypatch):
 @pytest.mark.parametrize(
     ("files", "found"),
     [
-        ({}, "is not a folder. Use a checkpoint folder, such as models/sft."),
+        ({}, "is not a folder. Name a Hugging Face model folder."),
         ({"notes.txt": "x"}, "has no config.json, so it is not a checkpoint folder."),
     ],
 )
