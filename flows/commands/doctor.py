@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from flows.commands.durations import Span, measure, seconds, span_text, together, work
+from flows.commands.durations import STAGE_WORK, Span, measure, seconds, span_text, together, work
 from flows.commands.installation import Finding, look, packages, python
 from flows.commands.screen import plain_table
 from flows.commands.sizes import SIZES, config_of, described, narrow
-from flows.run.changes import Changes, require_data, require_suited_model
-from flows.run.graph import read_graph
+from flows.run.changes import Changes, require_data, require_no_output, require_suited_model
+from flows.run.graph import Stage, graph_with
 from flows.servers.services import find
+from rlhf_core.algorithms.base.algorithm import Work
 from rlhf_core.algorithms.base.table import policy_algorithms
 from rlhf_core.common.errors import UserError
 from tasks.common.source import model_source, require_pinned
@@ -67,7 +68,9 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console, assu
     """
     findings = list(_environment(root))
     try:
-        params = Changes.from_command_line(profile, assignments).resolve(root).params
+        resolved = Changes.from_command_line(profile, assignments).resolve(root)
+        params = resolved.params
+        require_no_output(params, root)
         findings.append(Finding("parameters", True, f"valid, profile {profile}"))
     except UserError as error:
         return _show([*findings, Finding("parameters", False, str(error))], [], 0, out)
@@ -81,13 +84,15 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console, assu
     if assumed and (data is None or data.counts is None):
         data = _assumed_data(assumed, params)
         findings.append(Finding("data", None, data.detail))
+    idle = _idle(params, data.counts) if data is not None and data.counts is not None else set()
+    findings.append(look("stages", lambda: _stages(graph_with(root, resolved.raw), idle)))
     findings += _devices(params)
     needs: list[Need] = []
     spans: dict[str, Span] = {}
     try:
         config, is_from_scratch = (config_of(assumed.size), False) if assumed else _model(params)
         shape = model_shape(config)
-        needs = estimate(shape, params, is_from_scratch)
+        needs = [need for need in estimate(shape, params, is_from_scratch) if need.stage not in idle]
         size = f"{shape.weights / 1e6:,.1f} M weights, {shape.layers} layers of width {shape.width}"
         if assumed:
             said = f"no model is read; the estimates are for the shape of {described(assumed.size)}: {size}"
@@ -105,6 +110,15 @@ def examine(root: Path, profile: str, assignments: list[str], out: Console, assu
     except UserError as error:
         findings.append(Finding("model", False, str(error)))
     return _show(findings, needs, free_memory(params), out, spans)
+
+
+def _idle(params: Params, counts: Counts) -> set[str]:
+    """Return the stages that only record why they do nothing, such as `reward` if the data has no feedback."""
+    return {stage for stage, work_of in STAGE_WORK.items() if work_of(params, counts) == Work()}
+
+
+def _stages(graph: Sequence[Stage], idle: Collection[str]) -> str:
+    return ", ".join(f"{stage.name} (nothing to do)" if stage.name in idle else stage.name for stage in graph)
 
 
 def _assumed_data(assumed: Assumed, params: Params) -> Data:
@@ -166,11 +180,10 @@ def _checks(stage: str, params: Params) -> "Iterator[Check]":
 
 
 def _environment(root: Path) -> Iterator[Finding]:
-    """Check versions, git, DVC's graph and services."""
+    """Check versions, git and services."""
     yield python()
     yield packages(root)
     yield look("git", lambda: f"commit {head(root)[:10]}")
-    yield look("stages", lambda: ", ".join(stage.name for stage in read_graph(root)))
     services = find(root)
     running = (
         f"Prefect {services.prefect}, MLflow {services.mlflow}" if services else "not running; rlhf up starts them"

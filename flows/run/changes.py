@@ -91,9 +91,9 @@ def require_inputs(params: Params, root: Path) -> None:
     id must be pinned; the stages check the rest of it.
 
     Raises:
-        UserError: a path is wrong (see `require_no_output` and `require_data`); rows cannot be read, or methods and rewards cannot
-            learn from them; the model path is neither a config nor a valid checkpoint; or learning rates do not suit
-            the model (see `require_suited_model`).
+        UserError: a path is wrong (see `require_no_output` and `require_data`); rows cannot be read, or methods and
+            rewards cannot learn from them; the model path is neither a config nor a valid checkpoint; or learning
+            rates do not suit the model (see `require_suited_model`).
     """
     require_no_output(params, root)
     if params.run.device == "cuda":

@@ -1,8 +1,13 @@
 """The graph of stages, read from dvc.yaml through DVC."""
 
 import difflib
+import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from rlhf_core.common.errors import UserError
 
@@ -40,6 +45,17 @@ def read_graph(root: Path) -> list[Stage]:
     except DvcException as error:
         raise UserError(f"{root / 'dvc.yaml'}: {error}".strip()) from error
     return _in_order(upstream)
+
+
+def graph_with(root: Path, parameters: Mapping[str, Any]) -> list[Stage]:
+    """Return the stages of `root`/dvc.yaml with other parameters than those of params.yaml, as `read_graph` does."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / ".dvc").mkdir()
+        (folder / ".dvc/config").write_text(f"[core]\nno_scm = true\nsite_cache_dir = {folder}\n")
+        shutil.copyfile(root / "dvc.yaml", folder / "dvc.yaml")
+        (folder / "params.yaml").write_text(json.dumps(parameters), encoding="utf-8")  # JSON is YAML
+        return read_graph(folder)
 
 
 def select(stages: list[Stage], only: str | None) -> list[Stage]:

@@ -33,7 +33,7 @@ class Untracked:
             messages.append(f"Untracked files stored in the experiment: {_listed(self.copied)}")
         if self.left_out:
             listed = _listed(self.left_out)
-            messages.append(f"Not stored (untracked data, links, 1 MiB or more): {listed}. To store a file: git add FILE")
+            messages.append(f"Not stored (untracked data, links, 1 MiB or more): {listed}. To store one: git add FILE")
         return messages
 
 

@@ -16,9 +16,10 @@ from flow_scratch import make_scratch
 from flows.commands import compare
 from flows.commands.chat import talk
 from flows.commands.compare import Run, comparable, compare_runs, differences, distinct, renamed
-from flows.commands.doctor import _data, examine
+from flows.commands.doctor import _data, _idle, _stages, examine
 from flows.commands.durations import START, Speed, measure, seconds, span_text, together, work
 from flows.commands.run import _say_where
+from flows.run.graph import Stage
 from rlhf_core.algorithms.base.algorithm import Work
 from rlhf_core.common.errors import UserError
 from rlhf_core.models.bpe import train_tokenizer
@@ -490,6 +491,24 @@ def test_doctor_reads_preferences_as_stage_prepare_does(
     assert line.split()[0] == mark and said in line
 
 
+def test_doctor_shows_the_stages_of_the_run_it_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_scratch(tmp_path)
+    monkeypatch.chdir(root)
+    out, text = console()
+    examine(root, "default", ["policy.online=[rloo]", "policy.offline=[]", "prepare.path=nowhere.jsonl"], out)
+    assert re.search(r"✓ stages +prepare, sft, online@rloo, report$", text.getvalue(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("kind", "idle"), [("preference", {"sample"}), ("question_answer", {"sample", "reward"})])
+def test_doctor_leaves_out_what_a_stage_does_not_do(kind: str, idle: set[str]) -> None:
+    """The user's data is not sampled for; questions with answers have no feedback for a reward model."""
+    params = load_params(ROOT / "params.yaml")
+    assert _idle(params, problem_of(kind).count_rows(params, 1000)) == idle
+    assert _stages([Stage("sft", ()), Stage("reward", ())], idle) == (
+        "sft, reward (nothing to do)" if "reward" in idle else "sft, reward"
+    )
+
+
 @pytest.mark.parametrize("columns", [40, 80])
 def test_doctor_does_not_break_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.chdir(tmp_path)
@@ -507,6 +526,7 @@ def test_doctor_does_not_break_commands(tmp_path: Path, monkeypatch: pytest.Monk
         (["model.path=nowhere"], "model.path nowhere does not exist"),
         (["model.path=large.json"], "Lower run.parallel, a micro_batch_size"),
         (["policy.dpo.beta=-1"], "'policy.dpo.beta' is -1"),
+        (["model.path=models/sft"], "model.path models/sft is an output of stage sft"),
     ],
 )
 def test_doctor_names_the_faults_that_would_stop_the_run(

@@ -429,7 +429,7 @@ def test_experiment_stores_code_without_a_commit(scratch: Path) -> None:
         workspace.finish([stage.name for stage in read_graph(workspace.checkout)])
     assert workspace.messages == (
         "Untracked files stored in the experiment: tasks/mine.py, tasks/ü b.py",
-        "Not stored (untracked data, links, 1 MiB or more): large.bin, my/rows.jsonl. To store a file: git add FILE",
+        "Not stored (untracked data, links, 1 MiB or more): large.bin, my/rows.jsonl. To store one: git add FILE",
     )
     (reference,) = experiment_refs(scratch, "mine")
     stored = set(git(scratch, "diff", "--name-only", "-z", "HEAD", reference).decode().split("\0"))
