@@ -212,10 +212,10 @@ else:
 
 
 def hint_on_method(where: Where, value: Any) -> str:
-    """Return which list a wrong entry of `policy.online` or `policy.offline` belongs to, or a similar method."""
+    """Return which list a wrong entry of `policy.online` or `policy.offline` belongs to, or a similar method of the same list."""
     if len(where) != 3 or where[:2] not in (("policy", "online"), ("policy", "offline")) or not isinstance(value, str):
         return ""
     if value in policy_algorithms():
         return f" {value} belongs to policy.{stage_of(value).split('@')[0]}."
-    close = difflib.get_close_matches(value, policy_algorithms(), n=1)
+    close = difflib.get_close_matches(value, names_of(is_rewarded=where[1] == "online"), n=1)
     return f" Did you mean {close[0]}?" if close else ""

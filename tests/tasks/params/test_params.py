@@ -66,6 +66,8 @@ def test_out_of_range_is_named():
             {"policy.online": ["ppo", "pp0"]},
             r"'policy\.online\.1' is 'pp0'; it must be one of .*grpo.*\. Did you mean ppo\?$",
         ),
+        ({"policy.offline": ["ktoo"]}, r"'policy\.offline\.0' is 'ktoo'; it must be one of .* Did you mean kto\?$"),
+        ({"policy.online": ["ktoo"]}, r"'policy\.online\.0' is 'ktoo'; it must be one of [^?]*$"),  # kto is offline
         ({"policy.online": ["ppo", "kto"]}, r"'policy\.online\.1' is 'kto'; .* kto belongs to policy\.offline\.$"),
         ({"policy.offline": ["best_of_n"]}, r"'policy\.offline\.0' is .* best_of_n belongs to policy\.online\.$"),
         ({"policy.online": ["ppo", "ppo"]}, r"in 'policy', online has duplicates: ppo, ppo; name each method once\.$"),
