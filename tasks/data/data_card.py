@@ -1,7 +1,7 @@
 """The data card: the source, the number of rows read, kept and dropped, and the lengths of the texts."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import median_low
@@ -11,6 +11,7 @@ from tasks.data.clean import Cleaned, Row, prompt_key
 
 SHORTEST_BIN = 8  # tokens
 LINES_SHOWN = 20
+FEW = 5  # files or reasons in a log line
 
 
 def data_card(source: str, kind: str, cleaned: Cleaned, files: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
@@ -106,6 +107,21 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         *_lengths("Response", card["response_tokens"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def dropped_text(card: Mapping[str, Any]) -> str:
+    """Say how many rows were dropped, from which file and for which reasons, the most frequent first; '' if none."""
+    if not card["dropped"]:
+        return ""
+    files = Counter(row["file"] for row in card["dropped_rows"])
+    where = next(iter(files)) if len(files) == 1 else f"{card['source']} ({_counted(files)})"
+    return f"{files.total():,} of {card['read']:,} rows dropped from {where}: {_counted(Counter(card['dropped']))}"
+
+
+def _counted(counts: Counter[str]) -> str:
+    """`a 3, b 2`, the most frequent first; after FEW of them how many more there are."""
+    more = f" and {len(counts) - FEW} more" if len(counts) > FEW else ""
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(FEW)) + more
 
 
 def _dropped(card: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """Stage `prepare`: data and tokenizer. Text becomes rows once; dropped rows are counted and listed."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rlhf_core.models.store import load_config, load_tokenizer, save_tokenizer
 from rlhf_core.models.tokens import encode_prompt, encode_response, ready_tokenizer
 from tasks.common.source import ModelSource, model_source
 from tasks.data.clean import SURROGATE, Cleaned, check_dropped, clean, split_by_prompt, to_prepared
-from tasks.data.data_card import card_markdown, data_card
+from tasks.data.data_card import card_markdown, data_card, dropped_text
 from tasks.data.fields import Message
 from tasks.data.formats import RawRow
 from tasks.data.readers import kind_of, read_rows, with_file_sources
@@ -42,7 +43,7 @@ def prepare() -> None:
 
 
 def _prepared(params: Params, source: ModelSource) -> tuple[PreTrainedTokenizerBase, Files, dict[str, Any]]:
-    """Return the tokenizer, the files by name, and the data card."""
+    """Return the tokenizer, the files by name, and the data card. Log how many rows were dropped."""
     given = _material(params)
     given.problem.check_model(from_scratch=source.config is not None)
     tokenizer = _tokenizer(source, given.texts, params.model.vocabulary)
@@ -50,6 +51,8 @@ def _prepared(params: Params, source: ModelSource) -> tuple[PreTrainedTokenizerB
     check_dropped(cleaned, given.max_dropped)
     files = given.files(cleaned)
     card = data_card(given.source, given.problem.kind, cleaned, files)
+    if said := dropped_text(card):
+        sys.stdout.write(f"{'prepare':12} {said}. {CARD} lists them.\n")
     if source.config is not None:  # the text that the base model is trained on
         files.setdefault("threads", files["demonstrations_train"])
     return tokenizer, files, card

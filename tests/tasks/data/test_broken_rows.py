@@ -208,7 +208,7 @@ def test_a_file_name_that_is_not_utf8_can_be_written_into_the_card(tmp_path):
     assert row.file == f"{tmp_path.name}/?.jsonl"
 
 
-def test_prepare_drops_unreadable_rows_and_lists_them_by_line(tmp_path):
+def test_prepare_drops_unreadable_rows_and_lists_them_by_line(tmp_path, capsys):
     """A lone surrogate, half of an emoji, would make the tokenizer's training fail."""
     demonstrations = [{"prompt": f"prompt {number}", "response": f"so {number}"} for number in range(60)]
     broken = [
@@ -227,6 +227,10 @@ def test_prepare_drops_unreadable_rows_and_lists_them_by_line(tmp_path):
         {"file": "d.jsonl", "line": 5, "reason": "JSON nested too deeply"},
     ]
     assert (card["read"], card["kept"], len(files["prompts_test"])) == (63, 60, 6)
+    assert capsys.readouterr().out == (
+        "prepare      3 of 63 rows dropped from d.jsonl: JSON nested too deeply 1, invalid Unicode text 1, "
+        "no value in 'response' 1. data/prepared/card.json lists them.\n"
+    )
     strict = validate(with_values(raw, {"prepare.max_dropped": 0.04}))
     message = r"3 of 63 rows are unusable.* no value in 'response' \(1, first in d.jsonl, line 4\)"
     with pytest.raises(UserError, match=message):

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from rlhf_core.common.errors import UserError
-from tasks.data.clean import check_dropped, clean, split_by_prompt, to_prepared
-from tasks.data.data_card import card_markdown, data_card, length_summary
+from tasks.data.clean import Cleaned, check_dropped, clean, split_by_prompt, to_prepared
+from tasks.data.data_card import card_markdown, data_card, dropped_text, length_summary
 from tasks.data.formats import RawRow
 from tasks.files.jsonl import read_jsonl, write_jsonl
 
@@ -368,6 +368,18 @@ def test_histogram_bins_double_in_width_and_cover_all_lengths():
         (17, 32, 2),
     ]
     assert length_summary([]) == {"bins": []}
+
+
+def test_dropped_rows_in_a_sentence():
+    """The most frequent reason first; files are counted if there are several."""
+    rows = [("d/a.jsonl", "duplicate"), ("d/a.jsonl", "response too long"), ("d/b.jsonl", "response too long")]
+    dropped = [{"file": file, "line": 1, "reason": reason} for file, reason in rows]
+    card = data_card("d", "demonstration", Cleaned(rows=[demo(1, "a", "b")] * 1000, dropped=dropped), {})
+    reasons = "response too long 2, duplicate 1"
+    assert dropped_text(card) == f"3 of 1,003 rows dropped from d (d/a.jsonl 2, d/b.jsonl 1): {reasons}"
+    one = card | {"dropped_rows": dropped[:2], "dropped": {"duplicate": 1, "response too long": 1}}
+    assert dropped_text(one) == "2 of 1,003 rows dropped from d/a.jsonl: duplicate 1, response too long 1"
+    assert dropped_text(card | {"dropped": {}}) == ""
 
 
 def test_card_as_markdown():
