@@ -11,17 +11,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.commands.differences import differences, is_read
 from flows.commands.screen import plain_table
 from rlhf_core.common.errors import UserError
 from tasks.reporting import formats
 from tasks.reporting.comparison import column
-from tasks.reporting.findings import did_not_move
-from tasks.reporting.seeds import CODE_AND_DATA, NOT_RESULTS, SEED, estimates, same_but_seed, table
+from tasks.reporting.findings import did_not_move, join
+from tasks.reporting.seeds import CODE_AND_DATA, SEED, estimates, same_but_seed, table
 from tasks.runtime import tracking
 
 RATE = "win_rate_vs_sft"
 # Runs are comparable if these tags of flows.run.lineage.terms_of are equal; the value names the difference.
 TERMS = {"test_prompts": "other test prompts", "prompts": "another number of prompts", "judge": "another judge"}
+FEW = 4  # policies named in a sentence
 BEFORE_POLICIES = ("run.", "model.", "prepare.", "base.", "sft.")  # sections that the SFT model depends on
 
 
@@ -46,18 +48,45 @@ class Run:
         }
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
-    def claim(self) -> str:
-        """Return a sentence: the policy with the highest win rate, and whether it is shown to beat its SFT model."""
-        policy = next(iter(self.rates()))
-        text = f"Highest win rate: {policy} of {self.name}"
+    def not_shown(self, policy: str) -> str:
+        """Return '' if the policy is shown to beat its SFT model, else why not."""
         if did_not_move({"kl": self.metrics.get(f"kl/{policy}")}):
-            return f"{text}; the policy did not move from its SFT model"
+            return "did not move from its SFT model"
         low = self.metrics.get(f"{RATE}/{policy}_low")
-        return f"{text}; not shown to be better than its SFT model" if low is None or low <= 0.5 else text
+        return "is not shown to be better than its SFT model" if low is None or low <= 0.5 else ""
 
     def best(self) -> tuple[str, float] | None:
         """Return the policy with the highest win rate against SFT and that rate, None if no policy was judged."""
         return next(iter(self.rates().items()), None)
+
+
+def claim(runs: Sequence[Run]) -> str:
+    """Return what the win rates of comparable runs, best first, show: the highest, and what may equal it.
+
+    As in the report, no order is claimed where 95 % intervals overlap.
+    """
+    every = [(run, policy, rate) for run in runs for policy, rate in run.rates().items()]
+    highest = formats.rate({"value": max(rate for *_, rate in every)})
+    best = [(run, policy) for run, policy, rate in every if formats.rate({"value": rate}) == highest]
+    low = best[0][0].metrics.get(f"{RATE}/{best[0][1]}_low", 1.0)
+    close = [
+        (run, policy)
+        for run, policy, rate in every
+        if formats.rate({"value": rate}) != highest and run.metrics.get(f"{RATE}/{policy}_high", 0.0) >= low
+    ]
+    text = f"{'Equal highest win rates' if len(best) > 1 else 'Highest win rate'}: {_listed(best)}"
+    for run, policy in best:
+        if why := run.not_shown(policy):
+            text += f"; {policy} of {run.name} {why}" if len(best) > 1 else f"; the policy {why}"
+    if not close:
+        return text
+    its = "Their intervals overlap" if len(best) > 1 else "Its interval overlaps"
+    return f"{text}.\n{its} with that of {_listed(close)}: the order may be due to chance"
+
+
+def _listed(policies: Sequence[tuple[Run, str]]) -> str:
+    names = [f"{policy} of {run.name}" for run, policy in policies]
+    return join(names if len(names) <= FEW else [*names[: FEW - 1], f"{len(names) - FEW + 1} others"])
 
 
 def compare_runs(out: Console) -> None:
@@ -100,7 +129,7 @@ def print_over_seeds(out: Console, runs: Sequence[Run]) -> bool:
         out.print(figures)
     if len(groups) > 1:
         first = {f"S{index + 1}": next(iter(group.values())) for index, group in enumerate(groups)}
-        if keys := [key for key in differences(list(first.values())) if key != SEED]:
+        if keys := [key for key in differences([run.params for run in first.values()]) if key != SEED]:
             out.print(_parameters(first, keys))
     if groups:
         out.print("Over seeds: mean (95 % t-interval over seeds).", soft_wrap=True)
@@ -133,7 +162,7 @@ def _print_group(out: Console, runs: Mapping[str, Run]) -> None:
     out.print(_results(runs))
     for number, run in runs.items():
         out.print(Text(f" {number:>2}  {run.name}  {run.began}"), soft_wrap=True)
-    differing = differences(list(runs.values()))
+    differing = differences([run.params for run in runs.values()])
     if differing:
         out.print(_parameters(runs, differing))
         if any(key.startswith(BEFORE_POLICIES) for key in differing):
@@ -141,9 +170,9 @@ def _print_group(out: Console, runs: Mapping[str, Run]) -> None:
             out.print(text, soft_wrap=True)
     elif len(runs) > 1:
         out.print("All runs have the same parameters; the code or the data differs.", soft_wrap=True)
-    best = next(iter(runs.values()))
-    if best.terms:
-        out.print(Text(best.claim()), soft_wrap=True)
+    compared = list(runs.values())
+    if compared[0].terms:
+        out.print(Text(claim(compared)), soft_wrap=True)
 
 
 def finished_runs() -> list[Run]:
@@ -190,12 +219,6 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
     return sorted(groups.values(), key=lambda group: (not group[0].terms, -len(group)))
 
 
-def differences(runs: Sequence[Run]) -> list[str]:
-    """Return the parameters that differ between runs."""
-    keys = sorted({key for run in runs for key in run.params} - NOT_RESULTS)
-    return [key for key in keys if len({run.params.get(key) for run in runs}) > 1]
-
-
 def _results(runs: Mapping[str, Run]) -> Table:
     """Return a table with one row per policy, grouped by run, so that any number of policies fits a terminal."""
     wins, *others = (column(key) for key in (RATE, "kl", "mean_length"))
@@ -221,7 +244,8 @@ def _parameters(runs: Mapping[str, Run], keys: Sequence[str]) -> Table:
     for key in keys:
         by_value: dict[str, list[str]] = {}
         for number, run in runs.items():
-            by_value.setdefault(run.params.get(key, "–"), []).append(number)
+            if is_read(key, run.params):
+                by_value.setdefault(run.params.get(key, formats.NONE), []).append(number)
         heading = key
         for value, numbers in by_value.items():
             table.add_row(heading, Text(value), ", ".join(numbers))

@@ -212,7 +212,7 @@ else:
 
 
 def hint_on_method(where: Where, value: Any) -> str:
-    """Return which list a wrong entry of `policy.online` or `policy.offline` belongs to, or a similar method of the same list."""
+    """Return the list that a wrong entry of `policy.online` or `policy.offline` belongs to, or a method like it."""
     if len(where) != 3 or where[:2] not in (("policy", "online"), ("policy", "offline")) or not isinstance(value, str):
         return ""
     if value in policy_algorithms():

@@ -15,7 +15,8 @@ from transformers import AutoConfig, GPT2Config, LlamaConfig
 from flow_scratch import make_scratch
 from flows.commands import compare
 from flows.commands.chat import talk
-from flows.commands.compare import Run, comparable, compare_runs, differences, distinct, renamed
+from flows.commands.compare import Run, claim, comparable, compare_runs, distinct, renamed
+from flows.commands.differences import differences, is_read
 from flows.commands.doctor import _data, _idle, _stages, examine
 from flows.commands.durations import START, Speed, measure, seconds, span_text, together, work
 from flows.commands.run import _say_where
@@ -143,17 +144,57 @@ def test_runs_are_distinguished_by_result_and_parameters() -> None:
     kept = distinct(runs)
     assert [item.name for item in kept] == ["strong", "again"]
     assert [item.best() for item in kept] == [("dpo", 0.9), ("ppo", 0.8)]
-    assert differences(kept) == ["policy.dpo.beta"]
+    assert differences([item.params for item in kept]) == ["policy.dpo.beta"]
 
 
 def test_compare_claims_only_what_the_interval_shows() -> None:
     """The interval is ± 0.05, so at 0.55 it begins at one half. A KL of 0.0005 nats does not count as movement."""
-    claim = "Highest win rate: dpo of a"
-    assert run("a", "1", {"dpo": 0.56, "ppo": 0.5}).claim() == claim
-    assert run("a", "1", {"dpo": 0.54, "ppo": 0.5}).claim() == f"{claim}; not shown to be better than its SFT model"
+    highest = "Highest win rate: dpo of a"
+    assert claim([run("a", "1", {"dpo": 0.56, "ppo": 0.4})]) == highest
+    assert claim([run("a", "1", {"dpo": 0.54})]) == (
+        f"{highest}; the policy is not shown to be better than its SFT model"
+    )
     unmoved = run("a", "1", {"dpo": 0.56})
     unmoved = replace(unmoved, metrics={**unmoved.metrics, "kl/dpo": 0.0005})
-    assert unmoved.claim() == f"{claim}; the policy did not move from its SFT model"
+    assert claim([unmoved]) == f"{highest}; the policy did not move from its SFT model"
+
+
+def test_compare_claims_no_order_where_intervals_overlap() -> None:
+    """0.8 ± 0.05 touches 0.7 ± 0.05 and not 0.69 ± 0.05. Rates that are shown alike, 0.8 and 0.8001, are equal."""
+    best = run("a", "1", {"dpo": 0.8, "ppo": 0.71})
+    chance = "the order may be due to chance"
+    assert claim([best, run("b", "2", {"dpo": 0.69})]) == (
+        f"Highest win rate: dpo of a.\nIts interval overlaps with that of ppo of a: {chance}"
+    )
+    many = {name: 0.75 for name in ("ppo", "grpo", "rloo", "trpo")}
+    assert claim([best, run("b", "2", many)]).endswith(f"that of ppo of a, ppo of b, grpo of b and 2 others: {chance}")
+    assert claim([best, run("b", "2", {"dpo": 0.8001})]) == (
+        f"Equal highest win rates: dpo of a and dpo of b.\nTheir intervals overlap with that of ppo of a: {chance}"
+    )
+    still = run("b", "2", {"dpo": 0.8})
+    still = replace(still, metrics=still.metrics | {"kl/dpo": 0.0})
+    assert claim([run("a", "1", {"dpo": 0.8}), still]) == (
+        "Equal highest win rates: dpo of a and dpo of b; dpo of b did not move from its SFT model"
+    )
+
+
+def test_a_new_method_differs_only_in_the_list_of_methods() -> None:
+    """Its parameters tell nothing: the other run does not read them. Values of a loop are not repeated per method."""
+    loop, own = "policy.online_loop.learning_rate", "policy.ppo.learning_rate"
+    first = {
+        "policy.online": "['ppo', 'grpo']",
+        "policy.offline": "[]",
+        loop: "0.1",
+        own: "0.1",
+        "policy.dpo.beta": "1",
+    }
+    first |= {"policy.grpo.learning_rate": "0.3"}
+    second = first | {"policy.online": "['ppo', 'mine']", "policy.mine.strength": "1", "policy.dpo.beta": "2"}
+    assert differences([first, second]) == ["policy.online"]
+    assert differences([first, second | {loop: "0.2", own: "0.2"}]) == ["policy.online", loop]
+    assert differences([first, second | {own: "0.2"}]) == ["policy.online", own]
+    assert not is_read("policy.grpo.learning_rate", second)
+    assert is_read("policy.dpo.beta", {"sft.epochs": "1"})  # the lists are unknown
 
 
 def test_runs_that_were_judged_differently_are_separate() -> None:
@@ -209,7 +250,7 @@ def test_compare_distinguishes_runs_and_ranks_only_comparable_ones(
 ) -> None:
     """Two runs with names that differ at the end, one with a higher rate on fewer prompts, and an old one."""
     runs = [
-        run(f"{LONG}_aaaaaa", "1", {"dpo": 0.7, "best_of_n_distillation": 0.6}, policy__dpo__beta="0.1"),
+        run(f"{LONG}_aaaaaa", "1", {"dpo": 0.69, "best_of_n_distillation": 0.6}, policy__dpo__beta="0.1"),
         run(f"{LONG}_bbbbbb", "2", {"dpo": 0.8}, policy__dpo__beta="0.2"),
         replace(run("few", "3", {"ppo": 0.95}), terms=TERMS | {"prompts": "100"}),
         replace(run("old", "4", {"ppo": 0.99}), terms={}),
@@ -224,6 +265,7 @@ def test_compare_distinguishes_runs_and_ranks_only_comparable_ones(
         f"Highest win rate: dpo of {LONG}_bbbbbb",
         "Highest win rate: ppo of few",
     ]
+    assert not [line for line in lines if "overlap" in line]
     headings = [line for line in lines if "udge" in line]
     assert headings == [
         "Judged on 300 test prompts (0123abcd) by: gold rubric.",

@@ -75,7 +75,7 @@ def test_changed_run_is_isolated_named_and_compared(served: tuple[Path, services
     assert re.search(r"^ +2  default: ppo, grpo, dpo  ", compared, re.MULTILINE)
     assert re.search(r"^policy\.dpo\.learning_rate +0\.4 +1\b", compared, re.MULTILINE)
     assert re.search(r"^Judged on 300 test prompts \([0-9a-f]{8}\) by: gold rubric\.$", compared, re.MULTILINE)
-    assert "Highest win rate: dpo of stronger; not shown to be better than its SFT model" in compared
+    assert "Highest win rate: dpo of stronger; the policy is not shown to be better than its SFT model" in compared
 
     dvc(root, "exp", "apply", "stronger")
     assert "up to date" in dvc(root, "status")

@@ -108,6 +108,13 @@ MODULES = [
         tests_of(FLOWS, "single_values_override_the_profile", "equal_values_are_no_change"),
         Fault("Changes.resolve", "raw = with_values(raw, self.overrides)", "pass", "single values ignored"),
         Fault("Changes.resolve", "params != before", "bool(self.overrides)", "a profile does not count as a change"),
+        Fault(
+            "require_no_output",
+            "(root / value).resolve()",
+            "root / value",
+            "a link to an output is accepted as input",
+            tests_of(FLOWS, "an_output_is_refused_as_input"),
+        ),
     ),
     Module(
         "flows/run/stages.py",
@@ -136,7 +143,33 @@ MODULES = [
         ),
         Fault("_code", 'edits = git(root, "diff", "HEAD", "--binary")', 'edits = b""', "the user's edits left out"),
         Fault("_refuse_other", "known.read_text() != fingerprint", "False", "a run is resumed with other parameters"),
-        Fault("_experiment_refs", "== [name]", "!= []", "any experiment counts as one with this name"),
+        Fault(
+            "_code",
+            "digest(root, untracked), ",
+            "",
+            "a run continues with an untracked file as it was",
+            tests_of(FLOWS, "a_corrected_untracked_file_is_other_code"),
+        ),
+        Fault(
+            "open_workspace",
+            "            _link_models(root, checkout)\n",
+            "",
+            "reward models that git ignores are not in the clone",
+            tests_of(FLOWS, "models_that_git_ignores_are_in_the_clone"),
+        ),
+    ),
+    Module(
+        "flows/run/experiment.py",
+        tests_of(FLOWS, "name_of_an_experiment_is_unique", "experiment_stores_code_without_a_commit"),
+        Fault("experiment_refs", "== [name]", "!= []", "any experiment counts as one with this name"),
+        Fault("save_experiment", "*there, ", "", "a new method is not in its experiment"),
+        Fault("save_experiment", "        _drop_scratch(checkout, reference)\n", "", "DVC's own file is in the commit"),
+    ),
+    Module(
+        "flows/run/untracked.py",
+        tests_of(FLOWS, "experiment_stores_code_without_a_commit"),
+        Fault("find_untracked", " and not _is_in(name, data)", "", "the user's data is stored in git"),
+        Fault("Untracked.stored", "*self.added, ", "", "files added to git are not in the experiment"),
     ),
     Module(
         "flows/run/seeds.py",
@@ -182,9 +215,23 @@ MODULES = [
             "win rates of different judges ranked",
         ),
         Fault(
-            "Run.claim", "low is None or low <= 0.5", "low is None", "a policy is called better than SFT without proof"
+            "Run.not_shown",
+            "low is None or low <= 0.5",
+            "low is None",
+            "a policy is called better than SFT without proof",
         ),
+        Fault("claim", ">= low", "> 2", "an order is claimed although intervals overlap"),
+    ),
+    Module(
+        "flows/commands/differences.py",
+        COMMANDS,
         Fault("differences", "- NOT_RESULTS", "", "settings that do not affect results are listed"),
+        Fault(
+            "is_read",
+            "any(repr(method) in names for names in listed)",
+            "True",
+            "options of methods that a run does not train are listed",
+        ),
     ),
     Module(
         "flows/commands/durations.py",
