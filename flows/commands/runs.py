@@ -15,6 +15,7 @@ from rich.table import Table
 from flows.run.locks import CHECKOUT, FAILED, HOLDER, IN_PLACE, RUNS, holder, last_holder
 from flows.servers.services import MARK, find
 from rlhf_core.common.errors import UserError
+from tasks.reporting.formats import NONE
 from tasks.runtime.hold import hold
 
 RUNNING, INTERRUPTED, FAILURE, FINISHED = "running", "interrupted", "failed", "finished"
@@ -51,7 +52,8 @@ def print_runs(root: Path, out: Console) -> None:
         table.add_column(title, no_wrap=True)
     table.add_column("size", no_wrap=True, justify="right")
     for run in runs:
-        table.add_row(run.name, run.state, f"{datetime.fromtimestamp(run.since):%Y-%m-%d %H:%M}", size_text(run.size))
+        since = f"{datetime.fromtimestamp(run.since):%Y-%m-%d %H:%M}"
+        table.add_row(run.name, run.state, since, size_text(run.size) if run.size else NONE)
     out.print(table)
     out.print("Size: disk space that deleting frees, without files in DVC's cache.")
     out.print("Delete: rlhf runs --remove NAME, or --remove-all for all runs that are not running.")
@@ -138,7 +140,8 @@ def _state(folder: Path) -> tuple[str, float]:
     if (folder / CHECKOUT).is_dir():
         last = last_holder(folder)
         return INTERRUPTED, last.since if last else folder.stat().st_mtime
-    return FINISHED, max((path.stat().st_mtime for path in folder.iterdir() if path.name != HOLDER), default=0.0)
+    files = [path.stat().st_mtime for path in folder.iterdir() if path.name != HOLDER]
+    return FINISHED, max(files, default=folder.stat().st_mtime)  # a run without stage `report` leaves no file
 
 
 def _size(folder: Path) -> int:

@@ -18,8 +18,8 @@ def save_experiment(checkout: Path, name: str, stages: Sequence[str], stored: Se
     Raises:
         UserError: DVC or git failed.
     """
-    there = [f"--include-untracked={path}" for path in stored if (checkout / path).exists()]
-    command = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name, *there, *stages]
+    included = [f"--include-untracked={path}" for path in stored]
+    command = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name, *included, *stages]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, start_new_session=True)
     if done.returncode:
         raise UserError(f"dvc exp save failed in {checkout}: {done.stderr.strip()}")

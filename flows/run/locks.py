@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -137,20 +137,30 @@ def _repository_lock(path: Path) -> list[tuple[int, str]]:
 
 
 def _path_locks(path: Path) -> list[tuple[int, str]]:
-    """Return process ids and commands in DVC's file of locked paths. Killed processes remain in that file.
+    """Return process ids and commands in DVC's file of locked paths.
 
-    If only other programs now have those process ids, the file is deleted, since DVC would wait for them.
+    Killed processes remain in that file. If it has no others, it is deleted: DVC would warn of each of them, or wait
+    for another program that now has the process id.
     """
+    found = _locked_paths(path)
+    if found and not any(_dvc_process(*entry) for entry in found):
+        with path.with_name(f"{path.name}.lock").open("a") as guard, suppress(BlockingIOError):
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)  # DVC edits the file only with this lock
+            if _locked_paths(path) == found:
+                path.unlink(missing_ok=True)
+        return []
+    return found
+
+
+def _locked_paths(path: Path) -> list[tuple[int, str]]:
     try:
         locks = json.loads(path.read_text(encoding="utf-8"))
         readers = [entry for entries in locks.get("read", {}).values() for entry in entries]
-        found = {(int(entry["pid"]), str(entry["cmd"])) for entry in [*readers, *locks.get("write", {}).values()]}
+        return sorted(
+            {(int(entry["pid"]), str(entry["cmd"])) for entry in [*readers, *locks.get("write", {}).values()]}
+        )
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return []
-    if any(psutil.pid_exists(pid) for pid, _ in found) and not any(_dvc_process(*entry) for entry in found):
-        path.unlink(missing_ok=True)
-        return []
-    return sorted(found)
 
 
 def _dvc_process(pid: int, command: str) -> Holder | None:

@@ -4,12 +4,14 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from filecmp import cmp
 from pathlib import Path
 
 from tasks.runtime.git import git
 
 COPY_BELOW = 1 << 20  # bytes; larger files are linked, and not stored
 LOCK = "dvc.lock"  # a result, which DVC itself stores
+CODE = ".py"
 SHOWN = 5  # files named in a message
 
 
@@ -47,11 +49,26 @@ def find_untracked(root: Path, data: Sequence[str]) -> Untracked:
 
 
 def digest(root: Path, found: Untracked) -> bytes:
-    """Return a hash of the names and contents of the files that will be copied."""
+    """Return a hash of the code among the files that will be copied. Others, such as a log, may change during a run."""
     each = hashlib.sha256()
     for name in found.copied:
-        each.update(f"{name}\0".encode() + hashlib.sha256((root / name).read_bytes()).digest())
+        if name.endswith(CODE):
+            each.update(f"{name}\0".encode() + hashlib.sha256((root / name).read_bytes()).digest())
     return each.digest()
+
+
+def to_store(root: Path, checkout: Path, stored: Sequence[str]) -> list[str]:
+    """Return the files of a finished run that its experiment must store.
+
+    Files other than code that have grown or changed in `root` since, such as a log of the run, are left out: to apply
+    the experiment would undo the change.
+    """
+    return [
+        name
+        for name in stored
+        if (checkout / name).exists()
+        and (name.endswith(CODE) or not (root / name).is_file() or cmp(root / name, checkout / name, shallow=False))
+    ]
 
 
 def lend_untracked(root: Path, checkout: Path, found: Untracked) -> None:

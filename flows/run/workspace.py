@@ -22,7 +22,7 @@ from typing import Any
 from flows.run.changes import Resolved
 from flows.run.experiment import experiment_refs, save_experiment
 from flows.run.locks import CHECKOUT, FAILED, IN_PLACE, RUNS, only_one, require_idle, require_no_dvc
-from flows.run.untracked import Untracked, digest, find_untracked, lend_untracked
+from flows.run.untracked import Untracked, digest, find_untracked, lend_untracked, to_store
 from flows.run.yaml_edit import update_yaml
 from rlhf_core.common.errors import UserError
 from rlhf_core.scoring.place import FOLDER
@@ -58,7 +58,7 @@ class Workspace:
         if self.name is None:
             return self.checkout / paths.REPORTS
         folder = self.checkout.parent
-        save_experiment(self.checkout, self.name, stages, self.stored)
+        save_experiment(self.checkout, self.name, stages, to_store(self.root, self.checkout, self.stored))
         for page in (paths.PAGE, paths.MARKDOWN_PAGE, paths.REPORT):
             if (self.checkout / page).is_file():
                 shutil.copyfile(self.checkout / page, folder / page.name)

@@ -39,7 +39,9 @@ def check_checkpoint(folder: Path, name: str) -> None:
     """
     _refuse_adapter(folder, name)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{name} has no config.json, so it is not a checkpoint folder. Name a Hugging Face model folder.")
+        raise UserError(
+            f"{name} has no config.json, so it is not a checkpoint folder. Name a Hugging Face model folder."
+        )
     config = check_config(folder / "config.json", f"{name}: config.json")
     shapes = _weight_shapes(folder, name)
     rows = _embedding_rows(shapes, config, name)

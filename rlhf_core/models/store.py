@@ -384,7 +384,9 @@ def _require_checkpoint(path: str | Path, *files: str) -> None:
         raise UserError(f"{path} is not a folder. Name a Hugging Face model folder.")
     for name in files:
         if not (Path(path) / name).is_file():
-            raise UserError(f"{path} has no {name}, so it is not a checkpoint folder. Name a Hugging Face model folder.")
+            raise UserError(
+                f"{path} has no {name}, so it is not a checkpoint folder. Name a Hugging Face model folder."
+            )
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -416,29 +416,33 @@ def test_edits_and_untracked_files_are_in_the_clone(scratch: Path) -> None:
         assert re.search("learning_rate: 0.25  # found by trying", (workspace.checkout / "params.yaml").read_text())
 
 
-def test_experiment_stores_code_without_a_commit(scratch: Path) -> None:
-    """A new file, one added to git, but no data and no large file. Applying it restores what is missing or differs."""
-    names = {"tasks/mine.py": "x = 1\n", "tasks/ü b.py": "", "staged.py": "y = 1\n", "my/rows.jsonl": "{}\n"}
-    for name, text in (names | {"large.bin": "0" * (1 << 20)}).items():
+def test_experiment_stores_files_without_a_commit(scratch: Path) -> None:
+    """A new file and one added to git, but no data, no large file, and no log that grows during the run.
+
+    Applying it restores what is missing or differs.
+    """
+    names = {"my/rows.jsonl": "{}\n", "notes": "a", "staged.py": "y = 1\n", "tasks/mine.py": "x = 1\n", "ü b": ""}
+    for name, text in (names | {"large.bin": "0" * (1 << 20), "run.log": "started"}).items():
         (scratch / name).parent.mkdir(exist_ok=True)
         (scratch / name).write_text(text)
     git(scratch, "add", "staged.py")
     changes = Changes(overrides={"prepare.path": "my/rows.jsonl"})
     with open_workspace(scratch, changes.resolve(scratch), "mine") as workspace:
         dvc(workspace.checkout, "repro")
+        for name in ("run.log", "tasks/mine.py"):
+            (scratch / name).write_text("other")
         workspace.finish([stage.name for stage in read_graph(workspace.checkout)])
     assert workspace.messages == (
-        "Untracked files stored in the experiment: tasks/mine.py, tasks/ü b.py",
+        "Untracked files stored in the experiment: notes, run.log, tasks/mine.py, ü b",
         "Not stored (untracked data, links, 1 MiB or more): large.bin, my/rows.jsonl. To store one: git add FILE",
     )
     (reference,) = experiment_refs(scratch, "mine")
     stored = set(git(scratch, "diff", "--name-only", "-z", "HEAD", reference).decode().split("\0"))
-    assert stored == {"", "tasks/mine.py", "tasks/ü b.py", "staged.py", "dvc.lock", "params.yaml"}
-    (scratch / "tasks/mine.py").write_text("x = 2\n")
-    (scratch / "tasks/ü b.py").unlink()
+    assert stored == {"", "notes", "tasks/mine.py", "ü b", "staged.py", "dvc.lock", "params.yaml"}
+    (scratch / "ü b").unlink()
     dvc(scratch, "exp", "apply", "mine")
     assert {name: (scratch / name).read_text() for name in names} == names
-    assert (scratch / "large.bin").stat().st_size == 1 << 20
+    assert ((scratch / "run.log").read_text(), (scratch / "large.bin").stat().st_size) == ("other", 1 << 20)
     assert "up to date" in dvc(scratch, "status")
 
 
@@ -452,12 +456,14 @@ def test_resumed_run_stores_the_same_files(scratch: Path) -> None:
 
 
 def test_a_corrected_untracked_file_is_other_code(scratch: Path) -> None:
-    """The clone of a failed run has the file as it was, so the run must not continue there."""
+    """The clone of a failed run has the file as it was, so the run must not continue there. A log is no code."""
     (scratch / "mine.py").write_text("x = 1\n")
     changes = Changes(overrides={"sft.learning_rate": 0.4})
     first = plan(scratch, changes.resolve(scratch)).folder
     with pytest.raises(ZeroDivisionError), open_workspace(scratch, changes.resolve(scratch), "mine"):
         raise ZeroDivisionError
+    (scratch / "run.log").write_text("started\n")
+    assert plan(scratch, changes.resolve(scratch)).folder == first
     (scratch / "mine.py").write_text("x = 2\n")
     assert plan(scratch, changes.resolve(scratch)).folder != first
     with pytest.raises(UserError, match="other code or parameters"):

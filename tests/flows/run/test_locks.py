@@ -1,5 +1,6 @@
 """Locks: a running run or `dvc` command is reported before anything starts. Stale locks are ignored."""
 
+import fcntl
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
 
@@ -134,6 +136,24 @@ def test_a_running_dvc_command_is_named(scratch: Path, started: list["subprocess
     process.wait()
     assert str(process.pid) in (scratch / ".dvc/tmp/rwlock").read_text()
     plan(scratch, Changes().resolve(scratch))
+    # so that the resumed run shows no warning of DVC about it
+    again = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", "prepare"], cwd=scratch, capture_output=True, text=True, check=True
+    )
+    assert "RWLock" not in again.stderr + again.stdout
+
+
+def test_stale_locks_stay_while_dvc_edits_their_file(scratch: Path) -> None:
+    """Otherwise the entry of a command that starts at the same moment could be deleted."""
+    rwlock = scratch / ".dvc/tmp/rwlock"
+    rwlock.parent.mkdir(exist_ok=True)
+    rwlock.write_text(json.dumps({"write": {"/x": {"pid": 2**22 + 1, "cmd": "dvc repro"}}, "read": {}}))
+    with rwlock.with_name("rwlock.lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        require_no_dvc(scratch)
+        assert rwlock.exists()
+    require_no_dvc(scratch)
+    assert not rwlock.exists()
 
 
 def test_lock_of_a_process_whose_id_is_reused(scratch: Path) -> None:
@@ -249,6 +269,18 @@ def test_states_and_sizes(four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert states(four)["failing"] == "running"
         raise KeyboardInterrupt
     assert states(four)["failing"] == "interrupted"
+
+
+def test_a_finished_run_without_a_report_has_its_time_and_no_size(scratch: Path) -> None:
+    """`--only prepare` draws no page, so the run leaves an empty folder."""
+    folder = scratch / "runs/only"
+    folder.mkdir(parents=True)
+    noon = datetime(2026, 1, 2, 12, 0).timestamp()
+    os.utime(folder, (noon, noon))
+    text = StringIO()
+    runs.print_runs(scratch, Console(file=text, width=80))
+    (line,) = [line for line in text.getvalue().splitlines() if "only" in line]
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == ["only", "finished", "2026-01-02 12:00", "–"]
 
 
 def test_table_fits_80_columns_and_in_place_run_is_named(four: Path) -> None:

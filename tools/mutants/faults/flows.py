@@ -160,16 +160,22 @@ MODULES = [
     ),
     Module(
         "flows/run/experiment.py",
-        tests_of(FLOWS, "name_of_an_experiment_is_unique", "experiment_stores_code_without_a_commit"),
+        tests_of(FLOWS, "name_of_an_experiment_is_unique", "experiment_stores_files_without_a_commit"),
         Fault("experiment_refs", "== [name]", "!= []", "any experiment counts as one with this name"),
-        Fault("save_experiment", "*there, ", "", "a new method is not in its experiment"),
+        Fault("save_experiment", "*included, ", "", "a new method is not in its experiment"),
         Fault("save_experiment", "        _drop_scratch(checkout, reference)\n", "", "DVC's own file is in the commit"),
     ),
     Module(
         "flows/run/untracked.py",
-        tests_of(FLOWS, "experiment_stores_code_without_a_commit"),
+        tests_of(FLOWS, "experiment_stores_files_without_a_commit"),
         Fault("find_untracked", " and not _is_in(name, data)", "", "the user's data is stored in git"),
-        Fault("Untracked.stored", "*self.added, ", "", "files added to git are not in the experiment"),
+        Fault(
+            "Untracked.stored",
+            "(*self.added, *self.copied)",
+            "self.copied",
+            "files added to git are not in the experiment",
+        ),
+        Fault("to_store", "name.endswith(CODE) or ", "", "code that was corrected meanwhile is not in the experiment"),
     ),
     Module(
         "flows/run/seeds.py",
