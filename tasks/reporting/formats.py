@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NONE = "–"  # no figure
+MINUS = "−"  # as wide as a plus sign, and no line ends after it
 
 
 def rate(value: Mapping[str, Any] | None) -> str:
@@ -20,8 +21,13 @@ def number(value: float | None) -> str:
     if value is None:
         return NONE
     if isinstance(value, int):
-        return f"{value:,}"
-    return "0.000" if abs(value) < 5e-4 else f"{value:#.3g}".rstrip(".")
+        return signed(value, ",")
+    return "0.000" if abs(value) < 5e-4 else signed(value, "#.3g").rstrip(".")
+
+
+def signed(value: float, form: str) -> str:
+    """A number in Python's format `form`, with a true minus sign."""
+    return format(value, form).replace("-", MINUS)
 
 
 def percent(share: float) -> str:

@@ -19,7 +19,7 @@ from tasks.reporting import reward_models
 from tasks.reporting.comparison import COLUMNS, column, page_columns
 from tasks.reporting.explanations import glossary, reward_sentence, sampling_sentences
 from tasks.reporting.findings import label, ranked, summary, title
-from tasks.reporting.formats import duration, number
+from tasks.reporting.formats import duration, number, signed
 from tasks.reporting.page_charts import learning_curves, tradeoffs
 from tasks.reporting.seeds import FIGURES, estimates, form_of, metrics_by_seed
 from tasks.reporting.sources import StageRun, find_runs, origin, stale_stages
@@ -117,7 +117,8 @@ def task_cell(figure: Report) -> str:
     change = figure["difference"]
     if change is None:
         return f"{figure['value']:.3f}"
-    return f"{figure['value']:.3f} ({change['value']:+.3f}, {change['low']:.3f} to {change['high']:.3f})"
+    by, low, high = signed(change["value"], "+.3f"), signed(change["low"], ".3f"), signed(change["high"], ".3f")
+    return f"{figure['value']:.3f} ({by}, {low} to {high})"
 
 
 def markdown_text(value: Any) -> Any:

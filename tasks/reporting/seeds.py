@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tasks.files import declared
 from tasks.reporting.comparison import column, figures
-from tasks.reporting.formats import NONE, number
+from tasks.reporting.formats import NONE, number, signed
 from tasks.runtime import tracking
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ class Estimate:
 
     def text(self, form: str = "") -> str:
         """The mean and its interval: `0.843 (0.802 to 0.881)`; `form` is a format, else three significant digits."""
-        mean, *ends = (format(value, form) if form else number(value) for value in (self.mean, *(self.interval or ())))
+        mean, *ends = (signed(value, form) if form else number(value) for value in (self.mean, *(self.interval or ())))
         return f"{mean} ({ends[0]} to {ends[1]})" if ends else mean
 
     def each(self, form: str = "") -> str:
         """Each seed's value: `0: 0.843, 1: 0.850`."""
         return ", ".join(
-            f"{seed}: {format(value, form) if form else number(value)}" for seed, value in self.values.items()
+            f"{seed}: {signed(value, form) if form else number(value)}" for seed, value in self.values.items()
         )
 
 

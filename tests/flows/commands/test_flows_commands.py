@@ -232,7 +232,7 @@ def test_compare_shows_runs_of_several_seeds_together(monkeypatch: pytest.Monkey
     # b: mean 0.8, ± 12.7062 × 0.1; a: mean 0.65, ± 12.7062 × 0.05
     rows = [" ".join(line.split()) for line in lines if line.startswith("dpo")]
     assert rows == [
-        "dpo 0.800 (-0.471 to 2.071) – – 0: 0.700, 1: 0.900",
+        "dpo 0.800 (−0.471 to 2.071) – – 0: 0.700, 1: 0.900",
         "dpo 0.650 (0.015 to 1.285) – – 0: 0.600, 1: 0.700",
     ]
     assert [line.split() for line in lines if line.endswith(("S1", "S2"))] == [

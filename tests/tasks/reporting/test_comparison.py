@@ -88,8 +88,8 @@ def test_a_figure_has_the_same_format_everywhere():
     """The same text in both tables; the page also has the interval and details of the cell."""
     assert column("win_rate_vs_sft").cell(FIGURES) == "0.840 (0.800–0.880)"
     assert (column("kl").cell(FIGURES), column("kl").interval(FIGURES)) == ("4.75", "4.50 to 5.00")
-    assert column("reward_terms").lines(FIGURES) == ("model 1.88", "missing_end -0.250")
-    assert column("reward_terms").cell(FIGURES) == "model 1.88, missing_end -0.250"
+    assert column("reward_terms").lines(FIGURES) == ("model 1.88", "missing_end −0.250")
+    assert column("reward_terms").cell(FIGURES) == "model 1.88, missing_end −0.250"
     assert (column("best_snapshot").cell(FIGURES), column("seconds").cell(FIGURES)) == ("step 1,200", "1 min 15 s")
     assert (column("reward").cell(FIGURES), column("reward").interval(FIGURES)) == ("–", "")
     bound = FIGURES | {"kl_is_bound": True}

@@ -239,7 +239,7 @@ def test_figures_are_on_both_pages(outputs: None) -> None:
             assert figure in page
         for figure in ("4.75", "31.2", "0.109", "0.0375", "0.99"):
             assert figure in page
-        for figure in ("0.658", "0.781", "0.618", "0.0415", "-0.125", "16,978", "1.38"):
+        for figure in ("0.658", "0.781", "0.618", "0.0415", "−0.125", "16,978", "1.38"):
             assert figure in page
         assert "9,400 of 9,500 rows" in page
         assert "no MLflow run found" in page
@@ -283,9 +283,9 @@ def test_reward_is_shown_as_the_sum_and_its_terms(outputs: None) -> None:
     alone = report | {"policies": {"dpo": report["policies"]["dpo"]}}
     assert reward_sentence(alone).endswith("before weighting. DPO was not optimised for it, but trained on feedback.")
     html, markdown = draw()
-    assert "1.38<small>1.25 to 1.50</small><small>model 1.88</small><small>missing_end -0.250</small></td>" in html
+    assert "1.38<small>1.25 to 1.50</small><small>model 1.88</small><small>missing_end −0.250</small></td>" in html
     assert "<td>2.38<small>2.12 to 2.62</small></td>" in html
-    assert "| 1.38 | model 1.88, missing_end -0.250 | 2.38 |" in re.sub(r"\\(?=_)", "", markdown)
+    assert "| 1.38 | model 1.88, missing_end −0.250 | 2.38 |" in re.sub(r"\\(?=_)", "", markdown)
     assert "what was optimised" not in html + markdown and "(proxy)" not in html + markdown
 
 
@@ -541,7 +541,8 @@ def test_charts_are_reproducible() -> None:
 
 
 def test_formats() -> None:
-    shown = {None: "–", 16978: "16,978", 0.04153: "0.0415", 134.2: "134", -0.125: "-0.125", 2.0: "2.00", -1e-8: "0.000"}
+    assert number(-1234) == "−1,234"
+    shown = {None: "–", 16978: "16,978", 0.04153: "0.0415", 134.2: "134", -0.125: "−0.125", 2.0: "2.00", -1e-8: "0.000"}
     assert {value: number(value) for value in shown} == shown
     assert [duration(seconds) for seconds in (0.4, 59.6, 312)] == ["0 s", "1 min 0 s", "5 min 12 s"]
     assert markdown_text("a|b") == r"a\|b" and markdown_text(3) == 3

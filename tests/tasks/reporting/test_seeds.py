@@ -25,7 +25,7 @@ def test_mean_and_interval_of_three_seeds_by_hand() -> None:
     found = estimate({2: 3.0, 0: 1.0, 1: 2.0})
     assert (found.mean, list(found.values)) == (2, [0, 1, 2])
     assert found.interval == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-5)
-    assert (found.text(), found.each()) == ("2.00 (-0.484 to 4.48)", "0: 1.00, 1: 2.00, 2: 3.00")
+    assert (found.text(), found.each()) == ("2.00 (−0.484 to 4.48)", "0: 1.00, 1: 2.00, 2: 3.00")
 
 
 def test_interval_of_two_seeds_by_hand() -> None:
