@@ -3,17 +3,37 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
 from flows.run.stopping import stoppable
 from flows.servers.settings import find_root, login, set_environment
 from rlhf_core.common.errors import UserError
 from tasks.files import paths
 
+
+class _Help:
+    """Typer shows a type beside every option, also <bool> beside --help, which takes no value."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)  # type: ignore[misc]  # of TyperCommand or TyperGroup
+        option.metavar = ""
+        return option
+
+
+class Command(_Help, TyperCommand):
+    """A command."""
+
+
+class Commands(_Help, TyperGroup):
+    """All commands."""
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Train, align and judge a language model. Every result is traceable to the data and code that produced it.",
     no_args_is_help=True,
     add_completion=False,
@@ -25,7 +45,7 @@ Profile = Annotated[str, typer.Option(help="A set of parameters from profiles/ t
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="key=value for this run; can be repeated.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     profile: Profile = "default",
     assignments: Assignments = None,
@@ -43,7 +63,7 @@ def run(
         run_pipeline(root, profile, assignments or [], only, name, seeds, out)
 
 
-@app.command()
+@app.command(cls=Command)
 def up(
     prefect_port: Annotated[int | None, typer.Option(help="Port of Prefect's server.", show_default="4200")] = None,
     mlflow_port: Annotated[int | None, typer.Option(help="Port of MLflow's server.", show_default="5000")] = None,
@@ -67,7 +87,7 @@ def up(
     out.print("Stop the services with: rlhf down")
 
 
-@app.command()
+@app.command(cls=Command)
 def down() -> None:
     """Stop the services of `rlhf up` and the runs they started."""
     root = _enter()
@@ -79,7 +99,7 @@ def down() -> None:
     out.print(f"Stopped: {', '.join(stopped)}." if stopped else "Nothing was running.")
 
 
-@app.command()
+@app.command(cls=Command)
 def report() -> None:
     """Render the report page again with current links and print its path."""
     root = _enter()
@@ -95,7 +115,7 @@ def report() -> None:
     out.print(f"Report: {root / paths.PAGE}")
 
 
-@app.command()
+@app.command(cls=Command)
 def compare() -> None:
     """Compare finished runs: which policy wins most, and which parameters differ."""
     _enter()
@@ -104,12 +124,14 @@ def compare() -> None:
     compare_runs(out)
 
 
-@app.command()
+@app.command(cls=Command)
 def runs(
     remove: Annotated[
         list[str] | None, typer.Option(help="Delete the folder of this run; can be repeated.", metavar="NAME")
     ] = None,
-    remove_all: Annotated[bool, typer.Option(help="Delete the folders of all runs that are not running.")] = False,
+    remove_all: Annotated[
+        bool, typer.Option("--remove-all", help="Delete the folders of all runs that are not running.", metavar="")
+    ] = False,
 ) -> None:
     """List the runs that have their own folder (running, interrupted, failed or finished), or delete some."""
     root = _enter()
@@ -121,7 +143,7 @@ def runs(
         print_runs(root, out)
 
 
-@app.command()
+@app.command(cls=Command)
 def chat(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. models/policies/dpo.")],
     prompt: Annotated[str | None, typer.Option(help="Answer this prompt and exit, without a conversation.")] = None,
@@ -142,7 +164,7 @@ def chat(
     talk(checkpoint, prompt, max_new_tokens, temperature, seed, out, truncation)
 
 
-@app.command()
+@app.command(cls=Command)
 def convert(
     file: Annotated[Path, typer.Argument(help="A GGUF file.")],
     folder: Annotated[Path, typer.Argument(help="The folder to write, e.g. inputs/models/NAME.")],
@@ -156,7 +178,7 @@ def convert(
     out.print(f"{folder} {'written' if is_new else 'already holds this model'}. Use it with: --set model.path={folder}")
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(
     profile: Profile = "default",
     assignments: Assignments = None,

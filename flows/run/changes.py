@@ -20,6 +20,7 @@ from tasks.problems.problem import require_path
 from tasks.problems.table import generated_problem, owner_of, problem_of
 
 LEAST_FROM_SCRATCH = 1e-4  # a lower SFT learning rate suits only pretrained models
+LONGEST = 48  # characters of a name without its fingerprint
 DEFAULT = "default"  # the profile that leaves params.yaml unchanged
 
 
@@ -77,11 +78,20 @@ class Changes:
         return Resolved(self, params, raw, params != before)
 
     def label(self) -> str:
-        """Return a readable name for a run: `gsm8k-dpo.beta-0.2`, or `default` if nothing is changed."""
+        """Return a readable name for a run: `gsm8k-dpo.beta-0.2`, or `default` if nothing is changed.
+
+        A name of more than LONGEST characters ends after a whole change, or after a part of the first one.
+        """
         words = [self.profile] if self.profile != DEFAULT else []
         words += [f"{'.'.join(key.split('.')[-2:])}-{value}" for key, value in self.overrides.items()]
-        label = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words))
-        return re.sub(r"\.\.+", ".", label)[:48].strip("-.") or DEFAULT
+        label = ""
+        for word in words:
+            longer = re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9._]+", "-", f"{label}-{word}")).strip("-.")
+            if len(longer) > LONGEST:
+                cut = longer[: LONGEST + 1].rpartition("-")[0] or longer[:LONGEST]
+                return label or cut.strip("-.") or DEFAULT
+            label = longer
+        return label or DEFAULT
 
 
 def require_inputs(params: Params, root: Path) -> None:

@@ -16,6 +16,7 @@ from flows.run import stopping
 from flows.servers import supervise
 
 MISTAKE = "error: "  # prefix that stages use only for a UserError
+LAST = 4  # largest number of lines with which a stage ends after a UserError, DVC's included
 HINTS = (  # DVC's advice after each stage, omitted from the log
     "To track the changes with git, run:",
     "git add dvc.lock",
@@ -82,18 +83,26 @@ class StageRunner:
                 start_new_session=True,
             )
             self._running[name] = process
-        lines = []
+        lines: list[str] = []
+        logged = 0
         assert process.stdout is not None
         try:
             for line in process.stdout:
                 if (text := line.rstrip()) and text.strip() not in HINTS:
                     lines.append(text)
-                    log(text)
+                if not any(held.startswith(MISTAKE) for held in lines[-LAST:]):
+                    for text in lines[logged:]:
+                        log(text)
+                    logged = len(lines)
             code = process.wait()
         finally:
             with self._lock:
                 _kill_group(self._running.pop(name))
-        return Outcome(code, *_diagnose(name, code, lines)) if code else Outcome(code)
+        outcome = Outcome(code, *_diagnose(name, code, lines)) if code else Outcome(code)
+        if not outcome.is_mistake:  # a mistake is shown once, with the end of the run
+            for text in lines[logged:]:
+                log(text)
+        return outcome
 
     def stop(self) -> None:
         """Kill every running stage with all its processes and refuse to start new ones."""

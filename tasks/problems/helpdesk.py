@@ -89,13 +89,13 @@ class HelpDesk(Generated):
 
     def check_source(self, prepare: PrepareParams, root: Path) -> None:
         """Check that the path is one file, which is not a file of rows."""
+        require_path(prepare, root)
         path = root / prepare.path
         if path.name.endswith(ROWS_SUFFIXES):
             raise UserError(
                 f"prepare.path {prepare.path} is a data file, but prepare.format is {self.kind}. "
                 "Set prepare.format to auto, or to the kind of the rows."
             )
-        require_path(prepare, root)
         if not path.is_file():
             raise UserError(f"prepare.path {prepare.path} is not a file. Name a world file, or set prepare.format.")
 

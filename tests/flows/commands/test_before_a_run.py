@@ -99,10 +99,11 @@ def test_the_doctor_reports_it_without_them_too(checkout):
     assert "--set policy.dpo.beta=-1: 'policy.dpo.beta' is -1; it must be a finite number, above 0." in shown
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["down"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["runs", "--help"], ["down"]])
 def test_help_and_down_import_nothing_heavy(checkout, arguments):
-    code, _, said, imported = rlhf(checkout, *arguments)
+    code, printed, said, imported = rlhf(checkout, *arguments)
     assert (code, said, imported) == (0, [], [])
+    assert "<bool>" not in printed  # beside a flag, which takes no value
 
 
 @pytest.mark.parametrize(

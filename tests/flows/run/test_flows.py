@@ -215,6 +215,17 @@ def test_label_names_the_changes() -> None:
     assert Changes().label() == "default"
     assert Changes("fast", {"policy.dpo.beta": 0.2, "sft.epochs": 2}).label() == "fast-dpo.beta-0.2-sft.epochs-2"
     assert Changes(overrides={"policy.online": ["ppo", "rloo"]}).label() == "policy.online-ppo-rloo"
+    assert Changes(overrides={"prepare.path": "../x"}).label() == "prepare.path-.-x"
+
+
+def test_a_long_label_ends_after_a_whole_word() -> None:
+    """48 characters at most: two changes have 36, three 49. A long value ends at a hyphen."""
+    three = {"policy.dpo.learning_rate": 1e-5, "policy.ppo.clip": 0.1, "sft.epochs": 2}
+    assert Changes(overrides=three).label() == "dpo.learning_rate-1e-05-ppo.clip-0.1"
+    assert Changes(overrides={"prepare.path": "my-data/of-many-words/that-make-a-long-name.jsonl"}).label() == (
+        "prepare.path-my-data-of-many-words-that-make-a"
+    )
+    assert Changes(overrides={"prepare.path": "x" * 60}).label() == "prepare.path"
 
 
 def test_run_is_named_by_what_it_is(scratch: Path) -> None:
@@ -323,8 +334,9 @@ def test_stage_streams_its_lines(scratch: Path) -> None:
 
 
 def test_a_users_error_is_distinguished_from_a_bug(scratch: Path) -> None:
-    mistake, _ = run_stage(scratch, "prepare", FAKE_MISTAKE="prepare")
+    mistake, lines = run_stage(scratch, "prepare", FAKE_MISTAKE="prepare")
     assert mistake.code != 0
+    assert lines[-1] == "working on prepare"  # the end of the run shows the mistake
     assert mistake.is_mistake
     assert mistake.message == "rows.jsonl, line 3: no field 'prompt'. Add it."
     bug, lines = run_stage(scratch, "prepare", FAKE_BUG="prepare")
@@ -332,6 +344,16 @@ def test_a_users_error_is_distinguished_from_a_bug(scratch: Path) -> None:
     assert bug.message.startswith("failed to reproduce 'prepare'")
     assert "ZeroDivisionError: a bug" in lines
     assert not (scratch / "dvc.lock").exists()
+
+
+def test_a_line_like_an_error_is_logged_if_the_stage_continues(scratch: Path) -> None:
+    """Only the mistake with which it ends, here `error: 6`, is left to the end of the run."""
+    said = ["error: 1", "2", "3", "4", "5"]
+    for ending in ("", "raise SystemExit('error: 6')"):
+        (scratch / "talk.py").write_text(f"print(*{said!r}, sep=chr(10), flush=True)\n{ending}")
+        lines: list[str] = []
+        outcome = StageRunner(scratch, dict(os.environ)).call("talk", ["talk"], lines.append)
+        assert (lines, outcome.message) == (said, "6" if ending else "")
 
 
 def hanging(root: Path) -> psutil.Process:

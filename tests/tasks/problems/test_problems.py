@@ -90,7 +90,9 @@ def test_the_help_desk_checks_its_source(tmp_path):
 
     (tmp_path / "world.json").write_text("")  # only the path is checked
     check("world.json")
+    (tmp_path / "rows.jsonl").write_text("")
     for path, message in (
+        ("missing.jsonl", r"prepare\.path missing\.jsonl does not exist"),
         ("rows.jsonl", r"rows\.jsonl is a data file, but prepare\.format is helpdesk"),
         ("other.json", r"other\.json does not exist"),
         (".", r"is not a file\. Name a world file"),
