@@ -24,14 +24,20 @@ def save_experiment(checkout: Path, name: str, stages: Sequence[str], stored: Se
     if done.returncode:
         raise UserError(f"dvc exp save failed in {checkout}: {done.stderr.strip()}")
     for reference in experiment_refs(checkout, name):
-        _drop_scratch(checkout, reference)
+        _drop_ignored(checkout, reference, stored)
         git(checkout, "push", "--quiet", "origin", f"+{reference}:{reference}")
 
 
-def _drop_scratch(checkout: Path, reference: str) -> None:
-    """Remove .dvc/tmp from the commit of an experiment: `dvc exp save` adds a file there, with its own arguments."""
+def _drop_ignored(checkout: Path, reference: str, stored: Sequence[str]) -> None:
+    """Remove files that git ignores from the commit of an experiment, unless HEAD has them or they are `stored`.
+
+    `dvc exp save` adds a file of its own arguments (.dvc/tmp/repro.dat), and curves, which DVC's cache already has.
+    """
     git(checkout, "read-tree", reference)
-    git(checkout, "rm", "-r", "-f", "--cached", "--quiet", "--ignore-unmatch", ".dvc/tmp")
+    ignored = git(checkout, "ls-files", "--cached", "--ignored", "--exclude-standard", "-z")
+    kept = {*git(checkout, "ls-tree", "-r", "--name-only", "-z", "HEAD").decode().split("\0"), *stored}
+    dropped = [path for path in ignored.decode().split("\0") if path not in kept]
+    git(checkout, "update-index", "--force-remove", "-z", "--stdin", stdin="\0".join(dropped).encode())
     tree = git(checkout, "write-tree")
     git(checkout, "read-tree", "HEAD")
     _, _, rest = git(checkout, "cat-file", "commit", reference).partition(b"\n")  # after the tree: parent, author, ...

@@ -441,13 +441,17 @@ def test_edits_and_untracked_files_are_in_the_clone(scratch: Path) -> None:
 def test_experiment_stores_files_without_a_commit(scratch: Path) -> None:
     """A new file and one added to git, but no data, no large file, and no log that grows during the run.
 
-    Applying it restores what is missing or differs.
+    What git ignores stays as HEAD or the user's index has it: DVC's own file is not added, rows.jsonl not removed.
+    Applying the experiment restores what is missing or differs.
     """
-    names = {"my/rows.jsonl": "{}\n", "notes": "a", "staged.py": "y = 1\n", "tasks/mine.py": "x = 1\n", "ü b": ""}
+    staged = "mlartifacts/staged.py"
+    git(scratch, "add", "--force", "rows.jsonl")
+    commit(scratch, "ignored rows")
+    names = {"my/rows.jsonl": "{}\n", "notes": "a", staged: "y = 1\n", "tasks/mine.py": "x = 1\n", "ü b": ""}
     for name, text in (names | {"large.bin": "0" * (1 << 20), "run.log": "started"}).items():
         (scratch / name).parent.mkdir(exist_ok=True)
         (scratch / name).write_text(text)
-    git(scratch, "add", "staged.py")
+    git(scratch, "add", "--force", staged)
     changes = Changes(overrides={"prepare.path": "my/rows.jsonl"})
     with open_workspace(scratch, changes.resolve(scratch), "mine") as workspace:
         dvc(workspace.checkout, "repro")
@@ -460,7 +464,7 @@ def test_experiment_stores_files_without_a_commit(scratch: Path) -> None:
     )
     (reference,) = experiment_refs(scratch, "mine")
     stored = set(git(scratch, "diff", "--name-only", "-z", "HEAD", reference).decode().split("\0"))
-    assert stored == {"", "notes", "tasks/mine.py", "ü b", "staged.py", "dvc.lock", "params.yaml"}
+    assert stored == {"", "notes", "tasks/mine.py", "ü b", staged, "dvc.lock", "params.yaml"}
     (scratch / "ü b").unlink()
     dvc(scratch, "exp", "apply", "mine")
     assert {name: (scratch / name).read_text() for name in names} == names

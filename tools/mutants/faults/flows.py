@@ -163,7 +163,13 @@ MODULES = [
         tests_of(FLOWS, "name_of_an_experiment_is_unique", "experiment_stores_files_without_a_commit"),
         Fault("experiment_refs", "== [name]", "!= []", "any experiment counts as one with this name"),
         Fault("save_experiment", "*included, ", "", "a new method is not in its experiment"),
-        Fault("save_experiment", "        _drop_scratch(checkout, reference)\n", "", "DVC's own file is in the commit"),
+        Fault("_drop_ignored", 'HEAD").decode', 'HEAD:tasks").decode', "a tracked file that git ignores is lost"),
+        Fault(
+            "save_experiment",
+            "        _drop_ignored(checkout, reference, stored)\n",
+            "",
+            "DVC's own file is in the commit",
+        ),
     ),
     Module(
         "flows/run/untracked.py",
