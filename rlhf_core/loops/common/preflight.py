@@ -93,7 +93,7 @@ def check_beginning(
         doubled = any(second == first + 1 for first, second in pairwise(places))
         if doubled or (places and places[0] > 0) or (len(places) > 1 and not begins_turns):
             raise UserError(
-                f"row {row} has beginning tokens (id {beginning}) at the places {places}; only one at the start is "
+                f"row {row} has {len(places)} beginning tokens (id {beginning}), at {places}; only one at the start is "
                 "allowed. Remove bos_token from the tokenizer's chat template."
             )
 
