@@ -84,7 +84,7 @@ def test_a_beginning_token_may_open_every_turn_but_not_twice():
     """As in ChatML, whose <|im_start|> is the beginning token of SmolLM2."""
     preflight.check_beginning([[tiny.BEGIN, 6, tiny.BEGIN, 7]], tiny.BEGIN, tiny.END, begins_turns=True)
     for ids in ([tiny.BEGIN, 6, tiny.BEGIN, tiny.BEGIN, 7], [tiny.BEGIN, tiny.BEGIN, 6], [6, tiny.BEGIN, 7]):
-        with pytest.raises(UserError, match="^row 0 has "):
+        with pytest.raises(UserError, match=r"^row 0 has "):
             preflight.check_beginning([ids], tiny.BEGIN, tiny.END, begins_turns=True)
 
 
