@@ -1,5 +1,6 @@
 """Forced response lengths, so that both sides sample the same number of tokens."""
 
+import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -20,7 +21,7 @@ class ForcedLengths(LogitsProcessor):
             self.step += 1
             self.lengths = input_ids.new_tensor(self.cell.lengths(self.step))
         ending = self.lengths <= drawn + 1
-        scores[:, [PAD, END]] = -float("inf")
-        scores[ending] = -float("inf")
-        scores[ending, END] = 0.0
+        scores.masked_fill_(ending[:, None], -float("inf"))
+        scores[:, PAD] = -float("inf")
+        scores[:, END] = torch.where(ending, 0.0, -float("inf"))
         return scores

@@ -108,55 +108,66 @@ STAGE_WORK: dict[str, Callable[[Params, Counts], Work]] = {
 
 
 def measure(config: "PretrainedConfig", params: Params, device: str, weights_of: int | None = None) -> Speed:
-    """Time a few steps of the model that `config` describes, in a few seconds.
+    """Time a few steps of the model that `config` describes, in a few seconds, with the loops' own forward passes.
+
+    The section `model` is taken into account, but 4-bit weights count as bf16.
 
     weights_of: number of weights of the larger model that it stands for, if any; its times are in proportion.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
+    from rlhf_core.common.batch import Example, collate
+    from rlhf_core.models.forward import policy_outputs, response_logprobs
     from rlhf_core.models.sampling import LocalSampler
 
     torch.set_num_threads(params.run.threads)
     shape = model_shape(config)
-    cut = _cut(config, shape.weights)
-    factory: Any = AutoModelForCausalLM  # untyped in transformers
-    model = factory.from_config(cut, dtype=torch.float32).to(device)
-    precision = torch.autocast(device, torch.bfloat16, enabled=params.run.precision == "bf16")
+    model = _model(_cut(config, shape.weights), params, device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = sum(parameter.numel() for parameter in model.parameters())
-    prompt = params.prepare.max_prompt_tokens
-    tokens = prompt + params.prepare.max_response_tokens
-    rows = max(1, min(params.sft.micro_batch_size, int(BUDGET[device] / (weights * tokens))))
-    ids = torch.randint(shape.vocabulary, (rows, tokens), device=device)
-    optimizer = torch.optim.AdamW(model.parameters())
+    prompt, response = params.prepare.max_prompt_tokens, params.prepare.max_response_tokens
+    rows = max(1, min(params.sft.micro_batch_size, int(BUDGET[device] / (weights * (prompt + response)))))
+    sampled = max(1, min(LocalSampler.rows, int(BUDGET[device] / (weights * prompt))))
+    prompts = torch.randint(shape.vocabulary, (max(rows, sampled), prompt)).tolist()
+    responses = torch.randint(shape.vocabulary, (rows, response)).tolist()
+    batch = collate([Example(*row) for row in zip(prompts, responses, strict=False)], 0).to(torch.device(device))
+    optimizer = torch.optim.AdamW(trained, fused=True)
 
     def train() -> None:
-        with precision:
-            loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
+        model.train()
+        (-policy_outputs(model, batch).logprobs.mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    @torch.no_grad()
     def read() -> None:
-        with precision:
-            model(input_ids=ids, use_cache=False)
+        response_logprobs(model.eval(), batch)
 
-    sampled = max(1, min(LocalSampler.rows, int(BUDGET[device] / (weights * prompt))))
-    prompts = torch.randint(shape.vocabulary, (sampled, prompt), device=device)
-
-    def sample(count: int) -> Callable[[], None]:
-        settings = {"min_new_tokens": count, "max_new_tokens": count, "do_sample": True, "pad_token_id": 0}
-        return lambda: model.generate(prompts, attention_mask=torch.ones_like(prompts), **settings)
+    def sample(count: int) -> Callable[[], object]:
+        sampler = LocalSampler(count, stop_tokens=(), pad_token=0)  # without a stop token, all are drawn
+        return lambda: sampler.token_ids(model.eval(), prompts[:sampled], range(sampled))
 
     scale = (weights_of or shape.weights) / weights
     train_time, read_time = _seconds(train, device), _seconds(read, device)
     sample_time = max(_seconds(sample(9), device) - _seconds(sample(1), device), 1e-9)
     return Speed(
-        train=scale * train_time / (rows * tokens),
-        read=scale * read_time / (rows * tokens),
+        train=scale * train_time / (rows * (prompt + response)),
+        read=scale * read_time / (rows * (prompt + response)),
         sample=scale * sample_time / (sampled * 8),
     )
+
+
+def _model(config: "PretrainedConfig", params: Params, device: str) -> Any:
+    """A model with random weights, prepared for training as in the stages."""
+    import torch
+
+    from rlhf_core.models.adapters import Base, add_adapter
+    from tasks.common.models import model_from_scratch
+
+    model: Any = model_from_scratch(params, config)
+    if params.model.lora is not None:
+        model.to(torch.float32 if params.model.dtype == "fp32" else torch.bfloat16)
+        add_adapter(model, params.model.lora, Base("", ""))
+    return model.to(device)
 
 
 def _cut(config: "PretrainedConfig", weights: int) -> "PretrainedConfig":
@@ -169,7 +180,7 @@ def _cut(config: "PretrainedConfig", weights: int) -> "PretrainedConfig":
     return cut
 
 
-def _seconds(step: Callable[[], None], device: str) -> float:
+def _seconds(step: Callable[[], object], device: str) -> float:
     """Return the median time of REPEATS steps, after one warm-up step."""
     import torch
 

@@ -30,7 +30,7 @@ class PromptLayout:
 
 
 class RowLayout:
-    """Reads one new token of each of B rows, and keeps its keys and values, (H_kv · B, longest, D) in each layer.
+    """Reads one new token of each of B rows, and keeps its keys and values, (H_kv, B, longest, D) in each layer.
 
     counts: rows of each prompt, which sum to B. step: the column of the new token, which also reads the earlier ones.
     """
@@ -48,7 +48,7 @@ class RowLayout:
             mask = self.zero.new_zeros(outside.shape).masked_fill_(outside, -torch.inf)
             self.mask = mask[None, :, None].expand(self.heads, -1, -1, -1).contiguous()
         self._arrange(counts)
-        empty = (self.heads * self.rows, longest, self.size)
+        empty = (self.heads, self.rows, longest, self.size)
         self.keys = [keys.new_empty(empty) for keys in self.prompt_keys]
         self.values = [values.new_empty(empty) for values in self.prompt_values]
 
@@ -68,10 +68,9 @@ class RowLayout:
         """Keep only these rows, ascending; counts: how many of each prompt. Prompts without rows are dropped."""
         for kept in (self.keys, self.values):
             for layer, tensor in enumerate(kept):
-                old = tensor.view(self.heads, self.rows, self.longest, self.size)
-                new = old.new_empty(self.heads, len(rows), self.longest, self.size)
-                new[:, :, : self.step] = old[:, :, : self.step].index_select(1, rows)
-                kept[layer] = new.flatten(0, 1)
+                new = tensor.new_empty(self.heads, len(rows), self.longest, self.size)
+                new[:, :, : self.step] = tensor[:, :, : self.step].index_select(1, rows)
+                kept[layer] = new
         alive = [prompt for prompt, count in enumerate(counts) if count]
         if len(alive) < len(counts):
             prompts = torch.tensor(alive, device=self.zero.device)
@@ -89,9 +88,9 @@ class RowLayout:
         """The same without the dimension of length 1: query (B, H, D), key and value (B, H_kv, D) -> (B, H · D)."""
         heads, rows, size, width, step = self.heads, self.rows, self.size, self.width, self.step
         keys, values = self.keys[layer], self.values[layer]
-        keys.select(1, step).view(heads, rows, size).copy_(key.transpose(0, 1))
-        values.select(1, step).view(heads, rows, size).copy_(value.transpose(0, 1))
-        keys, values = keys.narrow(1, 0, step + 1), values.narrow(1, 0, step + 1)
+        keys.select(2, step).copy_(key.transpose(0, 1))
+        values.select(2, step).copy_(value.transpose(0, 1))
+        keys, values = (kept.view(heads * rows, -1, size).narrow(1, 0, step + 1) for kept in (keys, values))
         queries = query.to(keys.dtype).view(rows, heads, -1, size).transpose(0, 1).contiguous()
         scores = torch.cat(
             [

@@ -35,8 +35,8 @@ class Distribution:
         """Return a token per row and its log-probability at this temperature before truncation, (B,) and (B,).
 
         logits: (B, V); the softmax is in float32, or float64 if the logits are. uniform: (B,), as in `inverse_cdf`.
-        process: changes the logits before everything else; the log-probability does not include the change. At
-        temperature 0, log-probabilities are those at temperature 1.
+        process: returns changed logits, which come before everything else; the log-probability does not include the
+        change. At temperature 0, log-probabilities are those at temperature 1.
         """
         logits = logits if logits.dtype == torch.float64 else logits.float()
         tempered = logits if self.temperature in (0, 1) else logits / self.temperature
@@ -44,7 +44,11 @@ class Distribution:
             probabilities = tempered.softmax(-1)
             tokens = inverse_cdf(probabilities, uniform)
             return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
-        changed = tempered if process is None else process(logits.clone()) / (self.temperature or 1.0)
+        if process is None:
+            changed = tempered
+        else:
+            changed = process(logits)
+            changed = changed if self.temperature in (0, 1) else changed / self.temperature
         tokens = self._choose(changed, uniform)
         return tokens, tempered.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
@@ -100,7 +104,7 @@ class Draws:
         self.tokens = torch.zeros((longest, count), dtype=torch.long, device=device)
         self.logprobs = torch.zeros((longest, count), dtype=torch.float64, device=device)
         self.lengths = torch.full((count,), longest + 1, device=device)
-        self.stop_tokens = torch.tensor(ends.stop_tokens, device=device)
+        self.stop_tokens = torch.tensor(ends.stop_tokens, device=device)[:, None]
         self.all_logits: Tensor | None = None
 
     def draw(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +115,7 @@ class Draws:
         self.tokens[self.step].index_copy_(0, rows, tokens)
         self.logprobs[self.step].index_copy_(0, rows, logprobs.double())
         self.step += 1
-        ends = torch.isin(tokens, self.stop_tokens)
+        ends = (tokens == self.stop_tokens).any(0)
         if self.ends.in_text is not None:
             texts = self.tokens[: self.step, rows].T.tolist()
             found = torch.tensor([self.ends.in_text(ids) for ids in texts], device=ends.device)

@@ -66,6 +66,16 @@ def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) 
     return _render(tokenizer, messages, for_response=False)
 
 
+def begins_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes the beginning token at the start of every turn, as ChatML and Llama 2 do."""
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    try:
+        ids = encode_conversation(tokenizer, turns)
+    except Exception:  # templates raise errors of their own; one that takes one turn only has no other turns
+        return False
+    return ids.count(tokenizer.bos_token_id) > 1
+
+
 def encode_whole(tokenizer: PreTrainedTokenizerBase, messages: Messages, response: str, name: str) -> Example:
     """Encode a prompt and a response at once, as a reward model reads them that has a tokenizer of its own.
 

@@ -16,6 +16,7 @@ from rlhf_core.common.batch import Example, Unit
 from rlhf_core.common.errors import UserError
 from rlhf_core.loops.common import preflight
 from rlhf_core.models.store import stop_tokens
+from rlhf_core.models.tokens import begins_turns
 from tasks.common.accelerator import accelerator_of
 from tasks.common.models import StageModels
 from tasks.files import declared
@@ -111,7 +112,16 @@ def row_checks(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, i
     """Yield the checks of rows alone. A sampled response may contain any token."""
     ids = [[*row.prompt_ids, *([] if is_sampled else row.response_ids)] for row in rows]
     yield "masks", partial(preflight.check_masks, rows)
-    yield "beginning token", partial(preflight.check_beginning, ids, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    yield (
+        "beginning token",
+        partial(
+            preflight.check_beginning,
+            ids,
+            tokenizer.bos_token_id,
+            tokenizer.eos_token_id,
+            begins_turns=begins_turns(tokenizer),
+        ),
+    )
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:

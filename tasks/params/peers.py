@@ -1,7 +1,8 @@
 """Names that TRL, verl and OpenRLHF have for our parameters and metrics: one table for each.
 
 The tables make the hint on an unknown key, docs/names.md, and the metrics that MLflow shows under the peers' names.
-TRL includes the TrainingArguments of transformers.
+TRL 1.16 includes the TrainingArguments of transformers; its PPO is that of 1.12, the last with it. Names of verl
+0.9, OpenRLHF 0.10, and of earlier versions where users still write them.
 """
 
 from collections.abc import Iterable, Iterator

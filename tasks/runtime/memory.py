@@ -196,12 +196,14 @@ def _training(shape: ModelShape, params: Params, rows: int, *, logits: bool = Tr
 
 
 def _sampling(shape: ModelShape, params: Params) -> float:
-    """Return the bytes to sample responses, one call of generate: keys and values of every layer, one row of logits."""
-    from rlhf_core.models.sampling import LocalSampler  # imports torch
+    """Return the bytes to sample responses: prepared weights, keys and values of every layer, one row of logits."""
+    from rlhf_core.models.linear import BUDGET  # imports torch
+    from rlhf_core.models.sampling import LocalSampler
 
     value = 2 if params.run.precision == "bf16" else 4  # bytes
+    copies = min(BUDGET, value * shape.weights) if params.model.fast else 0
     cache = 2 * shape.layers * LocalSampler.rows * _tokens(params) * (shape.keys or shape.width) * value
-    return cache + LOGIT_COPIES * LocalSampler.rows * shape.vocabulary * 4
+    return copies + cache + LOGIT_COPIES * LocalSampler.rows * shape.vocabulary * 4
 
 
 def _tokens(params: Params) -> int:

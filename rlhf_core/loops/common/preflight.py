@@ -5,6 +5,7 @@ caller must preserve the state of the random streams.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -77,16 +78,23 @@ def check_masks(examples: Sequence[Example]) -> None:
             )
 
 
-def check_beginning(rows: Sequence[Sequence[int]], beginning: int | None, end: int) -> None:
-    """Check that each row of ids has at most one beginning token, at the start (docs/pitfalls.md, 4)."""
+def check_beginning(
+    rows: Sequence[Sequence[int]], beginning: int | None, end: int, *, begins_turns: bool = False
+) -> None:
+    """Check that each row of ids has at most one beginning token, at the start (docs/pitfalls.md, 4).
+
+    begins_turns: the chat template writes the token at the start of every turn, as ChatML's `<|im_start|>`. Then only
+    two in a row are one too many.
+    """
     if beginning is None or beginning == end:
         return
     for row, ids in enumerate(rows):
-        count = list(ids).count(beginning)
-        if count > 1 or (count == 1 and ids[0] != beginning):
+        places = [place for place, token in enumerate(ids) if token == beginning]
+        doubled = any(second == first + 1 for first, second in pairwise(places))
+        if doubled or (places and places[0] > 0) or (len(places) > 1 and not begins_turns):
             raise UserError(
-                f"row {row} has {count} beginning tokens (id {beginning}); only one at the start is allowed. "
-                "Remove bos_token from the tokenizer's chat template."
+                f"row {row} has {len(places)} beginning tokens (id {beginning}), at {places}; only one at the start is "
+                "allowed. Remove bos_token from the tokenizer's chat template."
             )
 
 

@@ -469,7 +469,7 @@ def test_lineage_in_mlflow(served: tuple[Path, services.Services]) -> None:
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}"}
     done = subprocess.run([sys.executable, "-c", query], env=environment, capture_output=True, text=True, check=True)
     tags, figures, artifacts = done.stdout.strip().splitlines()
-    lineage = ["dvc_lock_sha256", "experiment", "flow_run_id", "git_commit", "git_dirty", "kind"]
+    lineage = ["code_and_data", "dvc_lock_sha256", "experiment", "flow_run_id", "git_commit", "git_dirty", "kind"]
     compared, writer = ["judge", "prompts", "test_prompts"], ["writer_host", "writer_pid", "writer_started"]
     assert tags == str(sorted([*lineage, *compared, *writer]))
     assert figures == "0.4 0.4"

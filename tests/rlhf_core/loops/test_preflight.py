@@ -80,6 +80,15 @@ def test_two_beginning_tokens_or_one_inside(ids):
 
 
 @pytest.mark.pitfall(4)
+def test_a_beginning_token_may_open_every_turn_but_not_twice():
+    """As in ChatML, whose <|im_start|> is the beginning token of SmolLM2."""
+    preflight.check_beginning([[tiny.BEGIN, 6, tiny.BEGIN, 7]], tiny.BEGIN, tiny.END, begins_turns=True)
+    for ids in ([tiny.BEGIN, 6, tiny.BEGIN, tiny.BEGIN, 7], [tiny.BEGIN, tiny.BEGIN, 6], [6, tiny.BEGIN, 7]):
+        with pytest.raises(UserError, match=r"^row 0 has "):
+            preflight.check_beginning([ids], tiny.BEGIN, tiny.END, begins_turns=True)
+
+
+@pytest.mark.pitfall(4)
 def test_a_beginning_token_that_is_the_end_token_or_none_is_not_counted():
     """Some tokenizers use the same token for both, which then ends every turn."""
     preflight.check_beginning([[6, tiny.END, 6, tiny.END]], tiny.END, tiny.END)

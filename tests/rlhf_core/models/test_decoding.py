@@ -6,7 +6,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, MistralConfig, Qw
 
 import tiny
 from rlhf_core.common.errors import UserError
-from rlhf_core.models import decoding, packed
+from rlhf_core.common.lora import Lora
+from rlhf_core.models import decoding, linear
+from rlhf_core.models.adapters import Base, adapter_parameters, add_adapter
 from rlhf_core.models.attention import has_layouts, without_layouts
 from rlhf_core.models.cache import PromptLayout, RowLayout
 from rlhf_core.models.drawing import Draws, Ends
@@ -280,16 +282,15 @@ def test_compute_in_bf16(policy):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_packed_weights_change_only_rounding_and_are_taken_off(monkeypatch, precision):
+def test_weights_laid_out_change_only_rounding_and_are_made_for_every_call(monkeypatch, precision):
     policy = tiny.rotary(hidden_size=32)
     set_compute(policy, precision)
     expected = drawn(policy, PROMPTS, SEEDS)
-    monkeypatch.setattr(packed, "SMALLEST", 1)
-    used, linear = [], packed._linear
-    monkeypatch.setattr(packed, "_linear", lambda *given: used.append(1) or linear(*given))
+    monkeypatch.setattr(linear, "SMALLEST", 1)
+    used, packed = [], linear._packed_linear
+    monkeypatch.setattr(linear, "_packed_linear", lambda *given: used.append(1) or packed(*given))
     found = drawn(policy, PROMPTS, SEEDS)
     assert len(used) > 10
-    assert not any("forward" in vars(module) for module in policy.modules())
     if precision == "fp32":
         assert ids_of(found) == ids_of(expected)
     for one, other in zip(found, expected, strict=True):
@@ -297,6 +298,35 @@ def test_packed_weights_change_only_rounding_and_are_taken_off(monkeypatch, prec
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5 if precision == "fp32" else 0.1)
     policy.lm_head.weight.data.mul_(0)
     assert drawn(policy, [[6]], [0])[0].logprobs[0] == pytest.approx(-torch.tensor(float(tiny.VOCABULARY)).log().item())
+
+
+@pytest.mark.parametrize("budget", [linear.BUDGET, 0])
+def test_adapters_act_in_decoding_with_and_without_copies(policy, monkeypatch, budget):
+    """A and B are far from 0, and the layers they change are called as they are once the budget is spent."""
+    before = ids_of(drawn(policy, PROMPTS, SEEDS))
+    add_adapter(policy, Lora(r=2, lora_alpha=4), Base("base", "0"))
+    for _, weight in adapter_parameters(policy):
+        torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(weight.numel()))
+    policy.double().eval()
+    monkeypatch.setattr(linear, "BUDGET", budget)
+    fast, slow = drawn(policy, PROMPTS, SEEDS), plain(policy, PROMPTS, SEEDS)
+    assert ids_of(fast) == ids_of(slow) != before
+    for one, other in zip(fast, slow, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-6)
+
+
+def test_copies_stay_within_the_budget(monkeypatch):
+    """Two matrices of 4 x 4 in float32 take 128 bytes."""
+    layers = [torch.nn.Linear(4, 4) for _ in range(2)]
+    states = torch.randn(3, 4)
+    expected = torch.cat([layer(states) for layer in layers], -1)
+    for budget, left in ((128, 0), (127, 127)):
+        monkeypatch.setattr(linear, "BUDGET", budget)
+        copies = linear.LinearCopies(torch.device("cpu"))
+        assert torch.allclose(copies.of(*layers)(states), expected, atol=1e-6)
+        assert copies.left == left
+        copies.of(layers[0])
+        assert copies.left == left
 
 
 def test_nan_is_an_error(policy):

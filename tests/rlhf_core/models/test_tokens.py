@@ -12,7 +12,7 @@ from rlhf_core.feedback.judgements import preferences
 from rlhf_core.maths.losses import token_logprobs
 from rlhf_core.models.forward import policy_outputs
 from rlhf_core.models.store import fit_vocabulary
-from rlhf_core.models.tokens import encode_example, encode_prompt, encode_response, ready_tokenizer
+from rlhf_core.models.tokens import begins_turns, encode_example, encode_prompt, encode_response, ready_tokenizer
 from tasks.common.rows import preference_units, text_units
 from tasks.files.jsonl import write_jsonl
 from tiny import ASSISTANT, BEGIN, END, PAD, USER
@@ -102,6 +102,15 @@ def test_no_beginning_token_if_the_model_expects_none():
     tokenizer = ready_tokenizer(tiny.tiny_tokenizer(bos_token="<begin>"))
     assert encode_prompt(tokenizer, MESSAGES) == [USER, 6, 7, ASSISTANT]
     assert encode_prompt(ready_tokenizer(tiny.tiny_tokenizer()), MESSAGES) == [USER, 6, 7, ASSISTANT]
+
+
+@pytest.mark.pitfall(4)
+def test_which_templates_begin_every_turn():
+    every = "{% for message in messages %}{{ bos_token }} {{ message['content'] }} {% endfor %}"
+    single = "{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}{{ bos_token }}"
+    for template, expected in ((every, True), ("{{ bos_token }} " + tiny.TEMPLATE, False), (single, False)):
+        tokenizer = ready_tokenizer(tiny.tiny_tokenizer(bos_token="<begin>", chat_template=template))
+        assert begins_turns(tokenizer) == expected
 
 
 def add_beginning(tokenizer):

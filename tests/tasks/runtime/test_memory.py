@@ -66,6 +66,13 @@ def test_checkpointing_by_hand():
     assert need.activations == layer + inputs + 2 * 32 * 64 * 100 * 4
 
 
+@pytest.mark.parametrize(("fast", "copies"), [(True, 4e6), (False, 0)])
+def test_sampling_by_hand(fast, copies):
+    """128 rows: keys and values of 2 layers, 128 tokens and width 10; 2 rows of 100 logits; a copy of all weights."""
+    need = next(n for n in estimate(SHAPE, params_of(model__fast=fast), True) if n.stage == "evaluate")
+    assert need.activations == copies + 2 * 2 * 128 * 128 * 10 * 4 + 2 * 128 * 100 * 4
+
+
 @pytest.mark.parametrize(("lora", "checkpointing"), [(False, False), (True, False), (True, True)])
 def test_what_layers_keep_is_within_a_factor_of_two_of_the_estimate(lora, checkpointing):
     """Counted: every tensor that autograd saves for the backward pass of 4 rows of 128 tokens."""

@@ -112,7 +112,7 @@ MODULES = [
         PREFLIGHT,
         Fault("check_padding", "not gap <= tolerance", "gap > tolerance", "NaN is accepted", PREFLIGHT, 1),
         Fault("check_ratio", "    policy.train()\n", "", "dropout is not detected", PREFLIGHT, 10),
-        Fault("check_beginning", "count > 1 or", "False or", "two beginning tokens are accepted", PREFLIGHT, 4),
+        Fault("check_beginning", "if doubled or", "if", "two beginning tokens in a row are accepted", PREFLIGHT, 4),
         Fault(
             "check_end",
             "example.response_ids[-1] not in stop_tokens",

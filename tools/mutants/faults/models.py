@@ -232,8 +232,8 @@ MODULES = [
         ),
         Fault(
             "RowLayout.keep",
-            "[:, :, : self.step] = old[:, :, : self.step]",
-            "[:, :, 1 : self.step] = old[:, :, 1 : self.step]",
+            "[:, :, : self.step] = tensor[:, :, : self.step]",
+            "[:, :, 1 : self.step] = tensor[:, :, 1 : self.step]",
             "the first token is forgotten",
             DECODING,
         ),
@@ -252,6 +252,38 @@ MODULES = [
             "decode", "positions + step", "positions + step - 1", "positions of the response off by one", DECODING, 1
         ),
         Fault("_read_prompts", "lengths - 1]", "-1]", "the first token follows a pad", DECODING, 1),
+    ),
+    Module(
+        "rlhf_core/models/steps.py",
+        DECODING,
+        Fault("Step.logits", "-sin[..., :half]", "sin[..., :half]", "positions turn only one way", DECODING),
+        Fault("Step.logits", "self.transformer.norm(hidden)", "hidden", "the last norm is left out", DECODING),
+        Fault(
+            "_Block.run",
+            "heads.narrow(1, -keys, keys)",
+            "heads.narrow(1, queries, keys)",
+            "values are the keys",
+            DECODING,
+        ),
+    ),
+    Module(
+        "rlhf_core/models/linear.py",
+        DECODING,
+        Fault(
+            "_weight",
+            " + layer.get_delta_weight(NAME).detach()",
+            "",
+            "the policy is sampled without its adapter",
+            DECODING,
+        ),
+        Fault("LinearCopies._prepared", "bias = _bias(plain, dtype)", "bias = None", "biases are lost", DECODING),
+        Fault(
+            "LinearCopies._prepared",
+            "self.left -= size * dtype.itemsize",
+            "pass",
+            "copies exceed the budget",
+            DECODING,
+        ),
     ),
     Module(
         "rlhf_core/models/tokens.py",
