@@ -16,7 +16,7 @@ from tasks.reporting.comparison import COLUMNS, comparison, page_columns
 from tasks.reporting.explanations import reward_sentence, sampling_sentences
 from tasks.reporting.findings import label, title
 from tasks.reporting.formats import duration, number
-from tasks.reporting.report_page import markdown_text
+from tasks.reporting.report_page import markdown_text, task_cell
 from tasks.reporting.seeds import code_and_data
 from tasks.runtime import tracking
 from tasks.runtime.stage import Stage, write_json
@@ -542,6 +542,8 @@ def test_charts_are_reproducible() -> None:
 
 def test_formats() -> None:
     assert number(-1234) == "−1,234"
+    change = {"value": -0.05, "low": -0.1, "high": 0.02}
+    assert task_cell({"value": 0.2, "difference": change}) == "0.200 (−0.050, −0.100 to 0.020)"
     shown = {None: "–", 16978: "16,978", 0.04153: "0.0415", 134.2: "134", -0.125: "−0.125", 2.0: "2.00", -1e-8: "0.000"}
     assert {value: number(value) for value in shown} == shown
     assert [duration(seconds) for seconds in (0.4, 59.6, 312)] == ["0 s", "1 min 0 s", "5 min 12 s"]

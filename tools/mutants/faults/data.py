@@ -131,6 +131,7 @@ MODULES = [
     Module(
         "tasks/data/data_card.py",
         DATA,
+        Fault("dropped_text", "files.total()", "len(files)", "the log counts files, not dropped rows"),
         Fault("data_card", "if any(overlap.values()):", "if False:", "a prompt in two splits"),
         Fault("_overlap", "prompts[a] & prompts[b]", "prompts[a] - prompts[b]", "differences counted as overlap"),
         Fault("_unused", "if row.responses and not any", "if row.responses and any", "used rows listed as unused"),

@@ -85,6 +85,23 @@ MODULES = [
             "except BlockingIOError:\n                return []",
             "DVC's lock is not detected",
         ),
+        Fault("_path_locks", "path.unlink(missing_ok=True)", "pass", "DVC warns of killed processes on each resume"),
+        Fault(
+            "_path_locks",
+            "fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+            "guard.flush()",
+            "the lock of a command that starts just now is deleted",
+        ),
+    ),
+    Module(
+        "flows/commands/doctor.py",
+        tests_of(COMMANDS, "doctor_shows_the_stages_of_the_run_it_is_asked_about"),
+        Fault(
+            "examine",
+            "graph_with(root, resolved.raw)",
+            "graph_with(root, Changes().resolve(root).raw)",
+            "stages of params.yaml, not of --set",
+        ),
     ),
     Module(
         "flows/run/graph.py",
@@ -125,6 +142,7 @@ MODULES = [
             "removeprefix(MISTAKE), False",
             "a user's mistake is reported as a bug",
         ),
+        Fault("StageRunner.call", "if not outcome.is_mistake:", "if True:", "a user's mistake is shown twice"),
     ),
     Module(
         "flows/servers/supervise.py",
@@ -259,6 +277,13 @@ MODULES = [
     Module(
         "flows/commands/runs.py",
         LOCKS,
+        Fault(
+            "_state",
+            "default=folder.stat().st_mtime",
+            "default=0.0",
+            "a run without a report ended in 1970",
+            tests_of(LOCKS, "a_finished_run_without_a_report_has_its_time_and_no_size"),
+        ),
         Fault(
             "_delete", "if handle is None:", "if handle is None and not folder.is_dir():", "a live run's folder deleted"
         ),
