@@ -157,6 +157,9 @@ def comparison(report: Mapping[str, Any], *, intervals: bool = False) -> dict[st
     for model in several:
         scores = {name: row["reward_model_scores"][model]["value"] for name, row in policies.items()}
         found[f"score_of_{model}"] = dict(scores)
+    for name, row in policies.items():
+        for key, outcome in row.get("task", {}).items():  # the task's own figures
+            found.setdefault(key, {})[name] = outcome["value"]
     given = {key: {name: value for name, value in row.items() if value is not None} for key, row in found.items()}
     return {key: row for key, row in given.items() if row}
 

@@ -31,6 +31,12 @@ def test_only_compared_figures_are_shown_win_rates_first():
     assert comparison({}) == comparison({"policies": None, "reward_model": None}) == {}
 
 
+def test_the_figures_of_a_task_are_compared():
+    task = {"trained/answers": {"value": 0.8, "difference": None}, "held_out/answers": {"value": None}}
+    report = {"policies": {"ppo": {"kl": 1, "task": task}, "dpo": {"kl": 2}}}
+    assert comparison(report) == {"kl": {"ppo": 1, "dpo": 2}, "trained/answers": {"ppo": 0.8}}
+
+
 def test_the_win_rate_against_sft_has_its_interval():
     with_intervals = comparison(REPORT, intervals=True)
     assert with_intervals["win_rate_vs_sft"] == {
