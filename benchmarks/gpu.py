@@ -1,6 +1,6 @@
 """Speed and memory of SFT, DPO, GRPO and PPO on one GPU, beside its physical limits. Needs rlhf_core alone.
 
-    python -m benchmarks.gpu                             # all: 0.5B and 1.5B, full and LoRA; about 20 minutes
+    python -m benchmarks.gpu                             # all: 0.5B and 1.5B, full and LoRA
     python -m benchmarks.gpu --models 0.5B --methods grpo --weights full lora --steps 3
     python -m benchmarks.gpu --tiny                      # a few thousand weights, on the CPU
 

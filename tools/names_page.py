@@ -10,8 +10,8 @@ HEAD = """\
 Made by `python -m tools.make_parameters` from `tasks/params/peers.py`. A parameter under a peer's name is refused, and
 the message says ours. METHOD stands for a method, such as grpo. A key of a loop is also a key of each of its methods
 and, where it exists there, of `base`, `sft` and `reward`. TRL 1.16 includes the TrainingArguments of
-transformers; its PPO is that of 1.12, the last version with it. verl is 0.9, OpenRLHF 0.10; some names are older, where
-users still write them.
+transformers; its PPO is that of 1.12, the last version with it. verl is 0.9, OpenRLHF 0.8 (0.11 has dotted
+names); some names are older, where users still write them.
 
 ## Parameters
 | library | theirs | ours | remark |

@@ -30,8 +30,8 @@ def decode(policy: PreTrainedModel, prompts: Sequence[Sequence[int]], longest: i
     prompt_of, rows = prompt_of.sort(stable=True)
     prompt_of, rows = prompt_of.to(policy.device), rows.to(policy.device)
     with compute(policy):
-        step_of = Step(policy)
-        logits, layout, lengths = _read_prompts(policy, step_of.head, distinct, prompt_of, longest)
+        model = Step(policy)
+        logits, layout, lengths = _read_prompts(policy, model.head, distinct, prompt_of, longest)
         positions = lengths[prompt_of]
         ended = torch.zeros_like(rows, dtype=torch.bool)
         for step in range(longest):
@@ -51,7 +51,7 @@ def decode(policy: PreTrainedModel, prompts: Sequence[Sequence[int]], longest: i
                     layout.keep(kept, counts[present].tolist())
                     tokens, rows, prompt_of = tokens[kept], rows[kept], prompt_of[kept]
                     positions, ended = positions[kept], ended[kept]
-            logits = step_of.logits(tokens, positions + step, layout)
+            logits = model.logits(tokens, positions + step, layout)
 
 
 def _read_prompts(

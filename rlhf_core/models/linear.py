@@ -4,8 +4,8 @@ A layer is prepared once, and may not change until its function has been called 
 - Layers that read the same states become one product.
 - The change of a LoRA adapter is added to the weights, which saves two products and their calls.
 - Weights are cast to the type of the surrounding autocast, which casts them in every call otherwise.
-- On a CPU, large matrices are laid out for products of a few rows. torch lays them out again in every call: for 16 rows
-  and a head of 384 × 32 000, this takes 11.4 ms instead of 5.0 ms on one core. Small matrices gain nothing.
+- On a CPU, large matrices are laid out for products of a few rows, which torch otherwise repeats in every call. Small
+  matrices gain nothing.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class LinearCopies:
         return lambda states: torch.cat([layer(states) for layer in layers], -1)
 
     def _prepared(self, layers: tuple[nn.Module, ...], plain: list[Any]) -> Linear | None:
-        """None if the copies would exceed the budget."""
+        """The function for layers and their plain layers (see `_base`); None if copies would exceed the budget."""
         weight, size = plain[0].weight, sum(layer.weight.numel() for layer in plain)
         dtype = self.cast or weight.dtype
         packs = size >= SMALLEST and _can_pack(weight.device, dtype)
@@ -70,15 +70,17 @@ def _base(layer: nn.Module) -> nn.Module:
 
 
 def _weight(layer: Any, plain: Any) -> Tensor:
+    """The weights with the change of an adapter, W + (lora_alpha / r) B A, (n, d)."""
     weight: Tensor = plain.weight.detach()
     return weight if layer is plain else weight + layer.get_delta_weight(NAME).detach()
 
 
 def _bias(layers: list[Any], dtype: torch.dtype) -> Tensor | None:
+    """The biases side by side, 0 where a layer has none; None if no layer has one."""
     if all(layer.bias is None for layer in layers):
         return None
-    none = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
-    return torch.cat([bias.detach().to(dtype) for bias in none])
+    biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+    return torch.cat([bias.detach().to(dtype) for bias in biases])
 
 
 def _can_pack(device: torch.device, dtype: torch.dtype) -> bool:

@@ -1,7 +1,7 @@
 """One decoding step of a model with layouts: from a token per row to the logits of the next.
 
-Families whose decoders consist of the same parts take a step of their own: transformers' modules and wrappers take
-half of the time of a small model. The other families run in transformers.
+Families whose decoders consist of the same parts take a step of their own: for a small model the calls of
+transformers' modules cost more than their arithmetic. The other families run in transformers.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 The tables make the hint on an unknown key, docs/names.md, and the metrics that MLflow shows under the peers' names.
 TRL 1.16 includes the TrainingArguments of transformers; its PPO is that of 1.12, the last with it. Names of verl
-0.9, OpenRLHF 0.10, and of earlier versions where users still write them.
+0.9 and OpenRLHF 0.8 (0.11 has dotted ones), and of earlier versions where users still write them.
 """
 
 from collections.abc import Iterable, Iterator

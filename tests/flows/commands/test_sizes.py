@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from transformers import LlamaConfig
 
 from flow_scratch import make_scratch
-from flows.commands import doctor
+from flows.commands import doctor, durations
 from flows.commands.doctor import Assumed, examine
 from flows.commands.durations import START, Speed, seconds, work
 from flows.commands.sizes import SIZES, config_of, narrow
@@ -83,6 +85,24 @@ def test_cache_of_shared_keys_by_hand() -> None:
     """Keys and values of 8 heads of 128 in bf16, 128 rows of 768 tokens and 32 layers; two rows of logits; 1 GiB."""
     needs = {need.stage: need for need in estimate(model_shape(config_of("8B")), params_of("lora_8b"), False)}
     assert needs["sample"].activations == 2 * 32 * 128 * 768 * (8 * 128) * 2 + 2 * 128 * 128256 * 4 + 2**30
+
+
+@pytest.mark.parametrize(("dtype", "frozen"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_the_measured_model_is_that_of_the_stages(dtype: str, frozen: torch.dtype) -> None:
+    """With LoRA only float32 adapters are trained, on frozen weights of model.dtype, with checkpointing if asked."""
+    changes = {"model.lora.r": 2, "model.gradient_checkpointing": True, "model.dtype": dtype, "run.precision": dtype}
+    params = Changes("default", changes).resolve(ROOT).params
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    model = durations._model(config, params, "cpu")
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert len(trained) == 2 * 7 * 2 and all(".lora_" in name for name in trained)
+    types = {name in trained: set() for name, _ in model.named_parameters()}
+    for name, weight in model.named_parameters():
+        types[name in trained].add(weight.dtype)
+    assert types == {True: {torch.float32}, False: {frozen}}
+    assert all(layer.gradient_checkpointing for layer in model.model.layers)
 
 
 def test_time_of_dpo_by_hand() -> None:
